@@ -1,0 +1,251 @@
+"""Checkpoints that come back bit for bit or not at all.
+
+Orbax writes them atomically and in the background, but loads flipped bits in array data without a word. So each checkpoint
+carries a SHA-256 per leaf, taken from the state before Orbax sees it, and a restore verifies all of them. A damaged step is set
+aside as `N.corrupt`, and the next older one is used.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import re
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from common.errors import NonFiniteError, StorageError, UserError
+
+
+def state_sha256(state) -> str:
+    """SHA-256, in hex, over all leaves of a pytree sorted by path: each as path, dtype, shape and little-endian bytes.
+
+    The path is `jax.tree_util.keystr`'s, the shape a Python tuple, each followed by a line break; the bytes are in C order. A
+    typed PRNG key counts as its `jax.random.key_data`.
+    """
+    digest = hashlib.sha256()
+    for path, array in _host_leaves(state).items():
+        _update(digest, path, array)
+    return digest.hexdigest()
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps that have a finished checkpoint under `workdir`, oldest first; steps set aside as damaged do not count."""
+    directory = workdir / "checkpoints"
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()) if directory.is_dir() else []
+
+
+class Checkpointer:
+    """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept.
+
+    Close it when done (`contextlib.closing`): only then is the last save on disk. With `read_only`, nothing is ever written,
+    renamed or removed, as befits a look at somebody else's run.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 3, read_only: bool = False):
+        self._workdir = Path(workdir).absolute()
+        self._directory = self._workdir / "checkpoints"
+        self._read_only = read_only
+        self._manager = None
+        if self._directory.is_dir() or not read_only:
+            # A kill in the middle of a save leaves a temporary folder behind: removed here, unless we only look. (Orbax's own
+            # read_only option warns about other options; a manager that is never asked to save writes nothing either.)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=not read_only, cleanup_tmp_directories=not read_only
+            )
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, state, meta: dict) -> None:
+        """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of `step`; returns early.
+
+        A step that is saved already is left alone: the same step of the same run is the same state.
+
+        Raises:
+          NonFiniteError: a leaf holds NaN or infinity; nothing is written.
+          StorageError: this save, or the one before it, could not be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        leaves = _host_leaves(state)
+        for path, array in leaves.items():
+            if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+                raise NonFiniteError(f"{path} is not finite at step {step}; not saved. {last_good(self._workdir)}")
+        content = {"step": step, "meta": meta, "leaves": {path: _describe(path, array) for path, array in leaves.items()}}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(content | {"sha256": _json_sha256(content)})
+        )
+        try:
+            started = self._manager.save(step, args=items)
+        except Exception as error:
+            self._explain(error)
+            raise
+        if not started:  # Orbax does so, in silence, for a step older than its newest
+            raise RuntimeError(f"Orbax refused to save step {step}; it has {self._manager.all_steps()}.")
+
+    def restore_newest(self, target):
+        """The newest intact checkpoint, or None where there is none.
+
+        Args:
+          target: the state's pytree with a jax.ShapeDtypeStruct for each leaf, its `sharding` set: where the leaf shall live.
+
+        Returns:
+          (step, state, meta), or None if no checkpoint was ever finished.
+
+        Raises:
+          UserError: a checkpoint of other leaves, shapes or dtypes; nothing is set aside.
+          StorageError: there are checkpoints, but none is intact.
+        """
+        steps = saved_steps(self._workdir)
+        for step in reversed(steps):
+            try:
+                with _one_failure_at_a_time():
+                    return step, *self._restore(step, target)
+            except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # says nothing about the files
+                raise
+            except Exception as error:
+                self._set_aside(step, error)
+        if steps or any(self._directory.glob("*.corrupt*")):  # set aside by an earlier start: must not begin anew unasked
+            raise StorageError(
+                f"no checkpoint in {self._directory} is intact. To train from the start, use another --workdir; "
+                "to try a damaged one again, rename N.corrupt back to N."
+            )
+        return None
+
+    def newest_meta(self) -> dict | None:
+        """The `meta` of the newest checkpoint that can be read, or None: what must be known before there can be a target."""
+        for step in reversed(saved_steps(self._workdir)):
+            with contextlib.suppress(Exception):  # the restore that follows says what is damaged
+                return self._read_content(step)["meta"]
+        return None
+
+    def close(self) -> None:
+        """Waits until the last save is on disk. Raises StorageError if it could not be written; older steps are then intact."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as error:
+            self._explain(error)
+            raise
+
+    def _read_content(self, step: int) -> dict:
+        """{"step", "meta", "leaves"} of one step, verified."""
+        content = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if content.pop("sha256") != _json_sha256(content) or content["step"] != step:
+            raise ValueError("its description does not match its digest")
+        return content
+
+    def _restore(self, step: int, target):
+        """(state, meta) of one step. Raises UserError where it does not fit `target`, anything else where it is damaged."""
+        content = self._read_content(step)
+        _require_fit(content["leaves"], target, self._directory / str(step))
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        for path, array in _host_leaves(state).items():
+            if _describe(path, array) != content["leaves"][path]:
+                raise ValueError(f"{path} does not match its digest")
+        return state, content["meta"]
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        reason = _one_line(error)
+        if self._read_only:
+            print(f"warning: checkpoint {step} is damaged ({reason}); trying the one before.", file=sys.stderr, flush=True)
+            return
+        aside = self._directory / f"{step}.corrupt"
+        while aside.exists():
+            aside = aside.with_name(aside.name + "_")
+        (self._directory / str(step)).rename(aside)
+        self._manager.reload()  # or Orbax would silently refuse to save this step again
+        print(f"warning: checkpoint {step} is damaged ({reason}); set aside as {aside.name}.", file=sys.stderr, flush=True)
+
+    def _explain(self, error: Exception) -> None:
+        """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays what it is."""
+        if reason := _storage_reason(error):
+            raise StorageError(
+                f"a checkpoint could not be written to {self._directory}: {reason}. {last_good(self._workdir)} "
+                "Mend that, then repeat the same command: it resumes."
+            ) from error
+
+
+def last_good(workdir: Path) -> str:
+    """One sentence for an error message: which checkpoint is safe."""
+    steps = saved_steps(workdir)
+    return f"The checkpoint of step {steps[-1]} is safe." if steps else "No checkpoint was saved before."
+
+
+def _host_leaves(state) -> dict[str, np.ndarray]:
+    """Path -> NumPy array of each leaf, sorted by path."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        leaves[jax.tree_util.keystr(path)] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return dict(sorted(leaves.items()))
+
+
+def _is_key(leaf) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _update(digest, path: str, array: np.ndarray) -> None:
+    digest.update(f"{path}\n{array.dtype.name}\n{array.shape}\n".encode())
+    little_endian = array.byteswap() if sys.byteorder == "big" else array
+    digest.update(np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8))
+
+
+def _describe(path: str, array: np.ndarray) -> list:
+    digest = hashlib.sha256()
+    _update(digest, path, array)
+    return [array.dtype.name, list(array.shape), digest.hexdigest()]
+
+
+def _json_sha256(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _require_fit(saved: dict[str, list], target, where: Path) -> None:
+    """Raises UserError, naming the leaf, unless `target` has the saved leaves with their dtypes and shapes."""
+    wanted = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target):
+        leaf = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        wanted[jax.tree_util.keystr(path)] = f"{leaf.dtype.name} {tuple(leaf.shape)}"
+    found = {path: f"{dtype} {tuple(shape)}" for path, (dtype, shape, _) in saved.items()}
+    for path in sorted(wanted.keys() | found.keys()):
+        ours, theirs = wanted.get(path, "absent"), found.get(path, "absent")
+        if ours != theirs:
+            raise UserError(f"{where} holds another model: {path} is {theirs} there and {ours} here. Use its own flags.")
+
+
+@contextlib.contextmanager
+def _one_failure_at_a_time():
+    """Where one read fails, Orbax abandons those beside it, and asyncio would print a page about each: one says it all."""
+    logger = logging.getLogger("asyncio")
+    hooks, logger.disabled = (sys.unraisablehook, sys.excepthook), True
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)  # lets the abandoned reads end while they go unheard
+        gc.collect()
+        raise
+    finally:
+        (sys.unraisablehook, sys.excepthook), logger.disabled = hooks, False
+
+
+def _storage_reason(error: BaseException | None) -> str | None:
+    """What the system said (such as "No space left on device"), or None if the error does not come from the storage."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if found := re.search(r"([^:]+) \[os_error_code=", str(error)):  # TensorStore's wording
+            return found[1].strip()
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,322 @@
+"""The one `main()` of both networks: flags, lock, resume or refuse, signals, exit codes, result.json.
+
+Exit codes: 0 done, 1 a bug (traceback), 2 usage or resume refused, 65 bad data, 70 non-finite, 74 storage, 75 locked,
+130 SIGINT, 143 SIGTERM.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import jax
+from absl import app, flags, logging
+
+import common.flags
+from common.errors import LockedError, StorageError, UserError
+from common.writer import write_atomic
+
+
+class Interrupted(Exception):
+    """Raised by a training loop that was asked to stop, once its state is saved. `Interrupted(signal_number)`."""
+
+
+def main(config_class, train_and_evaluate: Callable) -> None:
+    """Parses the command line and runs one training; never returns.
+
+    Args:
+      config_class: a frozen dataclass of `common.flags.setting` fields, with `seed` and `dataset` among them.
+      train_and_evaluate: called as (config, workdir, stop_requested); stop_requested() is None or the signal's number. Returns
+        the metrics of result.json; raises Interrupted after saving.
+    """
+
+    def parse(argv: list[str]):
+        if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv):
+            print(_help(config_class))
+            sys.exit(0)
+        try:
+            return _parse(config_class, flags.FLAGS, argv)
+        except UserError as error:
+            sys.exit(_fail(str(error), error.exit_code))
+
+    app.run(lambda parsed: _run(*parsed, train_and_evaluate), flags_parser=parse)
+
+
+def run_tool(define_flags: Callable, body: Callable) -> None:
+    """Runs a command-line tool of scripts/; never returns.
+
+    Args:
+      define_flags: called with a FlagValues, to declare the tool's flags in it.
+      body: called with the parsed FlagValues. A UserError becomes one line and its exit code.
+    """
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    flags.DEFINE_string("flagfile", "", "Flags from a file, one a line.", flag_values=flag_values)
+    flags.DEFINE_boolean("help", False, "Prints this text.", flag_values=flag_values)
+    try:
+        leftover = flag_values(sys.argv)[1:]
+        if flag_values.help:
+            print(sys.modules["__main__"].__doc__, flag_values.main_module_help() or flag_values.get_help(), sep="\n")
+            sys.exit(0)
+        if leftover:
+            raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
+        body(flag_values)
+    except (flags.Error, UnicodeDecodeError) as error:
+        sys.exit(_fail(" ".join(str(error).split()), UserError.exit_code))
+    except UserError as error:
+        sys.exit(_fail(str(error), error.exit_code))
+    sys.exit(0)
+
+
+def provenance(config) -> dict:
+    """Where a result comes from: command, commit, seed, dataset, versions and machine, without host names and paths."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    device = jax.devices()[0]
+    machine = {"processor": _processor(), "cores": _cores(), "accelerator": device.device_kind, "devices": jax.device_count()}
+    return {
+        "command": _command(),
+        "commit": _commit(),
+        "seed": config.seed,
+        "dataset": config.dataset,
+        "versions": versions,
+        "machine": machine,
+    }
+
+
+def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tuple:
+    """(config, workdir) of a command line. Raises UserError for whatever it gets wrong."""
+    common.flags.define(config_class, flag_values)
+    help_text = "The run's folder: made if absent, resumed if it holds the same run."
+    flags.DEFINE_string("workdir", "", help_text, flag_values=flag_values)
+    try:
+        leftover = flag_values(argv)[1:]
+    except (flags.Error, UnicodeDecodeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if leftover:
+        raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
+    if not flag_values.workdir:
+        raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first.")
+    return common.flags.read(config_class, flag_values), Path(flag_values.workdir)
+
+
+def _run(config, workdir: Path, train_and_evaluate: Callable) -> int:
+    # Orbax logs what fails in its threads with a traceback; the same error reaches us as an exception, and becomes one line.
+    logging.set_verbosity(logging.FATAL)
+    try:
+        with _locked(workdir):
+            _require_same_config(config, workdir)
+            if not (workdir / "result.json").exists():
+                write_atomic(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+                write_atomic(workdir / "flags.txt", common.flags.to_flagfile(config))
+                _use_compilation_cache()
+                source = provenance(config)
+                print(_summary(source), file=sys.stderr, flush=True)
+                with _stop_signals() as stop_requested:
+                    metrics = train_and_evaluate(config, workdir, stop_requested)
+                write_atomic(workdir / "result.json", _result_text(metrics | source))
+            print(_headline(workdir))
+            return 0
+    except Interrupted as interrupted:
+        number = interrupted.args[0]
+        name = signal.Signals(number).name
+        return _fail(f"stopped by {name}; everything is saved in {workdir}. The same command resumes.", 128 + number, "")
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"{error}. Free some space, then repeat the same command: it resumes.", StorageError.exit_code)
+        raise
+
+
+def _fail(message: str, exit_code: int, kind: str = "error: ") -> int:
+    print(kind + message, file=sys.stderr, flush=True)
+    return exit_code
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path):
+    """Makes `workdir` if needed and holds its lock, which the system frees however this process ends."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        entries = [entry.name for entry in workdir.iterdir() if not entry.name.startswith(".")]
+        if entries and "config.json" not in entries:
+            raise UserError(f"{workdir} holds other files and no run (no config.json). Use another --workdir.")
+        lock = filelock.FileLock(workdir / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        owner = workdir / ".pid"
+        process = owner.read_text() if owner.exists() else "unknown"
+        raise LockedError(f"{workdir} is in use by process {process}. Wait for it, or use another --workdir.") from None
+    except OSError as error:
+        raise StorageError(f"cannot write in {workdir}: {error.strerror or error}. Use another --workdir.") from error
+    with lock:
+        write_atomic(workdir / ".pid", str(os.getpid()))
+        yield
+
+
+def _require_same_config(config, workdir: Path) -> None:
+    """Raises UserError unless `workdir` is new, or holds a run of this config up to settings that leave the result alone."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        saved = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        raise StorageError(f"cannot read {path}: {error}. Use another --workdir.") from error
+    unknown = saved.keys() - {field.name for field in dataclasses.fields(config)}
+    if unknown:
+        raise UserError(f"{workdir} holds a run of another program (it sets {sorted(unknown)[0]}). Use another --workdir.")
+    changed = common.flags.changes(saved, config)
+    if changed:
+        width = max(len(name) for name, _, _ in changed)
+        table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
+        raise UserError(
+            f"{workdir} holds a run with other settings:\n{table}\nUse another --workdir, or the old settings to resume."
+        )
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """Gives stop_requested() -> None or the number of the first SIGTERM or SIGINT. A second one ends the process at once.
+
+    Python runs signal handlers only between bytecodes of the main thread, and a compilation can hold that for a minute: so the
+    numbers are read by a thread of their own, from the pipe that the interpreter's C handler writes to.
+    """
+    received = []
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+
+    def watch():
+        while number := os.read(read_end, 1):
+            received.append(number[0])
+            if len(received) > 1:
+                os._exit(128 + number[0])
+            name = signal.Signals(number[0]).name
+            print(f"{name}: finishing these steps and saving; once more stops at once.", file=sys.stderr, flush=True)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    stop_signals = (signal.SIGTERM, signal.SIGINT)
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in stop_signals}
+    old_wakeup = signal.set_wakeup_fd(write_end)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        signal.set_wakeup_fd(old_wakeup)
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: installed by C code
+        os.close(write_end)
+        watcher.join()
+        os.close(read_end)
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs across runs: a resume starts in seconds. A JAX_COMPILATION_CACHE_DIR of the user's wins."""
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "lenet-alexnet" / "jax"))
+    # The defaults would keep nothing of a small net.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _help(config_class) -> str:
+    """One paragraph per flag, in the order of the config's fields."""
+    paragraphs = [
+        f"usage: {_program()} --workdir=DIR [--flagfile=PRESET] [--name=value ...]",
+        "  --workdir=DIR\n      The run's folder: made if absent, resumed if it holds the same run.",
+        "  --flagfile=FILE\n      Flags from a file, one a line; flags after it on the command line override it.",
+    ]
+    for field in dataclasses.fields(config_class):
+        if isinstance(field.default, bool):
+            head = f"  --[no]{field.name}  (default: {str(field.default).lower()})"
+        else:
+            choices = f"; one of {', '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
+            head = f"  --{field.name}={field.default}  (default{choices})"
+        indent = " " * 6
+        paragraphs.append(
+            head + "\n" + textwrap.fill(field.metadata["help"], 100, initial_indent=indent, subsequent_indent=indent)
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _program() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {_relative(sys.argv[0])}"
+
+
+def _command() -> str:
+    """The command line as typed, its absolute paths made relative to here or to home."""
+    words = [_program()]
+    for argument in sys.argv[1:]:
+        name, equals, value = argument.rpartition("=")
+        words.append(shlex.quote(name + equals + _relative(value)))
+    return " ".join(words)
+
+
+def _relative(text: str) -> str:
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    if path.is_relative_to(Path.home()) and not path.is_relative_to(Path.cwd()):
+        return f"~/{path.relative_to(Path.home())}"
+    return os.path.relpath(path)
+
+
+def _commit() -> str | None:
+    """The commit of this code, with -dirty if tracked files differ from it; None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _summary(source: dict) -> str:
+    versions = " ".join(f"{name} {source['versions'][name]}" for name in ("python", "jax", "flax"))
+    machine = source["machine"]
+    return f"{versions}; {machine['devices']} x {machine['accelerator']}, {machine['cores']} cores; commit {source['commit']}"
+
+
+def _result_text(result: dict) -> str:
+    text = json.dumps(result, indent=2, allow_nan=False, default=lambda array: array.tolist())
+    # A list of numbers on one line.
+    return re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"
+
+
+def _headline(workdir: Path) -> str:
+    path = workdir / "result.json"
+    result = json.loads(path.read_text())
+    errors = "".join(
+        f"{name.removesuffix('_error_pct')} error {value:.2f}%, "
+        for name, value in result.items()
+        if name.endswith("error_pct")
+    )
+    return f"complete: {errors}{result['num_steps']:,} steps; {path}"

@@ -1,0 +1,48 @@
+"""What several test files share. Tests run on the one device that JAX finds; those that need eight start a subprocess."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # a fast failure shows first
+
+
+@pytest.fixture(scope="session")
+def full_mnist() -> str:
+    """The data_dir that holds all of MNIST (60,000 / 10,000), prepared."""
+    data_dir = os.environ.get("TFDS_DATA_DIR")
+    if not data_dir or not list(Path(data_dir).glob("mnist/*/dataset_info.json")):
+        pytest.skip("$TFDS_DATA_DIR holds no mnist: python -m scripts.prepare_data --dataset=mnist")
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, for side-by-side checks."""
+    return pytest.importorskip("torch", reason="PyTorch is not installed: pip install -r requirements-peers.txt")
+
+
+@pytest.fixture(scope="session")
+def mnist10k_train():
+    """The embedded set's training digits as the paper preset sees them: ((8000, 32, 32, 1) float32, (8000,) labels)."""
+    from lenet.data import load_splits, prepare_function
+
+    train, _, _ = load_splits("mnist10k", "", train_size=0, validation_size=0)
+    return prepare_function("paper", "none")(train.images), train.labels
+
+
+@pytest.fixture(scope="session")
+def write_set():
+    """write_set(folder, name, images, num_classes=10): a prepared set, labels 0, 1, 2 ..., train and test alike."""
+    from common.builders import write_prepared
+
+    def write(folder, name, images, num_classes=10):
+        labels = [i % num_classes for i in range(len(images))]
+        splits = {split: list(zip(images, labels, strict=True)) for split in ("train", "test")}
+        names = [str(label) for label in range(num_classes)]
+        return write_prepared(folder, name, "1.0.0", splits, images.shape[1:], names, keep_order=True)
+
+    return write

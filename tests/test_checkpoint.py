@@ -1,0 +1,321 @@
+"""A checkpoint comes back bit for bit or not at all."""
+
+import contextlib
+import hashlib
+import os
+import random
+import resource
+import shutil
+import struct
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from common.checkpoint import Checkpointer, _host_leaves, saved_steps, state_sha256
+from common.errors import NonFiniteError, StorageError, UserError
+
+
+class State(NamedTuple):
+    step: jax.Array
+    params: Any
+    key: jax.Array
+
+
+def make_state(step: int, units: int = 6) -> State:
+    params = nnx.state(nnx.Linear(5, units, rngs=nnx.Rngs(step)))
+    return State(jnp.int32(step), params, jax.random.key(step))
+
+
+def target_of(state):
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
+
+
+def save(workdir, *steps: int) -> None:
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        for step in steps:
+            checkpointer.save(step, make_state(step), {"seconds": step * 0.1})
+
+
+def restore(workdir, target=None, **options):
+    with contextlib.closing(Checkpointer(workdir, **options)) as checkpointer:
+        return checkpointer.restore_newest(target_of(make_state(0)) if target is None else target)
+
+
+def assert_is(restored, step: int) -> None:
+    assert restored[0] == step
+    assert state_sha256(restored[1]) == state_sha256(make_state(step))
+    assert restored[2] == {"seconds": step * 0.1}
+
+
+# ---- the digest
+
+
+def test_digest_is_the_contract():
+    """SHA-256 over the leaves sorted by path, each as path, dtype, shape and little-endian bytes: written out by hand."""
+    state = {"b": jnp.array([[1.5, -2.0]], jnp.float32), "a": (jnp.int32(7), jnp.array([True, False])), "c": jnp.bfloat16(1.0)}
+    expected = hashlib.sha256()
+    expected.update(b"['a'][0]\nint32\n()\n" + struct.pack("<i", 7))
+    expected.update(b"['a'][1]\nbool\n(2,)\n" + b"\x01\x00")
+    expected.update(b"['b']\nfloat32\n(1, 2)\n" + struct.pack("<2f", 1.5, -2.0))
+    expected.update(b"['c']\nbfloat16\n()\n" + b"\x80\x3f")
+    assert state_sha256(state) == expected.hexdigest()
+
+
+def test_digest_of_tuples_modules_and_keys():
+    """The paths of a NamedTuple and of an nnx.State do not depend on the version of JAX."""
+    state = State(jnp.int32(1), nnx.State({"kernel": nnx.Param(jnp.zeros((2, 1)))}), jax.random.key(5))
+    expected = hashlib.sha256()
+    expected.update(b".key\nuint32\n(2,)\n" + struct.pack("<2I", 0, 5))
+    expected.update(b".params['kernel'].value\nfloat32\n(2, 1)\n" + bytes(8))
+    expected.update(b".step\nint32\n()\n" + struct.pack("<i", 1))
+    assert state_sha256(state) == expected.hexdigest()
+
+
+def test_digest_sees_every_bit_and_not_the_memory_layout():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    digest = state_sha256({"w": array})
+    assert state_sha256({"w": np.asfortranarray(array)}) == digest == state_sha256({"w": jnp.asarray(array)})
+    flipped = array.copy()
+    flipped.view(np.uint32)[2, 3] ^= 1
+    others = [{"w": flipped}, {"v": array}, {"w": array.reshape(4, 3)}, {"w": array.view(np.int32)}, {"w": array, "x": array}]
+    assert len({digest, *map(state_sha256, others)}) == 6
+
+
+# ---- saving and restoring
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert restore(tmp_path) is None
+    assert restore(tmp_path / "absent", read_only=True) is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_newest_comes_back_and_three_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5)
+    assert saved_steps(tmp_path) == [3, 4, 5]
+    assert_is(restore(tmp_path), 5)
+
+
+def test_saving_a_step_again_changes_nothing(tmp_path):
+    save(tmp_path, 1, 2)
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(2, make_state(9), {})
+        checkpointer.save(3, make_state(3), {"seconds": 3 * 0.1})
+        checkpointer.save(3, make_state(9), {})  # while the first save may still be under way
+    assert_is(restore(tmp_path), 3)
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    assert_is(restore(tmp_path), 2)
+
+
+def test_an_older_step_is_never_dropped_in_silence(tmp_path):
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(5, make_state(5), {})
+        with pytest.raises(RuntimeError, match="refused to save step 4"):
+            checkpointer.save(4, make_state(4), {})
+
+
+def test_the_saved_state_is_the_one_given_even_if_it_is_donated_at_once(tmp_path):
+    """The save runs in the background while the next step overwrites the buffers."""
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 1.5 + 1, state), donate_argnums=0)
+    state = step({"w": jnp.arange(1_000_000, dtype=jnp.float32), "b": jnp.ones(3)})
+    digest, target = state_sha256(state), target_of(state)
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, state, {})
+        for _ in range(10):
+            state = step(state)
+    assert state_sha256(restore(tmp_path, target)[1]) == digest
+
+
+def test_restores_to_the_sharding_asked_for(tmp_path):
+    save(tmp_path, 1)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), make_state(0))
+    _, state, _ = restore(tmp_path, target)
+    assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {sharding}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_non_finite_is_never_saved(tmp_path, value, dtype):
+    save(tmp_path, 1)
+    broken = make_state(2)
+    broken.params["bias"][...] = broken.params["bias"][...].astype(dtype).at[3].set(value)
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        with pytest.raises(NonFiniteError, match=r"bias.*not finite at step 2.*checkpoint of step 1 is safe"):
+            checkpointer.save(2, broken, {})
+        checkpointer.save(3, make_state(3), {"seconds": 3 * 0.1})
+    assert saved_steps(tmp_path) == [1, 3]
+
+
+def test_a_save_that_the_disk_refuses_is_one_line_and_keeps_the_last_one(tmp_path):
+    big = {"w": jnp.asarray(np.random.default_rng(0).random(100_000), jnp.float32)}
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, big, {})
+    checkpointer._manager.wait_until_finished()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"File too large\. The checkpoint of step 1 is safe\.") as caught:
+            checkpointer.save(2, big, {})  # returns at once; the error is the next call's
+            checkpointer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    checkpointer.close()
+    assert "\n" not in str(caught.value)
+    assert restore(tmp_path, target_of(big))[0] == 1
+    assert os.listdir(tmp_path / "checkpoints") == ["1"]  # what the failed save left behind is gone
+
+
+# ---- another model
+
+
+@pytest.mark.parametrize(
+    ("other", "leaf"),
+    [
+        (lambda state: make_state(0, units=7), r"\.params\['bias'\].value is float32 \(6,\) there and float32 \(7,\) here"),
+        (lambda state: state._replace(step=jnp.float32(0)), r"\.step is int32 \(\) there and float32 \(\) here"),
+        (lambda state: state._replace(key=()), r"\.key is uint32 \(2,\) there and absent here"),
+        (lambda state: state._replace(key=(state.key, state.key)), r"\.key is uint32 \(2,\) there and absent here"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_leaf_and_left_alone(tmp_path, other, leaf):
+    save(tmp_path, 1, 2)
+    with pytest.raises(UserError, match=leaf) as caught:
+        restore(tmp_path, target_of(other(make_state(0))))
+    assert caught.value.exit_code == 2
+    assert saved_steps(tmp_path) == [1, 2]
+    assert_is(restore(tmp_path), 2)
+
+
+# ---- damage
+
+
+def damage(path, kind: str, where: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "delete":
+        path.unlink()
+        return
+    if kind == "truncate":
+        del content[where.randrange(max(len(content), 1)) :]
+    elif kind == "zero":
+        content = bytearray(len(content))
+    else:
+        bit = where.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    save(workdir, 1, 2)
+    return workdir
+
+
+def check_damage(two_checkpoints, folder, kind: str, name: str, where: random.Random, capfd) -> bool:
+    """Damages one file of step 2, and checks that step 2 comes back exactly or else step 1 does. True if it fell back."""
+    workdir = folder / f"{kind}-{where.random()}"
+    shutil.copytree(two_checkpoints, workdir)
+    damage(workdir / "checkpoints" / "2" / name, kind, where)
+    restored = restore(workdir)
+    assert_is(restored, restored[0])
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("WARNING:absl", "ERROR:absl"))]
+    if restored[0] == 2:  # nothing that matters was hit
+        assert lines == [] and saved_steps(workdir) == [1, 2]
+    else:
+        assert len(lines) == 1 and lines[0].startswith("warning: checkpoint 2 is damaged"), lines
+        assert lines[0].endswith("set aside as 2.corrupt.")
+        assert saved_steps(workdir) == [1] and (workdir / "checkpoints" / "2.corrupt").is_dir()
+    shutil.rmtree(workdir)
+    return restored[0] == 1
+
+
+def files_of(workdir) -> list[str]:
+    step = workdir / "checkpoints" / "2"
+    return sorted(str(path.relative_to(step)) for path in step.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", ["delete", "truncate", "zero"])
+def test_no_damaged_file_is_ever_taken_for_good(two_checkpoints, tmp_path, kind, capfd):
+    where = random.Random(kind)
+    fell_back = [check_damage(two_checkpoints, tmp_path, kind, name, where, capfd) for name in files_of(two_checkpoints)]
+    assert sum(fell_back) >= 4  # meta, _METADATA, the manifest, the data
+
+
+def flips(two_checkpoints, tmp_path, count: int, capfd) -> int:
+    where = random.Random(0)
+    names = [name for name in files_of(two_checkpoints) if "commit_success" not in name and not name.startswith("_CHECK")]
+    return sum(check_damage(two_checkpoints, tmp_path, "flip", where.choice(names), where, capfd) for _ in range(count))
+
+
+def test_no_flipped_bit_is_ever_taken_for_good(two_checkpoints, tmp_path, capfd):
+    assert flips(two_checkpoints, tmp_path, 16, capfd) >= 5
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_is_ever_taken_for_good_at_length(two_checkpoints, tmp_path, capfd):
+    assert flips(two_checkpoints, tmp_path, 400, capfd) >= 100
+
+
+def test_after_a_fall_back_training_saves_the_same_step_again(two_checkpoints, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    for names in (["1", "2.corrupt"], ["1", "2.corrupt", "2.corrupt_"]):
+        damage(workdir / "checkpoints" / "2" / "state" / "_METADATA", "delete", random.Random(0))
+        with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+            assert_is(checkpointer.restore_newest(target_of(make_state(0))), 1)
+            assert sorted(os.listdir(workdir / "checkpoints")) == names
+            checkpointer.save(2, make_state(2), {"seconds": 2 * 0.1})
+        assert_is(restore(workdir), 2)
+
+
+def test_wrong_weights_that_orbax_accepts_are_caught_by_the_digest(tmp_path, monkeypatch, capfd):
+    """The same fault without luck: Orbax returns other weights than were saved."""
+    save(tmp_path, 1)
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        monkeypatch.setattr("common.checkpoint._host_leaves", lambda state, original=_host_leaves: original(make_state(2)))
+        checkpointer.save(2, make_state(3), {})
+        monkeypatch.undo()
+    assert_is(restore(tmp_path), 1)
+    assert "does not match its digest" in capfd.readouterr().err
+
+
+def test_a_renamed_step_is_no_other_step(tmp_path):
+    save(tmp_path, 1, 2)
+    shutil.move(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "3")
+    assert_is(restore(tmp_path), 2)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew_unasked(two_checkpoints, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    for step in (1, 2):
+        damage(workdir / "checkpoints" / str(step) / "meta" / "metadata", "zero", random.Random(0))
+    for _ in range(2):  # and the second time, when there are only steps set aside, neither
+        with pytest.raises(StorageError, match=r"no checkpoint in .* is intact.*another --workdir") as caught:
+            restore(workdir)
+        assert caught.value.exit_code == 74
+
+
+def test_reading_someone_elses_run_changes_nothing(two_checkpoints, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    damage(workdir / "checkpoints" / "2" / "meta" / "metadata", "truncate", random.Random(0))
+    (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # of a save under way
+
+    def snapshot():
+        return {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+    before = snapshot()
+    assert_is(restore(workdir, read_only=True), 1)
+    assert snapshot() == before
+    assert "trying the one before" in capfd.readouterr().err
+    damage(workdir / "checkpoints" / "1" / "meta" / "metadata", "zero", random.Random(0))
+    with pytest.raises(StorageError, match="is intact"):
+        restore(workdir, read_only=True)

@@ -1,0 +1,90 @@
+"""Config <-> flags: what a run writes down replays it, and a resume is refused exactly for what would change the result."""
+
+import dataclasses
+
+import pytest
+from absl import flags
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.flags import changes, define, read, setting, to_flagfile
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    dataset: str = setting("mnist", "A name.")
+    pooling: str = setting("average", "A choice.", choices=("average", "max"))
+    distortions: bool = setting(False, "A switch.")
+    batch_size: int = setting(128, "A number.", lower_bound=1)
+    learning_rate: float = setting(0.1, "A rate.", lower_bound=0.0, upper_bound=10.0)
+    save_every: int = setting(5, "A cadence.", changes_result=False)
+
+
+CONFIGS = st.builds(
+    Config,
+    # Flagfiles drop the blanks around a line.
+    dataset=st.text().filter(lambda text: text.isprintable() and text == text.strip()),
+    pooling=st.sampled_from(("average", "max")),
+    distortions=st.booleans(),
+    batch_size=st.integers(min_value=1, max_value=2**70),
+    learning_rate=st.floats(0.0, 10.0),
+    save_every=st.integers(),
+)
+
+
+def parse(*arguments: str) -> Config:
+    values = flags.FlagValues()
+    define(Config, values)
+    assert len(values(["program", *arguments])) == 1
+    return read(Config, values)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=CONFIGS)
+def test_flagfile_replays_every_config(config, tmp_path):
+    path = tmp_path / "flags.txt"
+    path.write_text(to_flagfile(config), encoding="utf-8")
+    assert parse(f"--flagfile={path}") == config
+
+
+@given(old=CONFIGS, new=CONFIGS)
+def test_changes_are_the_fields_that_differ_and_count(old, new):
+    differing = {field.name for field in dataclasses.fields(Config) if getattr(old, field.name) != getattr(new, field.name)}
+    found = changes(dataclasses.asdict(old), new)
+    assert {name for name, _, _ in found} == differing - {"save_every"}
+    assert all((before, after) == (getattr(old, name), getattr(new, name)) for name, before, after in found)
+
+
+def test_a_field_younger_than_the_run_counts_with_its_default():
+    saved = dataclasses.asdict(Config())
+    del saved["pooling"]
+    assert changes(saved, Config()) == []
+    assert changes(saved, Config(pooling="max")) == [("pooling", "average", "max")]
+
+
+def test_later_flags_override_the_flagfile(tmp_path):
+    path = tmp_path / "preset.flags"
+    path.write_text("# a preset\n--batch_size=1\n--distortions\n")
+    assert parse(f"--flagfile={path}", "--batch_size=2", "--nodistortions") == Config(batch_size=2)
+    assert parse(f"--flagfile={path}") == Config(batch_size=1, distortions=True)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--no_such_flag=1",
+        "--batch_size=0",
+        "--batch_size=1.5",
+        "--batch_size=many",
+        "--learning_rate=nan",
+        "--learning_rate=inf",
+        "--learning_rate=11",
+        "--learning_rate=-0.1",
+        "--pooling=median",
+        "--distortions=maybe",
+        "--dataset=two\nlines",
+    ],
+)
+def test_wrong_values_are_refused_by_name(argument):
+    with pytest.raises(flags.Error, match=argument[2:].split("=")[0]):
+        parse(argument)

@@ -1,0 +1,395 @@
+"""Exit codes and messages of the real program, in real processes: a tiny training with the same loop as the networks'."""
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from common import launch
+from common.errors import DataError, UserError
+from common.flags import setting
+
+ROOT = Path(__file__).parents[1]
+
+TINY = '''
+"""A training of one vector."""
+import contextlib, dataclasses, time
+import jax, jax.numpy as jnp
+from common import launch
+from common.checkpoint import Checkpointer, state_sha256
+from common.errors import UserError
+from common.flags import setting
+from common.writer import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    dataset: str = setting("none", "A name.")
+    seed: int = setting(0, "Where it starts.")
+    rate: float = setting(0.5, "How far a step goes.", lower_bound=0.0)
+    num_steps: int = setting(6, "How many.", lower_bound=1)
+    size: int = setting(10, "Length of the vector.")
+    mode: str = setting("plain", "What goes wrong.", choices=("plain", "bug", "stuck"))
+    averaging: bool = setting(False, "A switch.")
+    pause_s: float = setting(0.0, "Seconds between steps.", changes_result=False)
+
+    def __post_init__(self):
+        if self.averaging and self.mode == "bug":
+            raise UserError("--averaging excludes --mode=bug")
+
+
+def train_and_evaluate(config, workdir, stop_requested):
+    if config.mode == "bug":
+        raise ZeroDivisionError("a bug")
+    step_once = jax.jit(lambda state: {"w": state["w"] + config.rate * jnp.sin(state["w"]) * jnp.cumsum(state["w"])})
+    state = {"w": jax.random.normal(jax.random.key(config.seed), (config.size,))}
+    checkpointer = Checkpointer(workdir)
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    step, state, totals = checkpointer.restore_newest(target) or (0, state, None)
+    log = Writer(workdir, first_step=step, num_steps=config.num_steps, steps_per_epoch=2, before=totals)
+    with contextlib.closing(checkpointer), log:
+        while step < config.num_steps:
+            state = step_once(state)
+            step += 1
+            log.write(step, "train", {"loss": abs(state["w"][0]), "errors": step % 2, "count": 4})
+            time.sleep(60 if config.mode == "stuck" else config.pause_s)
+            stop = stop_requested()
+            if step % 3 == 0 or stop:
+                log.flush()
+                checkpointer.save(step, state, log.totals)
+            if stop:
+                raise launch.Interrupted(stop)
+    return {
+        "test_error_pct": 1.25, "confusion_matrix": [[3, 1], [0, 4]], "num_steps": step, "state_sha256": state_sha256(state),
+        "images_per_s": log.images_per_s, "wall_time_s": log.seconds,
+    }
+
+
+if __name__ == "__main__":
+    launch.main(Config, train_and_evaluate)
+'''
+
+
+class Program:
+    """Starts the tiny training from a folder of its own, with a compilation cache and a home there."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.started = folder, []
+        (folder / "tiny.py").write_text(TINY)
+        self.environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        self.environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder / "home")}
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen:
+        command = [sys.executable, "-W", "error", "-m", "tiny", *arguments]
+        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes, **options)
+        self.started.append(process)
+        return process
+
+    def run(self, *arguments: str, **options) -> tuple[int, str, str]:
+        """(exit code, stdout, stderr) of a run to its end."""
+        return end_of(self.start(*arguments, **options))
+
+    def metrics(self, workdir: str) -> list[tuple[int, str]]:
+        records = map(json.loads, (self.folder / workdir / "metrics.jsonl").read_text().splitlines())
+        return [(record["step"], record["split"]) for record in records]
+
+    def result(self, workdir: str) -> dict:
+        return json.loads((self.folder / workdir / "result.json").read_text())
+
+    def wait_for_steps(self, workdir: str, steps: int) -> None:
+        for _ in range(600):
+            path = self.folder / workdir / "metrics.jsonl"
+            if path.exists() and path.read_text().count("\n") >= steps:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"no {steps} steps within 30 s")
+
+
+def end_of(process: subprocess.Popen) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    program = Program(tmp_path_factory.mktemp("tiny"))
+    yield program
+    for process in program.started:  # what a failed test left running
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def clean_run(program) -> tuple[int, str, str]:
+    return program.run("--workdir=clean", "--rate=0.25", f"--flagfile={os.devnull}")
+
+
+# ---- a whole run
+
+
+def test_a_run_ends_with_its_result(program, clean_run):
+    code, output, errors = clean_run
+    assert code == 0
+    assert output == "complete: test error 1.25%, 6 steps; clean/result.json\n"
+    assert re.match(r"python 3\.\d+\.\d+ jax [\d.]+ flax [\d.]+; 1 x cpu, \d+ cores; commit ", errors), errors
+    folder = program.folder / "clean"
+    assert {"config.json", "flags.txt", "metrics.jsonl", "curves.png", "checkpoints", "result.json"} <= set(os.listdir(folder))
+    assert not list(folder.glob(".*.tmp"))
+    assert json.loads((folder / "config.json").read_text())["rate"] == 0.25
+    assert "--rate=0.25\n" in (folder / "flags.txt").read_text() and "workdir" not in (folder / "flags.txt").read_text()
+    assert program.metrics("clean") == [(step, "train") for step in range(1, 7)]
+
+
+def test_the_result_says_where_it_comes_from_and_names_no_place(program, clean_run):
+    result = program.result("clean")
+    loop = ["test_error_pct", "confusion_matrix", "num_steps", "state_sha256", "images_per_s", "wall_time_s"]
+    assert list(result) == [*loop, "command", "commit", "seed", "dataset", "versions", "machine"]
+    assert (
+        result["command"]
+        == f"python -m tiny --workdir=clean --rate=0.25 --flagfile={os.path.relpath(os.devnull, program.folder)}"
+    )
+    assert (result["seed"], result["dataset"]) == (0, "none")
+    assert list(result["versions"]) == ["python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
+    assert list(result["machine"]) == ["processor", "cores", "accelerator", "devices"]
+    assert result["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["commit"])
+    text = (program.folder / "clean" / "result.json").read_text()
+    assert str(program.folder) not in text and str(ROOT) not in text and os.uname().nodename not in text.split()
+    assert '"confusion_matrix": [\n    [3, 1],\n    [0, 4]\n  ]' in text
+
+
+def test_the_same_command_again_says_that_it_is_complete(program, clean_run):
+    before = (program.folder / "clean" / "result.json").read_bytes()
+    code, output, errors = program.run("--workdir=clean", "--rate=0.25", "--pause_s=9")
+    assert (code, output, errors) == (0, "complete: test error 1.25%, 6 steps; clean/result.json\n", "")
+    assert (program.folder / "clean" / "result.json").read_bytes() == before
+
+
+def test_its_flagfile_replays_it(program, clean_run):
+    assert program.run("--flagfile=clean/flags.txt", f"--workdir={program.folder}/replay")[0] == 0
+    assert program.result("replay")["state_sha256"] == program.result("clean")["state_sha256"]
+    assert "--workdir=replay" in program.result("replay")["command"]  # typed as an absolute path
+
+
+def test_compiled_programs_are_kept(program, clean_run):
+    assert list((program.folder / "cache" / "lenet-alexnet" / "jax").iterdir())
+    assert not (program.folder / "home" / ".cache").exists()
+
+
+def test_changed_settings_are_refused_with_a_table(program, clean_run):
+    code, _, errors = program.run("--workdir=clean", "--seed=3", "--averaging")
+    assert code == 2
+    assert errors.splitlines() == [
+        "error: clean holds a run with other settings:",
+        "  seed       0 -> 3",
+        "  rate       0.25 -> 0.5",
+        "  averaging  False -> True",
+        "Use another --workdir, or the old settings to resume.",
+    ]
+
+
+def test_help_lists_every_flag_in_its_order(program):
+    code, output, errors = program.run("--help")
+    assert (code, errors) == (0, "")
+    assert output.startswith("usage: python -m tiny --workdir=DIR")
+    names = [
+        "--workdir=DIR",
+        "--flagfile=FILE",
+        "--dataset=none",
+        "--seed=0",
+        "--rate=0.5",
+        "--num_steps=6",
+        "--size=10",
+        "--mode=plain",
+    ]
+    places = [output.index(f"\n  {name}") for name in [*names, "--[no]averaging"]]
+    assert places == sorted(places)
+    assert "one of plain, bug, stuck" in output and "How far a step goes." in output
+
+
+# ---- wrong use: one line, exit code 2, nothing made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--workdir=x", "--no_such=1"], "no_such"),
+        (["--workdir=x", "--flagfile=absent.flags"], "absent.flags"),
+        (["--workdir=x", "--averaging", "--mode=bug"], "--averaging excludes --mode=bug"),
+    ],
+)
+def test_wrong_use_is_one_line_and_makes_nothing(program, arguments, named):
+    code, output, errors = program.run(*arguments)
+    assert (code, output) == (2, "")
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and named in errors, errors
+    assert not (program.folder / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=x", "--no_such=1"], "Unknown command line flag 'no_such'"),
+        (["--workdir=x", "--seed=many"], "--seed=many.*invalid literal"),
+        (["--workdir=x", "--seed=1.5"], "--seed=1.5.*invalid literal"),
+        (["--workdir=x", "--rate=nan"], "--rate must be a finite number"),
+        (["--workdir=x", "--rate=-1"], "--rate=-1.*non-negative"),
+        (["--workdir=x", "--pooling=median"], "--pooling=median.*average|max"),
+        (["--workdir=x", "--flagfile=absent.flags"], "absent.flags"),
+        (["--workdir=x", "--flagfile=bytes.flags"], "can't decode byte 0xff"),
+        (["--workdir=x", "rate=1"], "unexpected argument 'rate=1'"),
+        (["--rate=1"], "--workdir is required"),
+        (["--workdir=x", "--seed=13"], "bad luck"),
+    ],
+)
+def test_the_line_names_what_is_wrong(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bytes.flags").write_bytes(b"--rate=1\n\xff\xfe\n")
+    with pytest.raises(UserError, match=message) as caught:
+        launch._parse(Config, flags.FlagValues(), ["program", *arguments])
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+# ---- signals, kills, locks
+
+
+def test_stopped_by_a_signal_it_saves_and_resumes(program, clean_run):
+    command = ("--workdir=stopped", "--rate=0.25")
+    process = program.start(*command, "--pause_s=0.3")
+    program.wait_for_steps("stopped", 1)
+    process.send_signal(signal.SIGTERM)
+    code, output, errors = end_of(process)
+    assert (code, output) == (143, "")
+    last = errors.splitlines()[-1]
+    assert last == "stopped by SIGTERM; everything is saved in stopped. The same command resumes."
+    assert not (program.folder / "stopped" / "result.json").exists()
+    assert 2 <= len(program.metrics("stopped")) < 6
+    assert program.run(*command)[0] == 0
+    assert program.metrics("stopped") == [(step, "train") for step in range(1, 7)]
+    assert program.result("stopped")["state_sha256"] == program.result("clean")["state_sha256"]
+
+
+def test_a_second_run_is_kept_out_and_a_second_signal_ends_the_first_at_once(program):
+    first = program.start("--workdir=stuck", "--mode=stuck")  # one call of a minute that no signal ends
+    lines = iter(first.stderr.readline, "")
+    next(line for line in lines if "jax" in line)
+    code, output, errors = program.run("--workdir=stuck", "--mode=stuck")
+    assert (code, output) == (75, "")
+    assert errors == f"error: stuck is in use by process {first.pid}. Wait for it, or use another --workdir.\n"
+    first.send_signal(signal.SIGINT)
+    assert (
+        next(line for line in lines if "SIG" in line) == "SIGINT: finishing these steps and saving; once more stops at once.\n"
+    )
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    assert first.wait(timeout=5) == 130
+    first.communicate()
+
+
+def test_killed_it_frees_the_lock_and_resumes_bit_for_bit(program, clean_run):
+    command = ("--workdir=killed", "--rate=0.25")
+    process = program.start(*command, "--pause_s=0.5")
+    program.wait_for_steps("killed", 4)  # the checkpoint of step 3 is done
+    process.kill()
+    assert end_of(process)[0] == -signal.SIGKILL
+    assert program.run(*command)[0] == 0
+    assert program.metrics("killed") == [(step, "train") for step in range(1, 7)]
+    assert program.result("killed")["state_sha256"] == program.result("clean")["state_sha256"]
+
+
+# ---- storage
+
+
+def test_a_full_disk_is_one_line(program):
+    code, output, errors = program.run(
+        "--workdir=full", "--size=200000", preexec_fn=lambda: __import__("resource").setrlimit(1, (300_000, 300_000))
+    )
+    assert (code, output) == (74, "")
+    assert "Traceback" not in errors
+    assert re.fullmatch(
+        r"error: a checkpoint could not be written to .*full/checkpoints: File too large\. No checkpoint was saved before\. "
+        r"Mend that, then repeat the same command: it resumes\.",
+        errors.splitlines()[-1],
+    ), errors
+
+
+# ---- the same without a process each
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    dataset: str = setting("none", "A name.")
+    seed: int = setting(0, "A number.")
+    rate: float = setting(0.5, "A rate.", lower_bound=0.0)
+    pooling: str = setting("average", "A choice.", choices=("average", "max"))
+
+    def __post_init__(self):
+        if self.seed == 13:
+            raise UserError("--seed=13 brings bad luck")
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    monkeypatch.setattr(launch, "_use_compilation_cache", lambda: None)  # belongs to the process
+
+    def run(workdir, train=lambda *_: {"num_steps": 1}) -> int:
+        return launch._run(Config(), workdir, train)
+
+    return run
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, run_here, capsys):
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert run_here(workdir) == 74
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: cannot write in {workdir}: ") and message.count("\n") == 1
+    assert run_here(Path("/proc/run")) == 74
+
+
+def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path, run_here, capsys):
+    (tmp_path / "thesis.tex").write_text("")
+    assert run_here(tmp_path) == 2
+    assert "holds other files and no run" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_a_run_of_another_program_is_refused(tmp_path, run_here, capsys):
+    (tmp_path / "config.json").write_text('{"dataset": "none", "seed": 0, "lrn": true}')
+    assert run_here(tmp_path) == 2
+    assert "a run of another program (it sets lrn)" in capsys.readouterr().err
+    for damaged in ("{", "3", "[1]"):
+        (tmp_path / "config.json").write_text(damaged)
+        assert run_here(tmp_path) == 74
+
+
+def raising(error):
+    def train(*_):
+        raise error
+
+    return train
+
+
+def test_errors_of_the_user_and_of_the_storage_are_lines_and_bugs_are_not(tmp_path, run_here, capsys):
+    assert run_here(tmp_path, raising(DataError("labels reach 12; allowed: 0 to 9"))) == 65
+    assert capsys.readouterr().err.splitlines()[-1] == "error: labels reach 12; allowed: 0 to 9"
+    assert run_here(tmp_path, raising(OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"))) == 74
+    assert "No space left on device: 'metrics.jsonl'. Free some space" in capsys.readouterr().err
+    for bug in (ZeroDivisionError("a bug"), OSError(errno.EBADF, "a bug")):
+        with pytest.raises(type(bug), match="a bug"):
+            run_here(tmp_path, raising(bug))
+    assert run_here(tmp_path) == 0  # and none of these left the lock behind
+
+
+def test_a_bug_shows_its_traceback_and_exits_with_1(program):
+    code, _, errors = program.run("--workdir=bug", "--mode=bug")
+    assert code == 1
+    assert "Traceback" in errors and errors.splitlines()[-1] == "ZeroDivisionError: a bug"

@@ -1,0 +1,243 @@
+"""Each step stands once in metrics.jsonl, numbers are exact, and a loss that is no number stops the run."""
+
+import json
+import math
+import os
+import pty
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from common import writer
+from common.errors import NonFiniteError
+from common.writer import Writer, draw_curves, read_metrics, write_atomic
+
+ROOT = Path(__file__).parents[1]
+
+
+def sums(loss: float = 64.0, errors: int = 32, count: int = 128) -> dict:
+    return {"loss": jnp.float32(loss), "errors": jnp.int32(errors), "count": jnp.int32(count)}
+
+
+def open_writer(workdir, first_step: int = 0, **more) -> Writer:
+    return Writer(workdir, first_step=first_step, num_steps=40, steps_per_epoch=10, **more)
+
+
+def steps_and_splits(workdir) -> list[tuple[int, str]]:
+    return [(record["step"], record["split"]) for record in read_metrics(workdir)]
+
+
+def test_lines_are_the_contract(tmp_path):
+    with open_writer(tmp_path) as log:
+        log.write(5, "train", sums())
+        log.write(10, "train", sums(errors=1))
+        log.write(10, "validation", sums(loss=300.0, errors=3, count=600))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 5, "epoch": 0.5, "split": "train", "loss": 0.5, "error_pct": 25.0},
+        {"step": 10, "epoch": 1.0, "split": "train", "loss": 0.5, "error_pct": 0.78125},
+        {"step": 10, "epoch": 1.0, "split": "validation", "loss": 0.5, "error_pct": 0.5},
+    ]
+
+
+def test_training_is_written_one_call_behind_and_flush_catches_up(tmp_path):
+    with open_writer(tmp_path) as log:
+        log.write(1, "train", sums())
+        assert steps_and_splits(tmp_path) == []
+        log.write(2, "train", sums())
+        assert steps_and_splits(tmp_path) == [(1, "train")]
+        log.flush()
+        assert steps_and_splits(tmp_path) == [(1, "train"), (2, "train")]
+        log.write(3, "train", sums())
+    assert steps_and_splits(tmp_path)[-1] == (3, "train")  # the end of the block flushes
+
+
+def crashed_run(workdir) -> None:
+    """As kill -9 leaves it: a checkpoint at step 20, lines up to step 30, the last one torn."""
+    with open_writer(workdir) as log:
+        for step in (10, 20, 30):
+            log.write(step, "train", sums())
+            log.write(step, "validation", sums())
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "epoch": 3.1, "spl')
+
+
+def test_a_resume_leaves_each_step_once(tmp_path):
+    crashed_run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()[:4]
+    with open_writer(tmp_path, first_step=20) as log:
+        assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before  # bit for bit
+        log.write(20, "validation", sums())  # evaluated again: it stands there already
+        log.write(30, "train", sums())
+        log.write(30, "validation", sums())
+    both = ("train", "validation")
+    assert steps_and_splits(tmp_path) == [(step, split) for step in (10, 20, 30) for split in both]
+
+
+def test_a_start_from_nothing_keeps_no_line(tmp_path):
+    """Killed before its first checkpoint."""
+    crashed_run(tmp_path)
+    with open_writer(tmp_path) as log:
+        log.write(10, "train", sums())
+    assert steps_and_splits(tmp_path) == [(10, "train")]
+
+
+def test_tensorboard_hides_what_a_resume_repeats(tmp_path):
+    crashed_run(tmp_path)
+    first = next(tmp_path.glob("events*")).rename(tmp_path / "first")  # the names have a resolution of one second
+    with open_writer(tmp_path, first_step=20) as log:
+        log.write(30, "validation", sums(errors=64))
+    second = next(tmp_path.glob("events*"))
+    assert {"loss/train", "error_pct/validation"} <= {value.tag for event in events(first) for value in event.summary.value}
+    starts = [event.step for event in events(second) if event.HasField("session_log")]
+    assert starts == [21]  # TensorBoard drops what older files hold from this step on
+    found = [(event.step, value.simple_value) for event in events(second) for value in event.summary.value]
+    assert (30, 50.0) in found
+
+
+def events(path: Path) -> list[Event]:
+    """The records of a TFRecord file: length (8 bytes), checksum (4), data, checksum (4)."""
+    content, found = path.read_bytes(), []
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        found.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    return found
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, loss, split):
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(NonFiniteError) as caught, open_writer(tmp_path) as log:
+        log.write(20, "train", sums(loss=32.0))
+        log.write(30, split, sums(loss=loss))
+        log.write(31, "train", sums())
+    message = str(caught.value)
+    assert message.startswith(f"the {split} loss is {loss} at step 30 (last finite: 0.25 at step 20).")
+    assert "checkpoint of step 20 is safe" in message and "smaller learning rate" in message and "\n" not in message
+    assert steps_and_splits(tmp_path) == [(20, "train")]
+
+
+def test_speed_leaves_out_compilation_and_evaluation_and_sums_over_resumes(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(writer.time, "monotonic", lambda: now[0])
+
+    def pass_seconds(seconds):
+        now[0] += seconds
+
+    with open_writer(tmp_path) as log:
+        pass_seconds(50)  # compilation
+        log.write(1, "train", sums(count=1000))
+        log.flush()
+        assert (log.images, log.seconds, log.images_per_s) == (1000, 50.0, 0.0)
+        pass_seconds(2)
+        log.write(2, "train", sums(count=1000))
+        log.flush()
+        pass_seconds(30)  # evaluation
+        log.write(2, "validation", sums())
+        pass_seconds(3)
+        log.write(3, "train", sums(count=1500))
+        log.flush()
+        totals = json.loads(json.dumps(log.totals))  # as a checkpoint keeps it
+    assert (log.images, log.seconds, log.images_per_s) == (3500, 85.0, 500.0)
+    pass_seconds(1000)
+    with open_writer(tmp_path, first_step=3, before=totals) as log:
+        pass_seconds(10)
+        log.write(4, "train", sums(count=1000))
+        log.flush()
+        pass_seconds(5)
+        log.write(5, "train", sums(count=500))
+        log.flush()
+    assert (log.images, log.seconds, log.images_per_s) == (5000, 100.0, 300.0)
+
+
+def test_plain_lines_without_a_terminal(tmp_path, capsys):
+    with open_writer(tmp_path) as log:
+        for step in range(1, 21):
+            log.write(step, "train", sums())
+        log.write(20, "validation", sums())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 1/40  epoch 0.10  train loss 0.5000  error 25.00%")
+    assert lines[-1].startswith("step 20/40  epoch 2.00  validation loss 0.5000  error 25.00%")
+    assert len(lines) == 2  # the others came within seconds of the first
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from common.writer import Writer
+        with Writer({str(tmp_path)!r}, first_step=0, num_steps=4, steps_per_epoch=2) as log:
+            for step in (1, 2, 3, 4):
+                log.write(step, "train", {{"loss": 64.0, "errors": 32, "count": 128}})
+            log.write(4, "validation", {{"loss": 64.0, "errors": 16, "count": 128}})
+    """
+    main_end, terminal = pty.openpty()
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    subprocess.run(command, stderr=terminal, check=True, env=os.environ | {"TERM": "xterm", "COLUMNS": "140"})
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(main_end, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+    os.close(main_end)
+    shown = shown.decode()
+    for text in ("epoch 2.0", "100%", "images/s", "loss 0.5000  error 25.00%", "validation loss 0.5000  error 12.50%"):
+        assert text in shown, shown
+
+
+def test_curves_show_the_mean_error_of_each_epoch(tmp_path):
+    with open_writer(tmp_path) as log:
+        log.write(6, "train", sums(errors=128))  # 100% over 6 steps
+        log.write(10, "train", sums(errors=0))  # 0% over 4
+        log.write(10, "validation", sums(errors=64))
+        log.write(20, "train", sums(errors=32))
+        log.write(20, "test", sums(errors=16))
+    assert writer._curves(read_metrics(tmp_path)) == {
+        "train": [(1.0, 60.0), (2.0, 25.0)],
+        "validation": [(1.0, 50.0)],
+        "test": [(2.0, 12.5)],
+    }
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("errors", [[0], [0, 0], [128, 0, 1], [10, 9]])
+def test_curves_of_any_shape_are_drawn(tmp_path, errors):
+    with open_writer(tmp_path) as log:
+        for step, count in enumerate(errors, 1):
+            log.write(step, "train", sums(errors=count))
+            log.write(step, "validation", sums(errors=count))
+    (tmp_path / "curves.png").unlink()
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_no_lines_no_curves(tmp_path):
+    with open_writer(tmp_path):
+        pass
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_write_atomic_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_atomic(path, "one")
+
+    def fail(*_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(writer.os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, "two, and longer")
+    assert path.read_text() == "one"
+    monkeypatch.undo()
+    write_atomic(path, b"three")
+    assert path.read_text() == "three"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
