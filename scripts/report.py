@@ -1,0 +1,132 @@
+"""Writes the tables of README.md and lenet/README.md from results/: `python -m scripts.report` (`--check`: only compare).
+
+A table stands between `<!-- report: NAME -->` and `<!-- /report -->`. What a result is called says where it belongs: results of
+the same name but for `_seedN` are one row.
+"""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from absl import flags
+
+from common import launch
+from common.errors import UserError
+from common.writer import write_atomic
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "lenet/README.md")
+
+# Row of the main table: (results/lenet_NAME_seedN.json, what it is, the paper's test error, the target).
+MAIN_ROWS = (
+    ("paper", "`paper`: 60,000 parameters, SDLM, batch 1, 20 passes", "0.95 ± 0.1", "≤ 0.95"),
+    ("paper_distortions", "`paper` with distortions", "0.8", "≤ 0.80"),
+    ("deck", "`deck`: 60,806 parameters, mini-batches", "–", "≤ 1.0"),
+    ("modern", "`modern`: 60,806 parameters, today's training", "–", "≤ 0.40"),
+)
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean(
+        "check", False, "Change nothing; exit with 2 if a page differs from results/.", flag_values=flag_values
+    )
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    for name in PAGES:
+        page = ROOT / name
+        old = page.read_text()
+        new = fill(old, load_results(ROOT / "results"))
+        if flag_values.check and new != old:
+            raise UserError(f"{name} differs from results/; `python -m scripts.report` writes it")
+        if new != old:
+            write_atomic(page, new)
+            print(f"{name} written")
+
+
+def load_results(folder: Path) -> dict[str, list[dict]]:
+    """Name without `_seedN` -> its results, in the order of the seeds."""
+    groups = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        groups[re.sub(r"_seed\d+$", "", path.stem)].append(json.loads(path.read_text()))
+    return {name: sorted(group, key=lambda result: result.get("seed", 0)) for name, group in groups.items()}
+
+
+def fill(page: str, results: dict[str, list[dict]]) -> str:
+    """The page with each table drawn anew."""
+    tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile, "machine": machine_line}
+
+    def replaced(match: re.Match) -> str:
+        return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
+
+    return re.sub(r"(<!-- report: (\w+) -->)\n.*?(<!-- /report -->)", replaced, page, flags=re.DOTALL)
+
+
+def lenet_table(results: dict[str, list[dict]]) -> str:
+    """Mean test error over the seeds, beside the paper's."""
+    rows = [
+        "| preset, full MNIST test set, final pass | seeds | mean test error | lowest to highest | training error | target | paper |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, what, paper, target in MAIN_ROWS:
+        group = results.get(f"lenet_{name}", [])
+        if group:
+            errors = [result["test_error_pct"] for result in group]
+            training = statistics.mean(result["train_error_pct"] for result in group)
+            mean = statistics.mean(errors)
+            deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+            spread = f"{min(errors):.2f} to {max(errors):.2f}%"
+            ours = f"**{mean:.3f}%**{deviation} | {spread} | {training:.2f}%"
+            rows.append(f"| {what} | {len(group)} | {ours} | {target}% | {paper} |")
+    return "\n".join(rows)
+
+
+def commands_table(results: dict[str, list[dict]]) -> str:
+    """What was typed for the first seed of each row, and how long a run took."""
+    rows = ["| command (first seed) | seeds | median seconds | median images/s | commit |", "|---|---|---|---|---|"]
+    for name, *_ in MAIN_ROWS:
+        group = results.get(f"lenet_{name}", [])
+        if group:
+            seeds = ", ".join(str(result["seed"]) for result in group)
+            seconds = statistics.median(result["wall_time_s"] for result in group)
+            speed = statistics.median(result["images_per_s"] for result in group)
+            commits = ", ".join(sorted({f"`{(result['commit'] or 'none')[:8]}`" for result in group}))
+            rows.append(f"| `{group[0]['command']}` | {seeds} | {seconds:,.0f} | {speed:,.0f} | {commits} |")
+    return "\n".join(rows)
+
+
+def error_profile(results: dict[str, list[dict]]) -> str:
+    """Which digits go wrong: errors per true digit, and the most frequent confusions, as means over the seeds."""
+    rows = ["| preset | " + " | ".join(map(str, range(10))) + " | most frequent, true → taken for |", "|---" * 12 + "|"]
+    for name, *_ in MAIN_ROWS:
+        group = results.get(f"lenet_{name}", [])
+        if group:
+            matrices = [result["confusion_matrix"] for result in group]
+            wrong = {
+                (true, taken): sum(matrix[true][taken] for matrix in matrices) / len(matrices)
+                for true in range(10)
+                for taken in range(10)
+                if true != taken
+            }
+            per_digit = [sum(count for (true, _), count in wrong.items() if true == digit) for digit in range(10)]
+            worst = sorted(wrong, key=wrong.get, reverse=True)[:4]
+            confusions = ", ".join(f"{true} → {taken} ({wrong[true, taken]:.1f})" for true, taken in worst)
+            rows.append(f"| `{name}` | " + " | ".join(f"{count:.1f}" for count in per_digit) + f" | {confusions} |")
+    return "\n".join(rows)
+
+
+def machine_line(results: dict[str, list[dict]]) -> str:
+    """Where the numbers were made."""
+    places = set()
+    for group in results.values():
+        for result in group:
+            machine, versions = result["machine"], result["versions"]
+            packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "optax", "orbax-checkpoint"))
+            places.add(f"{machine['processor']}, {machine['cores']} cores, {packages}")
+    return "Made on: " + "; ".join(sorted(places)) + "."
+
+
+if __name__ == "__main__":
+    launch.run_tool(define_flags, main)

@@ -1,0 +1,149 @@
+"""What happens to an image on its way into C1, and which images a step sees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data import Examples
+from common.errors import DataError, UserError
+from lenet import data
+
+
+def numbered_examples(count):
+    """Example i: label i % 10, every pixel i % 256."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 28, 28, 1))
+    return Examples(np.ascontiguousarray(images), np.arange(count, dtype=np.int32) % 10, 10, "numbers")
+
+
+def chunk(examples, first_step, num_steps, **options):
+    settings = dict(padded_to=num_steps, batch_size=4, seed=1, reshuffle=True, copies=0) | options
+    return data.training_chunk(examples, first_step=first_step, num_steps=num_steps, **settings)
+
+
+def test_paper_scaling_extends_the_background():
+    """Background -0.1, ink 1.175 (section II.A); the two pixels added on each side are background."""
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    images[0] = 255
+    out = np.asarray(data.prepare_function("paper", "none")(images))
+    assert out.shape == (2, 32, 32, 1)
+    np.testing.assert_allclose(out[0, 2:30, 2:30], 1.175, rtol=1e-6)
+    np.testing.assert_allclose(out[1], -0.1, rtol=1e-6)
+    border = np.ones((32, 32), bool)
+    border[2:30, 2:30] = False
+    np.testing.assert_allclose(out[0][border], -0.1, rtol=1e-6)
+
+
+def test_mnist_has_mean_zero_and_variance_one_after_paper_scaling(mnist10k_train):
+    """Section II.A: 'this makes the mean input roughly 0, and the variance roughly 1'."""
+    images, _ = mnist10k_train
+    assert abs(float(images.mean())) < 0.1
+    assert 0.3 < float(images.std()) < 1.1
+
+
+def test_32_pixels_stay_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(data.prepare_function("unit", "none")(images), images / 255, rtol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(4, 60), st.integers(1, 4), st.integers(0, 3), st.integers(0, 50), st.integers(1, 9), st.booleans())
+def test_batch_k_is_a_function_of_seed_and_k_alone(count, batch_size, copies, first, steps, reshuffle):
+    examples = numbered_examples(count)
+    options = dict(batch_size=batch_size, copies=copies, reshuffle=reshuffle)
+    together = chunk(examples, first, steps, **options)
+    for k in range(steps):
+        alone = chunk(examples, first + k, 1, padded_to=3, **options)
+        for name in together:
+            np.testing.assert_array_equal(together[name][k], alone[name][0])
+
+
+@pytest.mark.parametrize("reshuffle", [True, False])
+def test_every_example_comes_once_in_an_epoch(reshuffle):
+    examples = numbered_examples(40)
+    epochs = [chunk(examples, 10 * epoch, 10, reshuffle=reshuffle)["image"][..., 0, 0, 0].ravel() for epoch in (0, 1)]
+    for order in epochs:
+        assert sorted(order) == list(range(40))
+    assert (epochs[0] == epochs[1]).all() == (not reshuffle)  # the paper: one constant random order
+    assert (epochs[0] != np.arange(40)).any()
+
+
+def test_images_and_labels_stay_together():
+    batches = chunk(numbered_examples(40), 3, 9)
+    np.testing.assert_array_equal(batches["image"][..., 0, 0, 0] % 10, batches["label"])
+
+
+def test_each_use_has_its_own_distortion():
+    draws = chunk(numbered_examples(40), 0, 30)["draw"]
+    assert len(np.unique(draws)) == draws.size and draws.min() == 1
+
+
+def test_copies_are_the_originals_and_a_fixed_set_of_distorted_versions():
+    """The paper: 60,000 originals, 540,000 distorted; each version has one number, an original has 0."""
+    examples, copies = numbered_examples(20), 9
+    batches = chunk(examples, 0, 50, copies=copies, reshuffle=False)
+    assert (batches["draw"] == 0).sum() == 20
+    distorted = batches["draw"][batches["draw"] > 0]
+    assert sorted(distorted) == list(range(20, 200))
+    shown = batches["image"][..., 0, 0, 0]
+    np.testing.assert_array_equal(shown[batches["draw"] > 0], distorted % 20)
+    again = chunk(examples, 50, 50, copies=copies, reshuffle=False)
+    np.testing.assert_array_equal(again["draw"], batches["draw"])
+
+
+def test_a_distortion_is_a_function_of_seed_and_draw():
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+    draw = np.array([0, 5, 5, 6], np.uint32)
+    images[2] = images[3] = images[1]
+    out = np.asarray(data.prepare_function("unit", "elastic", seed=1)(images, draw))
+    np.testing.assert_array_equal(out[0], np.asarray(data.prepare_function("unit", "none")(images))[0])
+    np.testing.assert_array_equal(out[1], out[2])
+    assert np.abs(out[2] - out[3]).max() > 0.01
+    assert np.abs(np.asarray(data.prepare_function("unit", "elastic", seed=2)(images, draw))[1] - out[1]).max() > 0.01
+
+
+def test_affine_distortion_against_scipy():
+    """The same transformation about the centre, by SciPy's `affine_transform`, from the numbers that the key gives."""
+    image = np.zeros((32, 32, 1), np.float32)
+    image[8:24, 8:24] = np.random.default_rng(0).uniform(size=(16, 16, 1))
+    for seed in range(5):
+        key = jax.random.key(seed)
+        uniform = np.asarray(jax.random.uniform(jax.random.split(key)[0], (6,), minval=-1, maxval=1), np.float64)
+        right, down, scale, squeeze, shear, _ = 0.7 * np.array([2.0, 2.0, 0.15, 0.15, 0.3, 0.0]) * uniform
+        matrix = np.array([[1 + scale - squeeze, 0], [shear, 1 + scale + squeeze]])
+        offset = 15.5 - matrix @ [15.5, 15.5] + [down, right]  # output pixel p is read at matrix (p - centre) + centre + shift
+        expected = scipy.ndimage.affine_transform(image[..., 0], matrix, offset, order=1)
+        np.testing.assert_allclose(data.distort(key, image, strength=0.7)[..., 0], expected, atol=1e-4)
+
+
+def test_strength_zero_changes_nothing():
+    image = jnp.asarray(np.random.default_rng(0).uniform(size=(32, 32, 1)), jnp.float32)
+    np.testing.assert_allclose(data.distort(jax.random.key(0), image, strength=0.0, elastic=True), image, atol=1e-5)
+
+
+def test_validation_is_the_end_of_the_training_split():
+    train, validation, test = data.load_splits("mnist10k", "", train_size=0, validation_size=500)
+    whole, none, _ = data.load_splits("mnist10k", "", train_size=0, validation_size=0)
+    assert (len(train), len(validation), len(test), len(none)) == (7500, 500, 2000, 0)
+    np.testing.assert_array_equal(whole.images[7500:], validation.images)
+    few, same, _ = data.load_splits("mnist10k", "", train_size=100, validation_size=500)
+    np.testing.assert_array_equal(few.images, whole.images[:100])
+    np.testing.assert_array_equal(same.images, validation.images)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="8000 training examples; --validation_size=8000 leaves 0"):
+        data.load_splits("mnist10k", "", train_size=0, validation_size=8000)
+    with pytest.raises(UserError, match="fewer than --train_size=7600"):
+        data.load_splits("mnist10k", "", train_size=7600, validation_size=500)
+    with pytest.raises(UserError, match="batch_size=41 is larger than the training set"):
+        data.steps_per_epoch(40, 41)
+
+
+def test_other_image_sizes_are_refused(tmp_path, write_set):
+    write_set(tmp_path, "wide", np.zeros((4, 28, 30, 1), np.uint8))
+    with pytest.raises(DataError, match="28x28 or 32x32"):
+        data.load_splits("wide", str(tmp_path), train_size=0, validation_size=1)

@@ -1,0 +1,237 @@
+"""LeNet-5 against the paper's numbers and the lecture deck's, and against independent implementations."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from common.conv import convolution
+from lenet.codes import digit_codes, smallest_distance
+from lenet.config import Config
+from lenet.model import C3_TABLE, LeNet5, c3_connections, c3_mask, layer_table, loss_function
+from lenet.train import build_model
+
+PAPER = Config(
+    scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm", momentum=0.0
+)
+
+# name: output, parameters, connections (section II.B; C5, F6 and the output by arithmetic)
+PAPER_TABLE = {
+    "c1": ([28, 28, 6], 156, 122_304),
+    "s2": ([14, 14, 6], 12, 5_880),
+    "c3": ([10, 10, 16], 1_516, 151_600),
+    "s4": ([5, 5, 16], 32, 2_000),
+    "c5": ([1, 1, 120], 48_120, 48_120),
+    "f6": ([84], 10_164, 10_164),
+    "output": ([10], 0, 840),
+}
+
+
+def total(model, count):
+    return sum(layer[count] for layer in layer_table(model))
+
+
+def test_the_paper_network_has_the_papers_layers():
+    rows = {row["name"]: (row["output"], row["parameters"], row["connections"]) for row in layer_table(build_model(PAPER))}
+    assert rows == PAPER_TABLE
+
+
+def test_totals():
+    paper, deck = build_model(PAPER), build_model(Config())
+    assert total(paper, "parameters") == 60_000
+    assert total(paper, "connections") == 340_908
+    assert total(deck, "parameters") == 60_806
+    assert total(build_model(Config(c3="dense")), "parameters") == 61_706
+    assert total(build_model(Config(c3="random", seed=5)), "parameters") == 60_806
+
+
+def test_the_modules_hold_as_many_parameters_as_the_table_says():
+    """All but the 900 masked weights of C3, which are stored and do not exist."""
+    for config, masked in ((PAPER, 900), (Config(), 900), (Config(c3="dense"), 0)):
+        model = build_model(config)
+        stored = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        assert stored - masked == total(model, "parameters")
+
+
+def test_table_one():
+    assert [len(inputs) for inputs in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
+    assert [sum(s2 in inputs for inputs in C3_TABLE) for s2 in range(6)] == [10] * 6  # each S2 map feeds ten C3 maps
+    assert C3_TABLE[11:15] == ((0, 1, 2, 5), (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5))  # often copied wrongly
+    assert len(set(C3_TABLE)) == 16
+    assert 25 * sum(map(len, C3_TABLE)) + 16 == 1_516
+
+
+def test_random_connections_keep_the_number_of_inputs_and_follow_the_seed():
+    drawn = [c3_connections("random", seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(set(inputs)) for inputs in drawn[0]] == [len(inputs) for inputs in C3_TABLE]
+
+
+@pytest.mark.parametrize("initialization, bound", [("fan_in", lambda f: 2.4 / f), ("sqrt_fan_in", lambda f: 2.4 / np.sqrt(f))])
+def test_initial_weights_fill_the_bounds_of_each_maps_own_fan_in(initialization, bound):
+    model = build_model(dataclasses.replace(PAPER, initialization=initialization))
+    kernel = np.asarray(model.c3.kernel[...])
+    assert (kernel[c3_mask(C3_TABLE) == 0] == 0).all()
+    for feature_map, fan_in in enumerate([75] * 6 + [100] * 9 + [150]):
+        largest = np.abs(kernel[..., feature_map]).max()
+        assert 0.9 * bound(fan_in) < largest <= bound(fan_in) * (1 + 1e-6)
+    for layer, fan_in in ((model.c1, 25), (model.c5, 400), (model.f6, 120)):
+        largest = np.abs(np.asarray(layer.kernel[...])).max()
+        assert 0.9 * bound(fan_in) < largest <= bound(fan_in) * (1 + 1e-6)
+        assert (np.asarray(layer.bias[...]) == 0).all()
+
+
+def test_codes_are_ten_different_bitmaps_of_84_pixels():
+    codes = digit_codes()
+    assert codes.shape == (10, 84)
+    assert set(np.unique(codes)) == {-1.0, 1.0}
+    assert smallest_distance(codes) == 13
+
+
+def numpy_forward(params, images, connections, activation, trainable, codes):
+    """The forward pass in float64 by explicit sums over pixels, written from the paper's text."""
+
+    def conv(x, kernel, bias):
+        batch, height, width, _ = x.shape
+        out = np.zeros((batch, height - 4, width - 4, kernel.shape[-1]))
+        for i in range(5):
+            for j in range(5):
+                out += np.einsum("bhwc,cf->bhwf", x[:, i : i + height - 4, j : j + width - 4], kernel[i, j])
+        return out + bias
+
+    def subsample(x, layer):
+        pooled = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+        return pooled * layer["coefficient"] + layer["bias"] if trainable else pooled
+
+    x = activation(conv(images, **params["c1"]))
+    x = activation(subsample(x, params.get("s2")))
+    kernel = np.zeros((5, 5, 6, 16))
+    for feature_map, inputs in enumerate(connections):
+        for s2 in inputs:
+            kernel[:, :, s2, feature_map] = params["c3"]["kernel"][:, :, s2, feature_map]
+    x = activation(conv(x, kernel, params["c3"]["bias"]))
+    x = activation(subsample(x, params.get("s4")))
+    x = activation(conv(x, **params["c5"])).reshape(-1, 120)
+    x = activation(x @ params["f6"]["kernel"] + params["f6"]["bias"])
+    if codes is None:
+        return x @ params["output"]["kernel"] + params["output"]["bias"]
+    return -((x[:, None] - codes) ** 2).sum(-1)
+
+
+def random_params(model, key=0):
+    """The model's parameters with every entry drawn, masked ones, biases and coefficients too."""
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    draw = np.random.default_rng(key)
+    return jax.tree.map(lambda p: jnp.asarray(draw.normal(0, 0.3, p.shape), jnp.float32), params)
+
+
+@pytest.mark.parametrize(
+    "config", [Config(), PAPER, Config(c3="random", seed=3), Config(c3="dense")], ids=lambda c: f"{c.output}-{c.c3}"
+)
+def test_forward_against_numpy(config):
+    model = build_model(config)
+    params = random_params(model)
+    images = np.random.default_rng(1).uniform(-0.1, 1.175, (3, 32, 32, 1))
+    scaled = config.activation == "scaled_tanh"
+    expected = numpy_forward(
+        jax.tree.map(lambda p: np.asarray(p, np.float64), params),
+        images,
+        c3_connections(config.c3, config.seed),
+        (lambda a: 1.7159 * np.tanh(2 / 3 * a)) if scaled else np.tanh,
+        config.pooling == "trainable",
+        digit_codes() if config.output == "rbf" else None,
+    )
+    logits = nnx.merge(nnx.graphdef(model), params)(jnp.asarray(images, jnp.float32))
+    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_max_pooling_takes_the_maximum_and_squashes_once():
+    model = LeNet5(pooling="max", activation="relu", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 6))
+    np.testing.assert_array_equal(model.s2(x), nnx.max_pool(x, (2, 2), (2, 2)))
+    assert model.before_pooling(-1.0) == -1.0
+
+
+def test_scaled_tanh_is_equation_6():
+    activation = build_model(PAPER).activation
+    assert abs(activation(1.0) - 1) < 1e-4 and abs(activation(-1.0) + 1) < 1e-4  # f(1) = 1, f(-1) = -1
+    curve = jax.vmap(jax.grad(jax.grad(activation)))(jnp.linspace(-3, 3, 601))
+    assert abs(abs(jnp.linspace(-3, 3, 601)[jnp.argmax(jnp.abs(curve))]) - 1) < 0.05  # |f''| is largest at +-1 (appendix A)
+
+
+def test_losses_against_numpy():
+    draw = np.random.default_rng(0)
+    penalties, labels = draw.uniform(0, 40, (50, 10)), draw.integers(0, 10, 50)
+    logits = jnp.asarray(-penalties, jnp.float32)
+    wanted = penalties[np.arange(50), labels]
+    loss = loss_function("mse", "rbf")
+    np.testing.assert_allclose(loss(logits, labels), wanted, rtol=1e-6)  # eq. 8
+    for j in (0.1, 3.0, 10.0):
+        expected = wanted + np.log(np.exp(-j) + np.exp(-penalties).sum(1))  # eq. 9
+        np.testing.assert_allclose(loss_function("map", "rbf", map_constant=j)(logits, labels), expected, rtol=1e-5, atol=1e-5)
+    probabilities = np.exp(-penalties) / np.exp(-penalties).sum(1, keepdims=True)
+    one_hot = np.eye(10)[labels]
+    np.testing.assert_allclose(
+        loss_function("cross_entropy", "softmax")(logits, labels), -np.log(probabilities[one_hot == 1]), rtol=1e-5
+    )
+    smooth = 0.9 * one_hot + 0.01
+    expected = -(smooth * np.log(probabilities)).sum(1)
+    np.testing.assert_allclose(
+        loss_function("cross_entropy", "softmax", label_smoothing=0.1)(logits, labels), expected, rtol=1e-5
+    )
+    expected = ((probabilities - one_hot) ** 2).sum(1)
+    np.testing.assert_allclose(loss_function("mse", "softmax")(logits, labels), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_map_loss_stays_finite_where_every_penalty_is_huge():
+    """exp(-620), the farthest a code can be, underflows in float32; the loss must not."""
+    loss, gradient = jax.value_and_grad(lambda y: loss_function("map", "rbf", map_constant=3.0)(y, jnp.array([0])).sum())(
+        jnp.full((1, 10), -620.0)
+    )
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+    np.testing.assert_allclose(loss, 617.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [Config(), Config(pooling="max", activation="relu")], ids=lambda c: c.pooling)
+def test_logits_and_gradients_against_pytorch(config, torch):
+    model = build_model(config)
+    params = random_params(model)
+    params["c3"]["kernel"] *= c3_mask(C3_TABLE)
+    images = np.random.default_rng(2).uniform(0, 1, (4, 32, 32, 1)).astype(np.float32)
+    labels = np.array([3, 1, 4, 1])
+
+    def loss(params):
+        logits = nnx.merge(nnx.graphdef(model), params)(images)
+        return loss_function("cross_entropy", "softmax")(logits, labels).mean(), logits
+
+    (_, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
+
+    functional = torch.nn.functional
+    act, pool = (torch.tanh, functional.avg_pool2d) if config.pooling == "average" else (torch.relu, functional.max_pool2d)
+    weights = {}
+    for name, layer in params.items():
+        kernel = np.asarray(layer["kernel"])
+        kernel = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+        weights[name] = [torch.tensor(np.array(a), requires_grad=True) for a in (kernel, layer["bias"])]
+    x = torch.tensor(images.transpose(0, 3, 1, 2))
+    x = act(pool(act(functional.conv2d(x, *weights["c1"])), 2))
+    mask = torch.tensor(c3_mask(C3_TABLE).transpose(3, 2, 0, 1))
+    x = act(pool(act(functional.conv2d(x, weights["c3"][0] * mask, weights["c3"][1])), 2))
+    x = act(functional.conv2d(x, *weights["c5"])).flatten(1)
+    x = functional.linear(act(functional.linear(x, *weights["f6"])), *weights["output"])
+    functional.cross_entropy(x, torch.tensor(labels)).backward()
+    np.testing.assert_allclose(logits, x.detach().numpy(), rtol=1e-4, atol=1e-4)
+    for name, (kernel, bias) in weights.items():
+        ours = np.asarray(grads[name]["kernel"])
+        ours = ours.transpose(3, 2, 0, 1) if ours.ndim == 4 else ours.T
+        np.testing.assert_allclose(ours, kernel.grad.numpy(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(grads[name]["bias"], bias.grad.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_rgb_images_and_other_class_counts():
+    model = LeNet5(in_channels=3, num_classes=47, convolution=convolution(), rngs=nnx.Rngs(0))
+    assert model(jnp.zeros((2, 32, 32, 3))).shape == (2, 47)
+    assert layer_table(model, in_channels=3)[0]["parameters"] == 6 * (3 * 25 + 1)
