@@ -217,7 +217,9 @@ def _require_fit(saved: dict[str, list], target, where: Path) -> None:
     for path in sorted(wanted.keys() | found.keys()):
         ours, theirs = wanted.get(path, "absent"), found.get(path, "absent")
         if ours != theirs:
-            raise UserError(f"{where} holds another model: {path} is {theirs} there and {ours} here. Use its own flags.")
+            raise UserError(
+                f"{where} holds another model: {path} is {theirs} there and {ours} here. Use its flags, or another --workdir."
+            )
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 XLA's CPU convolutions are slow on images of a few channels, above all inside a loop: LeNet-5 at batch 128, forward and
 backward in a `fori_loop` on two cores, makes 2,300 images/s with `lax.conv_general_dilated`, ten times as many with the form
-below. So on a CPU a convolution becomes one matrix product with a banded (Toeplitz) matrix: neighbouring output columns share most of
-their input, so a block of `n` output columns is one row of the product instead of `n`, at the price of multiplying some zeros.
-On GPU and TPU the plain `lax` form stays. Both plug into `nnx.Conv(conv_general_dilated=...)`, and are the same function to
-float accuracy.
+below. So on a CPU a convolution becomes one matrix product with a banded (Toeplitz) matrix: neighbouring output columns share
+most of their input, so a block of `n` output columns is one row of the product instead of `n`, at the price of multiplying some
+zeros. On GPU and TPU the plain `lax` form stays. Both plug into `nnx.Conv(conv_general_dilated=...)`, and are the same function
+to float accuracy.
 """
 
 import jax

@@ -42,8 +42,13 @@ def define(config_class, flag_values: flags.FlagValues) -> None:
             flags.register_validator(name, math.isfinite, f"--{name} must be a finite number.", flag_values=flag_values)
         else:
             flags.DEFINE_string(name, default, **common)
-            # A line break would end the entry in a flagfile.
-            flags.register_validator(name, str.isprintable, f"--{name} must be one line.", flag_values=flag_values)
+            # A flagfile ends an entry at a line break, and drops blanks around it.
+            flags.register_validator(
+                name,
+                lambda text: text.isprintable() and text == text.strip(),
+                f"--{name} must be one line without blanks around it.",
+                flag_values=flag_values,
+            )
 
 
 def read(config_class, flag_values: flags.FlagValues):

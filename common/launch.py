@@ -55,30 +55,33 @@ def main(config_class, train_and_evaluate: Callable) -> None:
     app.run(lambda parsed: _run(*parsed, train_and_evaluate), flags_parser=parse)
 
 
-def run_tool(define_flags: Callable, body: Callable) -> None:
-    """Runs a command-line tool of scripts/; never returns.
+def run_tool(define_flags: Callable, body: Callable, argv: list[str]) -> int:
+    """Runs a command-line tool of scripts/; returns its exit code.
 
     Args:
       define_flags: called with a FlagValues, to declare the tool's flags in it.
-      body: called with the parsed FlagValues. A UserError becomes one line and its exit code.
+      body: called with the parsed FlagValues. A UserError becomes one line and its exit code, Ctrl-C one line and 130.
+      argv: the program's name and its arguments.
     """
-    flag_values = flags.FlagValues()
-    define_flags(flag_values)
-    flags.DEFINE_string("flagfile", "", "Flags from a file, one a line.", flag_values=flag_values)
-    flags.DEFINE_boolean("help", False, "Prints this text.", flag_values=flag_values)
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_string("flagfile", "", "Flags from a file, one a line.", flag_values=values)
+    flags.DEFINE_boolean("help", False, "Prints this text.", flag_values=values)
     try:
-        leftover = flag_values(sys.argv)[1:]
-        if flag_values.help:
-            print(sys.modules["__main__"].__doc__, flag_values.main_module_help() or flag_values.get_help(), sep="\n")
-            sys.exit(0)
+        leftover = values(argv)[1:]
         if leftover:
             raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
-        body(flag_values)
+        if values.help:
+            print(sys.modules[body.__module__].__doc__, values.get_help(), sep="\n")
+        else:
+            body(values)
     except (flags.Error, UnicodeDecodeError) as error:
-        sys.exit(_fail(" ".join(str(error).split()), UserError.exit_code))
+        return _fail(f"{' '.join(str(error).split())} (--help lists the flags)", UserError.exit_code)
     except UserError as error:
-        sys.exit(_fail(str(error), error.exit_code))
-    sys.exit(0)
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from here.", 130, "")
+    return 0
 
 
 def provenance(config) -> dict:
@@ -196,31 +199,33 @@ def _stop_signals():
     Python runs signal handlers only between bytecodes of the main thread, and a compilation can hold that for a minute: so the
     numbers are read by a thread of their own, from the pipe that the interpreter's C handler writes to.
     """
-    received = []
+    received, stop_signals = [], (signal.SIGTERM, signal.SIGINT)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
 
     def watch():
-        while number := os.read(read_end, 1):
-            received.append(number[0])
-            if len(received) > 1:
-                os._exit(128 + number[0])
-            name = signal.Signals(number[0]).name
+        while number := os.read(read_end, 1)[0]:
+            if number not in stop_signals:
+                continue
+            if received:
+                os._exit(128 + number)
+            received.append(number)
+            name = signal.Signals(number).name
             print(f"{name}: finishing these steps and saving; once more stops at once.", file=sys.stderr, flush=True)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    stop_signals = (signal.SIGTERM, signal.SIGINT)
-    old_handlers = {number: signal.signal(number, lambda *_: None) for number in stop_signals}
     old_wakeup = signal.set_wakeup_fd(write_end)
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in stop_signals}
     try:
         yield lambda: received[0] if received else None
     finally:
-        signal.set_wakeup_fd(old_wakeup)
         for number, handler in old_handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: installed by C code
-        os.close(write_end)
+        signal.set_wakeup_fd(old_wakeup)
+        os.write(write_end, b"\0")  # ends the watcher
         watcher.join()
+        os.close(write_end)
         os.close(read_end)
 
 

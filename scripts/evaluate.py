@@ -1,6 +1,7 @@
 """Scores a run again, from its checkpoint alone: `python -m scripts.evaluate --workdir=RUN [--dataset=NAME] [--split=test]`."""
 
 import json
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -45,4 +46,4 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    launch.run_tool(define_flags, main)
+    sys.exit(launch.run_tool(define_flags, main, sys.argv))

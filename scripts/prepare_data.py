@@ -23,7 +23,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn, track
 
-from common import builders
+from common import builders, launch
 from common.data import data_dirs
 from common.errors import DataError, StorageError, UserError
 
@@ -39,44 +39,28 @@ WITHOUT_NETWORK = (
 
 def main(argv: list[str]) -> int:
     """Runs the command with the arguments after the program's name; returns its exit code."""
-    try:
-        flag_values = parse_flags(argv)
-        if flag_values.help:
-            print(__doc__, flag_values.get_help(), sep="\n")
-        elif flag_values.dataset == "mnist10k":
-            print("mnist10k is embedded in the project: nothing to prepare")
-        elif flag_values.dataset in builders.IDX_SETS:
-            data_dir = data_dirs(flag_values.data_dir)[0]
-            prepare_idx(flag_values.dataset, data_dir, flag_values.source, flag_values.mirror)
-        else:
-            raise UserError(f"--dataset={flag_values.dataset} is unknown; allowed: mnist10k, {', '.join(builders.IDX_SETS)}")
-    except UserError as error:
-        print(f"prepare_data: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("prepare_data: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return launch.run_tool(define_flags, prepare, ["prepare_data", *argv])
 
 
-def parse_flags(argv: list[str]) -> flags.FlagValues:
-    """Declares the flags and parses `argv` (without the program's name). Raises UserError for any that is wrong."""
-    flag_values = flags.FlagValues()
+def define_flags(flag_values: flags.FlagValues) -> None:
     options = {"flag_values": flag_values}
     flags.DEFINE_string("dataset", "mnist", f"The set: {', '.join(builders.IDX_SETS)}.", **options)
     flags.DEFINE_string("data_dir", "", "Where to write it; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.", **options)
     flags.DEFINE_string("source", "", "A folder with the files already downloaded, under their official names.", **options)
     flags.DEFINE_string("mirror", "", "The address of another server's folder that holds the same files.", **options)
-    flags.DEFINE_boolean("help", False, "Print this text.", **options)
-    try:
-        unused = flag_values(["prepare_data", *argv])[1:]
-    except flags.Error as error:
-        raise UserError(f"{' '.join(str(error).split())} (--help lists the flags)") from error
-    if unused:
-        raise UserError(f"unexpected argument {unused[0]!r}; every option is written --name=value (--help lists them)")
-    if flag_values.mirror and not flag_values.mirror.startswith(("http://", "https://")):
-        raise UserError(f"--mirror={flag_values.mirror} is no address; it must begin with http:// or https://")
-    return flag_values
+
+
+def prepare(flag_values: flags.FlagValues) -> None:
+    """Prepares the set that the flags name."""
+    dataset, mirror = flag_values.dataset, flag_values.mirror
+    if mirror and not mirror.startswith(("http://", "https://")):
+        raise UserError(f"--mirror={mirror} is no address; it must begin with http:// or https://")
+    if dataset == "mnist10k":
+        print("mnist10k is embedded in the project: nothing to prepare")
+    elif dataset in builders.IDX_SETS:
+        prepare_idx(dataset, data_dirs(flag_values.data_dir)[0], flag_values.source, mirror)
+    else:
+        raise UserError(f"--dataset={dataset} is unknown; allowed: mnist10k, {', '.join(builders.IDX_SETS)}")
 
 
 def prepare_idx(dataset: str, data_dir: Path, source: str = "", mirror: str = "") -> Path:

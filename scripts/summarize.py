@@ -1,6 +1,7 @@
 """The layer table of a network, computed from the module itself: `python -m scripts.summarize --model=lenet [--flagfile=F]`."""
 
 import json
+import sys
 
 from absl import flags
 from rich.console import Console
@@ -46,4 +47,4 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    launch.run_tool(define_flags, main)
+    sys.exit(launch.run_tool(define_flags, main, sys.argv))

@@ -223,7 +223,6 @@ def test_help_lists_every_flag_in_its_order(program):
     ("arguments", "named"),
     [
         (["--workdir=x", "--no_such=1"], "no_such"),
-        (["--workdir=x", "--flagfile=absent.flags"], "absent.flags"),
         (["--workdir=x", "--averaging", "--mode=bug"], "--averaging excludes --mode=bug"),
     ],
 )

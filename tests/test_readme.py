@@ -1,0 +1,71 @@
+"""README tells the truth: its numbers come from results/, its commands and flags exist, its links lead somewhere."""
+
+import dataclasses
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from lenet.config import Config
+from scripts import report
+
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+CONTRACT = {
+    "test_error_pct", "num_test_examples", "confusion_matrix", "num_steps", "state_sha256", "images_per_s", "wall_time_s",
+    "command", "commit", "seed", "dataset", "versions", "machine",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", report.PAGES)
+def test_tables_are_those_that_results_give(page):
+    text = (ROOT / page).read_text()
+    assert report.fill(text, report.load_results(ROOT / "results")) == text
+
+
+def test_the_main_table_is_the_mean_of_the_committed_runs():
+    """Computed a second time, from the confusion matrices alone."""
+    table = (ROOT / "README.md").read_text()
+    for name, what, *_ in report.MAIN_ROWS:
+        matrices = [json.loads(path.read_text())["confusion_matrix"] for path in (ROOT / "results").glob(f"lenet_{name}_seed*")]
+        assert matrices, f"no results for {name}"
+        wrong = [sum(map(sum, matrix)) - sum(matrix[digit][digit] for digit in range(10)) for matrix in matrices]
+        row = next(line for line in table.splitlines() if line.startswith(f"| {what}"))
+        assert f"**{statistics.mean(wrong) / 100:.3f}%**" in row
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_keep_the_contract(path):
+    result = json.loads(path.read_text())
+    if "kind" in result:
+        return
+    assert result.keys() >= CONTRACT
+    matrix = result["confusion_matrix"]
+    total = sum(map(sum, matrix))
+    assert total == result["num_test_examples"]
+    correct = sum(matrix[label][label] for label in range(len(matrix)))
+    assert result["test_error_pct"] == pytest.approx(100 * (total - correct) / total)
+    assert not result["commit"].endswith("-dirty")
+    assert f"--seed={result['seed']}" in result["command"]
+
+
+def test_every_flag_named_exists():
+    known = {field.name for field in dataclasses.fields(Config)}
+    tools = {"workdir", "flagfile", "data_dir", "model", "json", "check", "split", "dataset", "help", "all", "name", "full"}
+    for page in report.PAGES:
+        text = re.sub(r"--xla\w+|--force\w*", "", (ROOT / page).read_text())
+        for flag in re.findall(r"--(?:no)?([a-z]\w+)", text):
+            assert flag in known | tools, f"{page} names --{flag}"
+
+
+def test_every_link_and_file_named_exists():
+    for page in report.PAGES:
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+        for script in re.findall(r"(?:bash |--flagfile=)((?:scripts|lenet)/[\w/.]+)", text):
+            assert (ROOT / script).exists(), f"{page} names {script}"
+        for module in re.findall(r"python -m ((?:scripts|lenet)\.\w+)", text):
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{page} names {module}"
