@@ -238,10 +238,11 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
                 raise launch.Interrupted(stop_signal)
 
     # ---- the final scores; without --track=test nothing saw the test split before
-    on_train, on_test = score(state, train), score(state, test)
+    on_test = score(state, test)
+    others = {"train": train} | ({"validation": validation} if len(validation) else {})
     return {
         "test_error_pct": metrics.summarize(on_test)["error_pct"],
-        "train_error_pct": metrics.summarize(on_train)["error_pct"],
+        **{f"{split}_error_pct": metrics.summarize(score(state, examples))["error_pct"] for split, examples in others.items()},
         "num_test_examples": int(on_test["count"]),
         "num_train_examples": len(train),
         "tracked": config.track,

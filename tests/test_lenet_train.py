@@ -69,6 +69,7 @@ def test_what_a_run_leaves(tiny):
     places = [(line["step"], line["split"]) for line in lines]
     assert len(places) == len(set(places))
     assert [step for step, split in places if split == "validation"] == [15, 30]
+    assert result["validation_error_pct"] == [line["error_pct"] for line in lines if line["split"] == "validation"][-1]
     assert not any(split == "test" for _, split in places)  # the test split is scored once, at the end
     assert all(list(line)[:3] == ["step", "epoch", "split"] for line in lines)
 
