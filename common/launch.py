@@ -174,8 +174,8 @@ def _locked(workdir: Path):
 def _require_same_config(config, workdir: Path) -> None:
     """Raises UserError unless `workdir` is new, or holds a run of this config up to settings that leave the result alone."""
     path = workdir / "config.json"
-    if not path.exists():
-        return
+    if not any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json")):
+        return  # a start that was refused, for want of the data perhaps, leaves a config and nothing to lose
     try:
         saved = dict(json.loads(path.read_text()))
     except (ValueError, TypeError, OSError) as error:

@@ -197,6 +197,12 @@ def test_changed_settings_are_refused_with_a_table(program, clean_run):
     ]
 
 
+def test_a_start_that_trained_nothing_does_not_bind_its_workdir(program):
+    """Such as one that did not find its data set: the next command may name another."""
+    assert program.run("--workdir=again", "--mode=bug")[0] == 1
+    assert program.run("--workdir=again", "--num_steps=2")[0] == 0
+
+
 def test_help_lists_every_flag_in_its_order(program):
     code, output, errors = program.run("--help")
     assert (code, errors) == (0, "")
