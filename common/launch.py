@@ -76,7 +76,7 @@ def run_tool(define_flags: Callable, body: Callable, argv: list[str]) -> int:
         else:
             body(values)
     except (flags.Error, UnicodeDecodeError) as error:
-        return _fail(f"{' '.join(str(error).split())} (--help lists the flags)", UserError.exit_code)
+        return _fail(_flag_error(error), UserError.exit_code)
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
     try:
         leftover = flag_values(argv)[1:]
     except (flags.Error, UnicodeDecodeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_flag_error(error)) from error
     if leftover:
         raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
     if not flag_values.workdir:
@@ -145,6 +145,11 @@ def _run(config, workdir: Path, train_and_evaluate: Callable) -> int:
         raise
 
 
+def _flag_error(error: Exception) -> str:
+    """absl's message on one line."""
+    return f"{' '.join(str(error).split()).removeprefix('ERROR:: ')} (--help lists the flags)"
+
+
 def _fail(message: str, exit_code: int, kind: str = "error: ") -> int:
     print(kind + message, file=sys.stderr, flush=True)
     return exit_code
@@ -174,8 +179,8 @@ def _locked(workdir: Path):
 def _require_same_config(config, workdir: Path) -> None:
     """Raises UserError unless `workdir` is new, or holds a run of this config up to settings that leave the result alone."""
     path = workdir / "config.json"
-    if not any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json")):
-        return  # a start that was refused, for want of the data perhaps, leaves a config and nothing to lose
+    if not path.exists():
+        return
     try:
         saved = dict(json.loads(path.read_text()))
     except (ValueError, TypeError, OSError) as error:
@@ -184,7 +189,8 @@ def _require_same_config(config, workdir: Path) -> None:
     if unknown:
         raise UserError(f"{workdir} holds a run of another program (it sets {sorted(unknown)[0]}). Use another --workdir.")
     changed = common.flags.changes(saved, config)
-    if changed:
+    # A start that was refused, for want of the data perhaps, leaves a config and nothing that it would not fit.
+    if changed and any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json")):
         width = max(len(name) for name, _, _ in changed)
         table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
         raise UserError(

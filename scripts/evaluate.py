@@ -7,13 +7,13 @@ from pathlib import Path
 from absl import flags
 
 from common import data, launch, metrics
-from common.errors import DataError
+from common.errors import DataError, UserError
 from lenet import train
 from lenet.data import DIGITS
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "The run's folder.", required=True, flag_values=flag_values)
+    flags.DEFINE_string("workdir", "", "The run's folder; required.", flag_values=flag_values)
     flags.DEFINE_string("dataset", "", "A prepared set; the run's own if empty.", flag_values=flag_values)
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
     flags.DEFINE_string("split", "test", "A split or a slice of one: test, train[55000:].", flag_values=flag_values)
@@ -21,6 +21,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues) -> None:
+    if not flag_values.workdir:
+        raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first")
     run = train.load_run(Path(flag_values.workdir))
     dataset = flag_values.dataset or run.config.dataset
     examples = data.load(dataset, flag_values.split, data.data_dirs(flag_values.data_dir, DIGITS))
