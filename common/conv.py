@@ -35,10 +35,12 @@ def masked(convolution, mask: np.ndarray):
 def banded_convolution(inputs, kernel, window_strides, padding, *, preferred_element_type=None, **options):
     """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H - kh + 1, W - kw + 1, out) as one banded matrix product.
 
-    Written for what LeNet-5 has, stride 1 and no padding; anything else goes to `lax.conv_general_dilated`.
+    Written for what LeNet-5 has: stride 1, no padding, dilation or groups. Anything else goes to `lax.conv_general_dilated`.
     """
-    plain = tuple(window_strides) == (1, 1) and (padding == "VALID" or all(tuple(p) == (0, 0) for p in padding))
-    if not plain or options.get("feature_group_count", 1) != 1:
+    ones = (window_strides, *(options.get(name) or (1, 1) for name in ("lhs_dilation", "rhs_dilation")))
+    groups = [options.get(name, 1) for name in ("feature_group_count", "batch_group_count")]
+    padded = padding != "VALID" and any(tuple(sides) != (0, 0) for sides in padding)
+    if padded or any(tuple(one) != (1, 1) for one in ones) or groups != [1, 1]:
         return lax.conv_general_dilated(
             inputs, kernel, window_strides, padding, preferred_element_type=preferred_element_type, **options
         )

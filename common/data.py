@@ -6,6 +6,7 @@ about ten seconds, so `load` keeps each split as one uncompressed .npz file unde
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -120,10 +121,11 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
         )
     raise DataError(
         f"data set {dataset!r} not found (looked in {places}): name the folder that has it with --data_dir or $TFDS_DATA_DIR, "
-        f"or get it with `python -m scripts.prepare_data --dataset={dataset}`; --dataset=mnist10k is embedded, without download"
+        "or prepare it (`python -m scripts.prepare_data --help` lists what can be downloaded); --dataset=mnist10k is embedded"
     )
 
 
+@functools.lru_cache(maxsize=2)  # every chunk of an epoch asks for it
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the examples in one epoch: a permutation that is a pure function of (num_examples, seed, epoch).
 
@@ -135,10 +137,12 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
       seed, epoch: non-negative; different pairs give independent orders.
 
     Returns:
-      (N,) int64, each of 0 to N - 1 once.
+      (N,) int64, each of 0 to N - 1 once, read-only.
     """
     random = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
-    return np.argsort(random.random_raw(num_examples), kind="stable")
+    order = np.argsort(random.random_raw(num_examples), kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def eval_batches(examples: Examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

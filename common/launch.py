@@ -66,13 +66,13 @@ def run_tool(define_flags: Callable, body: Callable, argv: list[str]) -> int:
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_string("flagfile", "", "Flags from a file, one a line.", flag_values=values)
-    flags.DEFINE_boolean("help", False, "Prints this text.", flag_values=values)
+    flags.DEFINE_boolean("help", False, "Prints this text.", short_name="h", flag_values=values)
     try:
         leftover = values(argv)[1:]
         if leftover:
             raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
         if values.help:
-            print(sys.modules[body.__module__].__doc__, values.get_help(), sep="\n")
+            print(sys.modules[body.__module__].__doc__, *_tool_help(values), sep="\n")
         else:
             body(values)
     except (flags.Error, UnicodeDecodeError) as error:
@@ -88,7 +88,10 @@ def provenance(config) -> dict:
     """Where a result comes from: command, commit, seed, dataset, versions and machine, without host names and paths."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    device = jax.devices()[0]
+    try:
+        device = jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names what is not here
+        raise UserError(f"JAX finds no device: {str(error).splitlines()[0] if str(error) else 'see JAX_PLATFORMS'}") from error
     machine = {"processor": _processor(), "cores": _cores(), "accelerator": device.device_kind, "devices": jax.device_count()}
     return {
         "command": _command(),
@@ -113,7 +116,7 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
         raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
     if not flag_values.workdir:
         raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first.")
-    return common.flags.read(config_class, flag_values), Path(flag_values.workdir)
+    return common.flags.read(config_class, flag_values), Path(flag_values.workdir).expanduser()
 
 
 def _run(config, workdir: Path, train_and_evaluate: Callable) -> int:
@@ -265,6 +268,11 @@ def _help(config_class) -> str:
     return "\n\n".join(paragraphs)
 
 
+def _tool_help(values: flags.FlagValues) -> list[str]:
+    """A paragraph per flag, in alphabetical order."""
+    return [f"  --{name}={values[name].default}\n      {values[name].help}" for name in sorted(values) if len(name) > 1]
+
+
 def _program() -> str:
     spec = sys.modules["__main__"].__spec__
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {_relative(sys.argv[0])}"
@@ -324,10 +332,14 @@ def _result_text(result: dict) -> str:
 
 def _headline(workdir: Path) -> str:
     path = workdir / "result.json"
-    result = json.loads(path.read_text())
+    try:
+        result = json.loads(path.read_text())
+        num_steps = result["num_steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged; remove it, and the same command writes it again.") from error
     errors = "".join(
         f"{name.removesuffix('_error_pct')} error {value:.2f}%, "
         for name, value in result.items()
         if name.endswith("error_pct")
     )
-    return f"complete: {errors}{result['num_steps']:,} steps; {path}"
+    return f"complete: {errors}{num_steps:,} steps; {path}"

@@ -1,4 +1,4 @@
-"""One train step, placed on one device or many: jit over a mesh (the default) or pmap (the old way, for who asks for it).
+"""One train step, placed on one device or many: jit over a mesh (the default) or pmap (the older interface).
 
 A train step computes sums over its part of the batch and calls `reduce` on them: under jit the part is the whole batch and
 `reduce` is the identity, because the compiler inserts the collectives that the shardings ask for; under pmap it is `lax.psum`.
@@ -36,12 +36,12 @@ class Placement(NamedTuple):
 def place(train_steps: Callable, *, mode: str, batch_size: int) -> Placement:
     """Compiles `train_steps(state, chunk, num_steps, reduce)` for all devices; batch 1 for one.
 
-    Raises UserError if `batch_size`, which is global, does not divide by the number of devices.
+    Raises UserError if `batch_size`, which is global, is not divisible by the number of devices.
     """
     devices = jax.devices() if batch_size > 1 else jax.devices()[:1]
     count = len(devices)
     if batch_size % count:
-        raise UserError(f"--batch_size={batch_size} is global and must divide by the number of devices, {count}")
+        raise UserError(f"--batch_size={batch_size} is global and must be divisible by the number of devices, {count}")
     mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
     replicated = NamedSharding(mesh, P())
 

@@ -91,9 +91,14 @@ class Writer:
 
     @property
     def images_per_s(self) -> float:
-        """Training speed over all resumes. The first chunk after each start (compilation) and evaluations do not count."""
+        """Training speed over all resumes. The first chunk after each start (compilation) and evaluations do not count.
+
+        A run of a single chunk has nothing else: then it is images over wall time.
+        """
         seconds = self._before["timed_seconds"] + self._timed_seconds
-        return (self._before["timed_images"] + self._timed_images) / seconds if seconds else 0.0
+        if not seconds:
+            return self.images / self.seconds
+        return (self._before["timed_images"] + self._timed_images) / seconds
 
     @property
     def totals(self) -> dict:
@@ -166,7 +171,9 @@ class Writer:
         line = f"step {step:,}/{self._num_steps:,}  epoch {epoch:.2f}  {split} {text}"
         if self._progress:
             shown = {"metrics": text} if split == "train" else {}
-            self._progress.update(self._task, completed=step, epoch=epoch, images_per_s=self.images_per_s, **shown)
+            self._progress.update(
+                self._task, completed=step, epoch=epoch, images_per_s=self.images_per_s, refresh=True, **shown
+            )
             if split != "train":
                 self._progress.console.print(line, highlight=False)
         elif split != "train":
@@ -250,6 +257,7 @@ def draw_curves(workdir: Path) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{error:g}%"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(left=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel("error")
     axes.set_title(workdir.absolute().name, loc="left", fontsize=11)

@@ -15,17 +15,17 @@ class Config:
         "mnist", "Prepared set of 28x28 or 32x32 images: mnist, fashion_mnist, emnist/balanced, mnist10k (embedded) ..."
     )
     data_dir: str = setting("", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", changes_result=False)
-    train_size: int = setting(0, "Train on the first so many examples only; 0: all that are not held out.", lower_bound=0)
-    validation_size: int = setting(5000, "Hold out the last so many training examples for validation.", lower_bound=0)
+    train_size: int = setting(0, "Train on the first N examples only; 0: on all that are not held out.", lower_bound=0)
+    validation_size: int = setting(5000, "Hold out the last N training examples for validation.", lower_bound=0)
     track: str = setting(
         "validation", "What is scored after each epoch; `test` for the paper's curves.", choices=("validation", "test")
     )
     scaling: str = setting(
-        "unit", "Pixels to 0..1 (unit) or -0.1..1.175 (paper, section II.A: background and ink).", choices=("unit", "paper")
+        "unit", "Pixels to 0..1 (unit) or -0.1..1.175 (paper, section II.B: background and ink).", choices=("unit", "paper")
     )
     distortions: str = setting(
         "none",
-        "affine: the paper's translation, scaling, squeezing, shear (III.C); elastic: rotation and a smooth random warp too.",
+        "affine: the paper's translation, scaling, squeezing, shear (III.B); elastic: rotation and a smooth random warp too.",
         choices=("none", "affine", "elastic"),
     )
     distortion_strength: float = setting(1.0, "Factor on the distortions' ranges (lenet/data.py has them).", lower_bound=0.0)
@@ -53,19 +53,25 @@ class Config:
     )
     initialization: str = setting(
         "sqrt_fan_in",
-        "Weights uniform within 2.4 / sqrt F (sqrt_fan_in) or 2.4 / F (fan_in, the paper's text), F inputs a unit.",
+        "Weights uniform within 2.4 / sqrt F (sqrt_fan_in) or 2.4 / F (fan_in, the paper's text), F = inputs of the unit.",
         choices=("sqrt_fan_in", "fan_in"),
     )
 
     # loss and optimizer
     loss: str = setting(
-        "cross_entropy", "mse: eq. 8; map: eq. 9; lenet/model.py has the formulas.", choices=("cross_entropy", "mse", "map")
+        "cross_entropy",
+        "cross_entropy of the softmax; mse: eq. 8; map: eq. 9 (lenet/model.py has the formulas).",
+        choices=("cross_entropy", "mse", "map"),
     )
     map_constant: float = setting(
         3.0, "j of eq. 9, the penalty of the rubbish class; the paper gives no value.", lower_bound=0.0
     )
     label_smoothing: float = setting(0.0, "Share of the target spread over all classes.", lower_bound=0.0, upper_bound=1.0)
-    optimizer: str = setting("sgd", "sdlm: the paper's second-order rule (appendix C).", choices=("sgd", "adamw", "sdlm"))
+    optimizer: str = setting(
+        "sgd",
+        "sgd with momentum, adamw, or sdlm, the paper's second-order rule (appendix C).",
+        choices=("sgd", "adamw", "sdlm"),
+    )
     learning_rate: float = setting(
         0.1, "Peak learning rate; with --schedule=paper a factor on the paper's rates.", lower_bound=0.0
     )
@@ -83,7 +89,9 @@ class Config:
         lower_bound=0.0,
         upper_bound=1.0,
     )
-    curvature_examples: int = setting(500, "Examples for sdlm's curvature before each pass (III.B).", lower_bound=1)
+    curvature_examples: int = setting(
+        500, "Examples, undistorted, for sdlm's curvature before each pass (III.B).", lower_bound=1
+    )
     curvature_loss: str = setting(
         "mse",
         "Loss whose curvature sdlm uses: that of eq. 8 or that of --loss (lenet/README.md says why).",
@@ -92,7 +100,7 @@ class Config:
 
     # run
     batch_size: int = setting(128, "Examples per update, over all devices together.", lower_bound=1)
-    num_epochs: int = setting(20, "Passes: each is as many examples as the training set has originals.", lower_bound=1)
+    num_epochs: int = setting(20, "Passes over the training set; distorted copies do not make a pass longer.", lower_bound=1)
     seed: int = setting(0, "Decides initial weights, order and distortions.", lower_bound=0, upper_bound=2**32 - 1)
     parallel: str = setting(
         "jit",
@@ -100,7 +108,7 @@ class Config:
         choices=("jit", "pmap"),
         changes_result=False,
     )
-    save_every_epochs: int = setting(1, "A checkpoint after every so many epochs.", lower_bound=1, changes_result=False)
+    save_every_epochs: int = setting(1, "A checkpoint after every N epochs.", lower_bound=1, changes_result=False)
 
     def __post_init__(self):
         if self.optimizer == "sdlm" and (self.pooling, self.output) != ("trainable", "rbf"):
@@ -117,8 +125,9 @@ class Config:
             raise UserError(f"--warmup_epochs needs --schedule=cosine, not --schedule={self.schedule}")
         if self.warmup_epochs >= self.num_epochs:
             raise UserError(f"--warmup_epochs={self.warmup_epochs} leaves nothing of --num_epochs={self.num_epochs}")
-        if self.average_decay == 1.0:
-            raise UserError("--average_decay=1 would never leave the initial weights; allowed: 0 to below 1")
+        for name in ("average_decay", "momentum", "label_smoothing"):
+            if getattr(self, name) == 1.0:
+                raise UserError(f"--{name}=1 would learn nothing; allowed: 0 to below 1")
         if self.distorted_copies and self.distortions == "none":
             raise UserError(f"--distorted_copies={self.distorted_copies} needs --distortions=affine or elastic")
         if self.track == "validation" and not self.validation_size:

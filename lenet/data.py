@@ -11,7 +11,7 @@ from common.errors import DataError, UserError
 
 DIGITS = Path(__file__).parent / "digits"  # the embedded set mnist10k
 
-# Half-widths of the uniform ranges at --distortion_strength=1; the paper names the transformations (III.C) but gives no ranges.
+# Half-widths of the uniform ranges at --distortion_strength=1; the paper names the transformations (III.B) but gives no ranges.
 TRANSLATION_PX = 2.0  # horizontally and vertically
 SCALING = 0.15  # of the size
 SQUEEZING = 0.15  # one axis compressed, the other stretched
@@ -28,21 +28,30 @@ def load_splits(dataset: str, data_dir: str, *, train_size: int, validation_size
     """
     folders = data.data_dirs(data_dir, DIGITS)
     train, test = data.load(dataset, "train", folders), data.load(dataset, "test", folders)
-    if train.images.shape[1:3] not in ((28, 28), (32, 32)):
-        raise DataError(f"LeNet-5 takes images of 28x28 or 32x32 pixels; those of {dataset} have {train.images.shape[1:3]}")
+    require_fit(train)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"{dataset}: training images have shape {train.images.shape[1:]}, test images {test.images.shape[1:]}")
     available = len(train) - validation_size
     if available < max(train_size, 1):
         raise UserError(
-            f"{dataset} has {len(train)} training examples; --validation_size={validation_size} leaves {max(available, 0)}, "
-            f"fewer than --train_size={max(train_size, 1)}"
+            f"{dataset} has {len(train)} training examples; --validation_size={validation_size} leaves {max(available, 0)} "
+            "to train on" + (f", fewer than --train_size={train_size}" if train_size else "")
         )
     return train[: train_size or available], train[available:], test
 
 
+def require_fit(examples: data.Examples) -> None:
+    """Raises DataError unless the images are 28x28 or 32x32, grey or RGB."""
+    height, width, channels = examples.images.shape[1:]
+    if (height, width) not in ((28, 28), (32, 32)) or channels not in (1, 3):
+        raise DataError(
+            f"LeNet-5 takes images of 28x28 or 32x32 pixels, grey or RGB; those of {examples.name} have "
+            f"{height}x{width} pixels and {channels} channels"
+        )
+
+
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Updates in one epoch: full batches only; the few examples left over come earlier in the next epoch's order."""
+    """Updates in one epoch: full batches only; the examples left over begin the next pass."""
     if batch_size > num_examples:
         raise UserError(f"--batch_size={batch_size} is larger than the training set ({num_examples} examples)")
     return num_examples // batch_size
@@ -68,19 +77,16 @@ def training_chunk(
     """
     originals = len(examples)
     population = originals * (1 + copies)  # a number n stands for example n % originals
-    steps_per_pass = population // batch_size
     steps = first_step + np.minimum(np.arange(padded_to), num_steps - 1)
-    passes = steps // steps_per_pass if reshuffle else np.zeros_like(steps)
-    orders = {epoch: data.epoch_order(population, seed, int(epoch)) for epoch in np.unique(passes)}
-    starts = steps % steps_per_pass * batch_size
-    numbers = np.stack(
-        [orders[epoch][start : start + batch_size] for epoch, start in zip(passes, starts, strict=True)]
-    )  # (S, B)
+    uses = steps[:, None] * batch_size + np.arange(batch_size)  # (S, B): how many examples came before this one
+    passes, places = np.divmod(uses, population)
+    numbers = np.empty_like(uses)
+    for number_of_pass in np.unique(passes):
+        order = data.epoch_order(population, seed, int(number_of_pass) if reshuffle else 0)
+        here = passes == number_of_pass
+        numbers[here] = order[places[here]]
     indices = numbers % originals
-    if copies:
-        draw = np.where(numbers < originals, 0, numbers)
-    else:
-        draw = 1 + steps[:, None] * batch_size + np.arange(batch_size)
+    draw = np.where(numbers < originals, 0, numbers) if copies else 1 + uses
     return {"image": examples.images[indices], "label": examples.labels[indices], "draw": draw.astype(np.uint32)}
 
 
@@ -106,11 +112,14 @@ def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, s
 
 
 def distort(key: jax.Array, image: jax.Array, *, strength: float = 1.0, elastic: bool = False) -> jax.Array:
-    """A random planar distortion of one image, (32, 32, C) float with background 0: each output pixel is read, by bilinear
-    interpolation, where the transformation about the centre puts it.
+    """A random planar distortion of one image, (32, 32, C) of 0 to 1 with background 0: each output pixel is read where the
+    transformation about the centre puts it.
+
+    It is read by linear interpolation from a finer image, three cubically interpolated pixels for one: read from the image
+    itself, distorted digits would be blurred and the sharp ones of the test set strange.
 
     Translation, scaling, squeezing (x by 1 + q, y by 1 - q) and horizontal shear, each uniform within +- its constant above
-    times `strength` (LeCun et al. 1998, III.C); with `elastic` a rotation and a smooth warp too: normal displacements at the
+    times `strength` (LeCun et al. 1998, III.B); with `elastic` a rotation and a smooth warp too: normal displacements at the
     nodes of a coarse grid, interpolated linearly (in the manner of Simard, Steinkraus, Platt 2003).
     """
     scalars, warp_key = jax.random.split(key)
@@ -124,7 +133,7 @@ def distort(key: jax.Array, image: jax.Array, *, strength: float = 1.0, elastic:
         nodes = strength * WARP_PX * jax.random.normal(warp_key, (2, WARP_NODES, WARP_NODES))
         down_warp, right_warp = jax.image.resize(nodes, (2, 32, 32), "linear")
         y, x = y + down_warp, x + right_warp
-    read = jax.vmap(
-        lambda plane: jax.scipy.ndimage.map_coordinates(plane, [y + centre, x + centre], order=1), in_axes=-1, out_axes=-1
-    )
-    return read(image)
+    fine = jnp.clip(jax.image.resize(image, (3 * 32, 3 * 32, image.shape[-1]), "cubic"), 0, 1)
+    places = [3 * (y + centre) + 1, 3 * (x + centre) + 1]  # pixel i of the image is pixel 3 i + 1 of the finer one
+    read = jax.vmap(lambda plane: jax.scipy.ndimage.map_coordinates(plane, places, order=1), in_axes=-1, out_axes=-1)
+    return read(fine)

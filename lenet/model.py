@@ -88,7 +88,8 @@ class LeNet5(nnx.Module):
         else:
             self.output = nnx.Linear(84, num_classes, kernel_init=uniform_by_fan_in(initialization), rngs=rngs)
         self.activation = ACTIVATIONS[activation]
-        # The maximum of four squashed values is the squashed maximum (of a monotone function): squash once, after pooling.
+        # The maximum of four squashed values is the squashed maximum, if the function is monotone (silu is not, and the order
+        # makes a difference there): squash once, after pooling.
         self.before_pooling = (lambda a: a) if pooling == "max" else self.activation
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -142,8 +143,9 @@ def c3_connections(c3: str, seed: int = 0) -> Sequence[Sequence[int]]:
     if c3 == "dense":
         return [range(6)] * 16
     if c3 == "random":
-        draw = np.random.default_rng(seed)
-        return [sorted(draw.choice(6, len(inputs), replace=False).tolist()) for inputs in C3_TABLE]
+        # Raw Philox numbers, because NumPy promises their stream for all its versions: the table must outlive an upgrade.
+        draws = np.random.Philox(np.random.SeedSequence(seed)).random_raw(16 * 6).reshape(16, 6)
+        return [sorted(draw.argsort()[: len(inputs)].tolist()) for draw, inputs in zip(draws, C3_TABLE, strict=True)]
     return C3_TABLE
 
 
@@ -167,7 +169,7 @@ def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None):
     return init
 
 
-def loss_function(loss: str, output: str, *, map_constant: float = 1.0, label_smoothing: float = 0.0):
+def loss_function(loss: str, output: str, *, map_constant: float | None = None, label_smoothing: float = 0.0):
     """The loss of each example: (B, classes) logits and (B,) labels -> (B,).
 
     With the RBF output the penalties of eq. 7 are y = -logits. D is the desired class.

@@ -19,7 +19,7 @@ def learning_rate_schedule(
     section III.B for each pass, times `learning_rate`.
     """
     if schedule == "cosine":
-        warmup_steps = round(warmup_epochs * steps_per_epoch)
+        warmup_steps = min(round(warmup_epochs * steps_per_epoch), num_steps - 1)
         return optax.warmup_cosine_decay_schedule(learning_rate / 100, learning_rate, warmup_steps, num_steps)
     if schedule == "paper":
         rates = [optax.constant_schedule(learning_rate * eta) for eta in PAPER_RATES.values()]

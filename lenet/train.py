@@ -164,8 +164,8 @@ def evaluate(eval_step, params, examples: data.Examples, place_batch=jax.device_
 
 
 def steps_per_chunk(batch_size: int) -> int:
-    """Steps in one jitted call: 8,192 images, at most 2,048 steps; under a second on two CPU cores."""
-    return min(max(8192 // batch_size, 1), 2048)
+    """Steps in one jitted call: about 4,096 images and at most 2,048 steps, so that a signal is heard within a second."""
+    return min(max(4096 // batch_size, 1), 2048)
 
 
 def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[], int | None]) -> dict:
@@ -178,7 +178,8 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     if config.output == "rbf" and train.num_classes != 10:
         raise UserError(f"--output=rbf has codes for ten digits; {config.dataset} has {train.num_classes} classes")
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
-    num_steps, chunk_steps = config.num_epochs * epoch_steps, steps_per_chunk(config.batch_size)
+    num_steps = config.num_epochs * epoch_steps
+    chunk_steps = min(steps_per_chunk(config.batch_size), epoch_steps)
 
     # ---- model, optimizer, steps
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, **facts)))
@@ -269,7 +270,10 @@ def load_run(workdir: Path) -> Run:
     """The newest intact checkpoint of a run, ready for `evaluate`. Raises UserError if there is none."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run (no config.json)")
-    config = Config(**json.loads((workdir / "config.json").read_text()))
+    try:
+        config = Config(**json.loads((workdir / "config.json").read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{workdir}/config.json is not that of a LeNet-5 run: {error}") from error
     with contextlib.closing(checkpoint.Checkpointer(workdir, read_only=True)) as checkpointer:
         meta = checkpointer.newest_meta()
         if meta is None:

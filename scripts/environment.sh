@@ -2,6 +2,9 @@
 # missing, and defines `install FILE`. When everything is in place it changes nothing.
 CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
+if [ -z "${PYTHON:-}" ] && .venv/bin/python -c '' 2>/dev/null; then
+  python=.venv/bin/python # whatever made it: nothing is replaced unasked
+fi
 
 fail() {
   echo "$*" >&2

@@ -9,13 +9,13 @@ from absl import flags
 from common import data, launch, metrics
 from common.errors import DataError, UserError
 from lenet import train
-from lenet.data import DIGITS
+from lenet.data import DIGITS, require_fit
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "The run's folder; required.", flag_values=flag_values)
     flags.DEFINE_string("dataset", "", "A prepared set; the run's own if empty.", flag_values=flag_values)
-    flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
+    flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; the run's own if empty.", flag_values=flag_values)
     flags.DEFINE_string("split", "test", "A split or a slice of one: test, train[55000:].", flag_values=flag_values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=flag_values)
 
@@ -23,9 +23,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
     if not flag_values.workdir:
         raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first")
-    run = train.load_run(Path(flag_values.workdir))
+    run = train.load_run(Path(flag_values.workdir).expanduser())
     dataset = flag_values.dataset or run.config.dataset
-    examples = data.load(dataset, flag_values.split, data.data_dirs(flag_values.data_dir, DIGITS))
+    examples = data.load(dataset, flag_values.split, data.data_dirs(flag_values.data_dir or run.config.data_dir, DIGITS))
+    require_fit(examples)
+    if not len(examples):
+        raise UserError(f"--split={flag_values.split} is empty")
     if examples.images.shape[-1] != run.in_channels or examples.num_classes > run.num_classes:
         raise DataError(
             f"{dataset} has {examples.images.shape[-1]} channels and {examples.num_classes} classes; "

@@ -33,7 +33,7 @@ def main(flag_values: flags.FlagValues) -> None:
     if flag_values.json:
         print(json.dumps(summary))
         return
-    table = Table(title="LeNet-5", show_footer=True)
+    table = Table(title="LeNet-5, grey images of ten classes", show_footer=True)
     table.add_column("layer", footer="total")
     table.add_column("output", justify="right")
     for count in COUNTS:

@@ -48,12 +48,19 @@ def test_banded_convolution_is_the_convolution(shape, kernel_shape):
 
 
 @pytest.mark.parametrize(
-    "strides, padding, groups", [((2, 2), "VALID", 1), ((1, 1), "SAME", 1), ((1, 1), [(1, 1), (0, 0)], 1), ((1, 1), "VALID", 2)]
+    "strides, padding, groups, dilation",
+    [
+        ((2, 2), "VALID", 1, 1),
+        ((1, 1), "SAME", 1, 1),
+        ((1, 1), [(1, 1), (0, 0)], 1, 1),
+        ((1, 1), "VALID", 2, 1),
+        ((1, 1), "VALID", 1, 2),
+    ],
 )
-def test_what_it_is_not_written_for_goes_to_lax(strides, padding, groups):
+def test_what_it_is_not_written_for_goes_to_lax(strides, padding, groups, dilation):
     draw = np.random.default_rng(0)
     x, kernel = jnp.asarray(draw.normal(size=(2, 9, 9, 4))), jnp.asarray(draw.normal(size=(3, 3, 4 // groups, 6)))
-    options = NHWC | dict(feature_group_count=groups)
+    options = NHWC | dict(feature_group_count=groups, rhs_dilation=(dilation, dilation))
     np.testing.assert_array_equal(
         banded_convolution(x, kernel, strides, padding, **options),
         lax.conv_general_dilated(x, kernel, strides, padding, **options),

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -190,7 +191,7 @@ def test_cosine_schedule_rises_and_ends_at_zero():
 
 @pytest.mark.parametrize("optimizer, decay", [("sgd", 0.1), ("adamw", 0.1), ("sdlm", 0.0)])
 def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
-    """After steps with momentum and decay: zero weights, gradients, moments; the norm is that of the 1,500 that exist."""
+    """After steps with momentum and decay: zero weights, gradients and moments, so that no norm sees them."""
     model = paper_model()
     graphdef, state = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(state)
@@ -215,16 +216,23 @@ def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
         if leaf.shape == mask.shape:
             assert (np.asarray(leaf)[mask == 0] == 0).all()
     assert (np.asarray(params["c3"]["kernel"])[mask == 1] != before[mask == 1]).all()
-    assert int((mask == 1).sum()) == 1_500
+    existing = np.asarray(params["c3"]["kernel"])[mask == 1]
+    assert existing.size == 1_500
+    np.testing.assert_allclose(
+        optax.global_norm(params["c3"]["kernel"]), np.sqrt((existing.astype(np.float64) ** 2).sum()), rtol=1e-6
+    )
 
 
 def test_first_pass_rates_on_real_digits(mnist10k_train):
-    """The paper: effective rates of 7e-5 to 0.016 in the first pass; ours too, but for biases that many units share."""
+    """The paper: effective rates of 7e-5 to 0.016 in the first pass. Weights and coefficients lie there; biases that many units
+    share go lower.
+    """
     images, labels = mnist10k_train
     h = jax.jit(lambda x, y: curvature(paper_model(), x, y, loss_function("mse", "rbf")))(images[:500], labels[:500])
-    rates = {name: 5e-4 / (MU + np.asarray(layer.get("kernel", layer.get("coefficient")))) for name, layer in h.items()}
-    exists = c3_mask(paper_model().connections) == 1
-    rates["c3"] = rates["c3"][exists]
-    everything = np.concatenate([np.ravel(rate) for rate in rates.values()])
-    assert 5e-5 < everything.min() < 1e-4
-    assert 0.8e-2 < everything.max() < 1.6e-2
+    rates = jax.tree.map(lambda h: 5e-4 / (MU + np.asarray(h)), h)
+    biases = np.concatenate([layer.pop("bias") for layer in rates.values()])
+    rates["c3"]["kernel"] = rates["c3"]["kernel"][c3_mask(paper_model().connections) == 1]
+    weights = np.concatenate([np.ravel(rate) for rate in jax.tree.leaves(rates)])
+    assert 5e-5 < weights.min() < 8e-5  # the paper: 7e-5
+    assert 0.8e-2 < weights.max() < 1.6e-2  # the paper: 0.016
+    assert 0.8e-5 < biases.min() < 1.2e-5
