@@ -173,7 +173,8 @@ def _locked(workdir: Path):
         process = owner.read_text() if owner.exists() else "unknown"
         raise LockedError(f"{workdir} is in use by process {process}. Wait for it, or use another --workdir.") from None
     except OSError as error:
-        raise StorageError(f"cannot write in {workdir}: {error.strerror or error}. Use another --workdir.") from error
+        reason = "it is a file, not a folder" if workdir.is_file() else error.strerror or error
+        raise StorageError(f"cannot write in {workdir}: {reason}. Use another --workdir.") from error
     with lock:
         write_atomic(workdir / ".pid", str(os.getpid()))
         yield

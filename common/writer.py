@@ -60,8 +60,7 @@ class Writer:
         if sys.stderr.isatty():
             self._progress = _progress_bar()
             self._task = self._progress.add_task(
-                "", completed=first_step, total=num_steps, epoch=first_step / steps_per_epoch, images_per_s=self.images_per_s,
-                metrics="",
+                "", completed=first_step, total=num_steps, epoch=first_step / steps_per_epoch, speed="", metrics="",
             )  # fmt: skip
             self._progress.start()
 
@@ -172,7 +171,7 @@ class Writer:
         if self._progress:
             shown = {"metrics": text} if split == "train" else {}
             self._progress.update(
-                self._task, completed=step, epoch=epoch, images_per_s=self.images_per_s, refresh=True, **shown
+                self._task, completed=step, epoch=epoch, speed=f"{self.images_per_s:,.0f} images/s", refresh=True, **shown
             )
             if split != "train":
                 self._progress.console.print(line, highlight=False)
@@ -220,7 +219,7 @@ def _progress_bar() -> rich.progress.Progress:
         rich.progress.TextColumn("epoch {task.fields[epoch]:.1f}"),
         rich.progress.BarColumn(),
         rich.progress.TaskProgressColumn(),
-        rich.progress.TextColumn("{task.fields[images_per_s]:,.0f} images/s"),
+        rich.progress.TextColumn("{task.fields[speed]}"),
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("{task.fields[metrics]}"),
         console=Console(stderr=True),

@@ -79,11 +79,15 @@ def prepare_idx(dataset: str, data_dir: Path, source: str = "", mirror: str = ""
     idx_set = builders.IDX_SETS[dataset]
     prepared = data_dir / dataset / idx_set.version
     if prepared.exists():
+        if not (prepared / "dataset_info.json").is_file():
+            raise DataError(f"{prepared} is incomplete (no dataset_info.json); remove it and repeat the command")
         if json.loads((prepared / "dataset_info.json").read_text(encoding="utf-8")).get("fileFormat") != "array_record":
             raise DataError(f"{prepared} holds another format than array_record; choose another folder with --data_dir")
         print(f"{dataset} is already prepared in {prepared}")
         return prepared
-    folder = Path(source) if source else data_dir / "downloads" / dataset.partition("/")[0]
+    if source and not Path(source).expanduser().is_dir():
+        raise DataError(f"--source={source} is no folder")
+    folder = Path(source).expanduser() if source else data_dir / "downloads" / dataset.partition("/")[0]
     try:
         for file_name, (size, sha256) in idx_set.files.items():
             if source:

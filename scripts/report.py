@@ -58,8 +58,7 @@ def load_results(folder: Path) -> dict[str, list[dict]]:
 
 def fill(page: str, results: dict[str, list[dict]]) -> str:
     """The page with each table drawn anew."""
-    tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
-    tables |= {"lenet_tries": tries_table, "machine": machine_line}
+    tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile, "machine": machine_line}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -117,20 +116,6 @@ def error_profile(results: dict[str, list[dict]]) -> str:
             worst = sorted(wrong, key=wrong.get, reverse=True)[:4]
             confusions = ", ".join(f"{true} → {taken} ({wrong[true, taken]:.1f})" for true, taken in worst)
             rows.append(f"| `{name}` | " + " | ".join(f"{count:.1f}" for count in per_digit) + f" | {confusions} |")
-    return "\n".join(rows)
-
-
-def tries_table(results: dict[str, list[dict]]) -> str:
-    """Settings tried for the paper's mode, scored on the validation digits: what was added to the preset's command."""
-    rows = ["| `paper` with | seeds | validation error, each seed | training error |", "|---|---|---|---|"]
-    for name, group in results.items():
-        if name.startswith("lenet_try_"):
-            own = set(group[0]["command"].split()[3:])
-            own -= set(results["lenet_try_base"][0]["command"].split())
-            flags_added = " ".join(f"`{flag}`" for flag in sorted(own) if not re.match(r"--(workdir|seed)=", flag))
-            validation = ", ".join(f"{result['validation_error_pct']:.2f}%" for result in group)
-            training = ", ".join(f"{result['train_error_pct']:.2f}%" for result in group)
-            rows.append(f"| {flags_added or '–'} | {len(group)} | {validation} | {training} |")
     return "\n".join(rows)
 
 

@@ -132,7 +132,7 @@ def test_one_step_against_plain_optax():
     np.testing.assert_allclose(sums["loss"], loss_sum, rtol=1e-5)
     for ours, expected in ((state.params, params), (state.average, average), (train.evaluated_params(state), average)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, expected)
-    assert optax.global_norm(jax.tree.map(jnp.subtract, state.average, state.params)) > 1e-3
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, state.average, state.params)) > 1e-3
 
 
 # For each setting that changes the result: the config in which it is read, and another value for it.

@@ -219,7 +219,7 @@ def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
     existing = np.asarray(params["c3"]["kernel"])[mask == 1]
     assert existing.size == 1_500
     np.testing.assert_allclose(
-        optax.global_norm(params["c3"]["kernel"]), np.sqrt((existing.astype(np.float64) ** 2).sum()), rtol=1e-6
+        optax.tree.norm(params["c3"]["kernel"]), np.sqrt((existing.astype(np.float64) ** 2).sum()), rtol=1e-6
     )
 
 
