@@ -2,7 +2,7 @@
 # missing, and defines `install FILE`. When everything is in place it changes nothing.
 CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
-if [ -z "${PYTHON:-}" ] && .venv/bin/python -c '' 2>/dev/null; then
+if [ -z "${PYTHON:-}" ] && [ -e .venv/bin/pip ] && .venv/bin/python -c '' 2>/dev/null; then
   python=.venv/bin/python # whatever made it: nothing is replaced unasked
 fi
 
@@ -10,6 +10,7 @@ fail() {
   echo "$*" >&2
   exit 1
 }
+trap 'echo "Interrupted; the same command goes on from here." >&2; exit 130' INT
 
 minor_version() { # "3.11" for a Python that runs, nothing otherwise
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true

@@ -29,6 +29,13 @@ MAIN_ROWS = (
     ("quickstart", "quickstart: `deck` on 7,500 digits of `mnist10k`, tested on 2,000 others", "–", "≤ 2.0"),
 )
 
+# Row of the table of tries for the distorted runs: (results/lenet_try_NAME_seedN.json, what was different).
+TRIES = (
+    ("bilinear", "distorted digits read from the image itself, bilinearly (the code of that commit)"),
+    ("distortions_0.2", "`--distortion_strength=0.2`"),
+    ("distortions_0.35", "`--distortion_strength=0.35`, the choice"),
+)
+
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
@@ -58,7 +65,8 @@ def load_results(folder: Path) -> dict[str, list[dict]]:
 
 def fill(page: str, results: dict[str, list[dict]]) -> str:
     """The page with each table drawn anew."""
-    tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile, "machine": machine_line}
+    tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
+    tables |= {"lenet_tries": tries_table, "machine": machine_line}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -116,6 +124,22 @@ def error_profile(results: dict[str, list[dict]]) -> str:
             worst = sorted(wrong, key=wrong.get, reverse=True)[:4]
             confusions = ", ".join(f"{true} → {taken} ({wrong[true, taken]:.1f})" for true, taken in worst)
             rows.append(f"| `{name}` | " + " | ".join(f"{count:.1f}" for count in per_digit) + f" | {confusions} |")
+    return "\n".join(rows)
+
+
+def tries_table(results: dict[str, list[dict]]) -> str:
+    """What was tried for the distorted runs."""
+    rows = ["| tried | training digits | seeds | validation error | test error | training error | commit |", "|---" * 7 + "|"]
+    for name, what in TRIES:
+        group = results.get(f"lenet_try_{name}", [])
+        if group:
+            seeds = ", ".join(str(result["seed"]) for result in group)
+            errors = [
+                ", ".join(f"{result[split]:.2f}%" if split in result else "–" for result in group)
+                for split in ("validation_error_pct", "test_error_pct", "train_error_pct")
+            ]
+            digits, commit = f"{group[0]['num_train_examples']:,}", group[0]["commit"][:8]
+            rows.append(f"| {what} | {digits} | {seeds} | {' | '.join(errors)} | `{commit}` |")
     return "\n".join(rows)
 
 

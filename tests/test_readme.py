@@ -30,7 +30,9 @@ def test_the_main_table_is_the_mean_of_the_committed_runs():
     """Computed a second time, from the confusion matrices alone."""
     table = (ROOT / "README.md").read_text()
     for name, what, *_ in report.MAIN_ROWS:
-        matrices = [json.loads(path.read_text())["confusion_matrix"] for path in (ROOT / "results").glob(f"lenet_{name}_seed*")]
+        matrices = [
+            json.loads(path.read_text())["confusion_matrix"] for path in (ROOT / "results").glob(f"lenet_{name}_seed*.json")
+        ]
         assert matrices, f"no results for {name}"
         shares = [1 - sum(matrix[digit][digit] for digit in range(10)) / sum(map(sum, matrix)) for matrix in matrices]
         row = next(line for line in table.splitlines() if line.startswith(f"| {what}"))
