@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -314,9 +315,9 @@ def test_killed_it_frees_the_lock_and_resumes_bit_for_bit(program, clean_run):
 
 
 def test_a_full_disk_is_one_line(program):
-    code, output, errors = program.run(
-        "--workdir=full", "--size=200000", preexec_fn=lambda: __import__("resource").setrlimit(1, (300_000, 300_000))
-    )
+    process = program.start("--workdir=full", "--size=200000")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))  # it is still importing
+    code, output, errors = end_of(process)
     assert (code, output) == (74, "")
     assert "Traceback" not in errors
     assert re.fullmatch(
