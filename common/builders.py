@@ -1,7 +1,7 @@
 """Writes image sets as TFDS does, without TensorFlow: array_record folders that `common.data.load` and `tfds.data_source` read.
 
-`write_prepared` writes any labelled images; `read_idx_split` reads the files of MNIST, Fashion-MNIST, KMNIST and EMNIST as
-published (addresses, sizes and checksums in `IDX_SETS`).
+`write_prepared` writes any labelled images; `read_split` reads the files of MNIST, Fashion-MNIST, KMNIST, EMNIST and CIFAR-10
+as published (addresses, sizes and checksums in `PUBLISHED_SETS`).
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import io
 import struct
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -23,8 +24,8 @@ from common.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class IdxSet:
-    """Where a set of IDX files comes from and what is in it.
+class PublishedSet:
+    """Where a set comes from and what is in it.
 
     Attributes:
       version: of the prepared folder.
@@ -58,8 +59,8 @@ _EMNIST_CLASSES = {
     "mnist": _DIGITS,
 }
 
-IDX_SETS = {
-    "mnist": IdxSet(
+PUBLISHED_SETS = {
+    "mnist": PublishedSet(
         version="3.0.1",
         address="https://storage.googleapis.com/cvdf-datasets/mnist/",
         files={
@@ -72,7 +73,7 @@ IDX_SETS = {
         description="The MNIST database of handwritten digits.",
         homepage="http://yann.lecun.com/exdb/mnist/",
     ),
-    "fashion_mnist": IdxSet(
+    "fashion_mnist": PublishedSet(
         version="3.0.1",
         address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         files={
@@ -88,7 +89,7 @@ IDX_SETS = {
         description="Fashion-MNIST: 28x28 grey images of Zalando's articles.",
         homepage="https://github.com/zalandoresearch/fashion-mnist",
     ),
-    "kmnist": IdxSet(
+    "kmnist": PublishedSet(
         version="3.0.1",
         address="http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
         files={
@@ -101,8 +102,18 @@ IDX_SETS = {
         description="Kuzushiji-MNIST: ten characters of cursive Japanese.",
         homepage="http://codh.rois.ac.jp/kmnist/index.html.en",
     ),
+    "cifar10": PublishedSet(
+        version="3.0.2",
+        address="https://www.cs.toronto.edu/~kriz/",
+        files={
+            "cifar-10-binary.tar.gz": (170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+        },
+        class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        description="CIFAR-10: 32x32 colour images in ten classes.",
+        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
 } | {
-    f"emnist/{name}": IdxSet(
+    f"emnist/{name}": PublishedSet(
         version="4.0.0",
         address="https://biometrics.nist.gov/cs_links/EMNIST/",
         files={"gzip.zip": (561753746, "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e")},
@@ -144,31 +155,36 @@ def read_idx(content: bytes, name: str) -> np.ndarray:
     return values.reshape(shape)
 
 
-def read_idx_split(dataset: str, split: str, folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads one split of a set in `IDX_SETS` from its downloaded files.
+def read_split(dataset: str, split: str, folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads one split of a set in `PUBLISHED_SETS` from its downloaded files.
 
     Args:
-      dataset: a key of `IDX_SETS`.
+      dataset: a key of `PUBLISHED_SETS`.
       split: `train` or `test`.
       folder: where the files lie under their official names.
 
     Returns:
-      images (N, H, W, 1) uint8, upright; labels (N,) uint8, from 0. EMNIST is transposed and its `letters` shifted to that.
+      images (N, H, W, C) uint8, upright; labels (N,) uint8, from 0; in the order of the files. EMNIST is transposed and its
+      `letters` shifted to that.
 
     Raises:
       DataError: a file is damaged, or images and labels do not belong together.
     """
+    try:
+        return (_read_cifar10_split if dataset == "cifar10" else _read_idx_split)(dataset, split, Path(folder))
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"cannot read {dataset} from {folder} ({error}); delete its files and download them again") from error
+
+
+def _read_idx_split(dataset: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     name, _, config = dataset.partition("/")
     prefix = f"gzip/emnist-{config}-{split}" if name == "emnist" else {"train": "train", "test": "t10k"}[split]
     file_names = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-    try:
-        if name == "emnist":
-            with zipfile.ZipFile(Path(folder, "gzip.zip")) as archive:
-                contents = [archive.read(file_name) for file_name in file_names]
-        else:
-            contents = [Path(folder, file_name).read_bytes() for file_name in file_names]
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot read {dataset} from {folder} ({error}); delete its files and download them again") from error
+    if name == "emnist":
+        with zipfile.ZipFile(folder / "gzip.zip") as archive:
+            contents = [archive.read(file_name) for file_name in file_names]
+    else:
+        contents = [(folder / file_name).read_bytes() for file_name in file_names]
     images, labels = map(read_idx, contents, file_names)
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         shapes = f"{file_names[0]} {images.shape} and {file_names[1]} {labels.shape}"
@@ -178,6 +194,16 @@ def read_idx_split(dataset: str, split: str, folder: str | Path) -> tuple[np.nda
     if dataset == "emnist/letters":
         labels = labels - 1
     return images[..., None], labels
+
+
+def _read_cifar10_split(dataset: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    with tarfile.open(folder / "cifar-10-binary.tar.gz", "r:gz") as archive:
+        content = b"".join(archive.extractfile(f"cifar-10-batches-bin/{name}").read() for name in names)
+    if len(content) % 3073:
+        raise DataError(f"{dataset}, split {split}: {len(content):,} bytes are no whole number of records of 3,073 bytes")
+    records = np.frombuffer(content, np.uint8).reshape(-1, 3073)  # label, then 32x32 of red, of green, of blue
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]
 
 
 def write_prepared(

@@ -1,10 +1,12 @@
-"""Small image sets in memory: found by name, read through TFDS without TensorFlow, cached as one array per split.
+"""Image sets, found by name and read through TFDS without TensorFlow: small ones in memory, large ones record by record.
 
 Any set prepared in TFDS's array_record format with the features `image` and `label` can be read. Decoding 60,000 records takes
 about ten seconds, so `load` keeps each split as one uncompressed .npz file under `$XDG_CACHE_HOME/lenet-alexnet`
-(`~/.cache/lenet-alexnet`); such a file may be deleted at any time.
+(`~/.cache/lenet-alexnet`); such a file may be deleted at any time. `open_records` leaves the records where they are.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -13,13 +15,17 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from common.errors import DataError
+
+PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,107 @@ class Examples:
     def __getitem__(self, selection: slice) -> "Examples":
         """The selected examples, as views: `examples[:-5000]` trains where `examples[-5000:]` validates."""
         return dataclasses.replace(self, images=self.images[selection], labels=self.labels[selection])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image."""
+        return self.images.shape[1:]
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples at `indices` (n,): images (n, H, W, C) uint8, labels (n,) int32."""
+        return self.images[indices], self.labels[indices]
+
+
+class Stretch(NamedTuple):
+    """Consecutive records of one shard; the last four fields are what ArrayRecordDataSource takes."""
+
+    split: str
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Labelled images of one size, read from their files when asked: for sets too large for memory.
+
+    It can be pickled and read in any process and thread; each process opens a file when it first needs it.
+
+    Attributes:
+      folder: the prepared set's.
+      stretches: where the records are, in order.
+      image_shape: (H, W, C) of every image.
+      stored_raw: a record holds the pixels themselves, not a PNG or JPEG file.
+      num_classes: how many classes the set has; a slice may lack some of them.
+      name: the set, such as `imagenet_256`.
+    """
+
+    folder: Path
+    stretches: tuple[Stretch, ...]
+    image_shape: tuple[int, int, int]
+    stored_raw: bool
+    num_classes: int
+    name: str
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, selection: slice) -> "Records":
+        """The selected records, still unread. Raises ValueError for steps other than 1."""
+        start, stop, step = selection.indices(len(self))
+        if step != 1:
+            raise ValueError(f"records are sliced in steps of 1, not {step}")
+        chosen = []
+        for first, stretch in zip(self._ends, self.stretches, strict=False):
+            skip, end = max(start - int(first), 0), min(stop - int(first), stretch.take)
+            if skip < end:
+                chosen.append(stretch._replace(skip=stretch.skip + skip, take=end - skip))
+        return dataclasses.replace(self, stretches=tuple(chosen))
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads and decodes the examples at `indices` (n,), each 0 to len - 1: images (n, H, W, C) uint8, labels (n,) int32.
+
+        Raises:
+          DataError: a record is damaged, its image has another shape, or its label is outside the classes; the message names
+            split, shard and record.
+          IndexError: an index outside the records.
+        """
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for place, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"record {index} of {len(self)}")
+            try:
+                features = tf_example_pb2.Example.FromString(self._source[int(index)]).features.feature
+                content, label = features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
+                if not 0 <= label < self.num_classes:
+                    raise ValueError(f"label {label}; allowed: 0 to {self.num_classes - 1}")
+                if self.stored_raw:
+                    images[place] = np.frombuffer(content, np.uint8).reshape(self.image_shape)
+                else:
+                    _decode(content, images[place])
+                labels[place] = label
+            except Exception as error:  # ArrayRecord, the Example parser and the decoders have no error class in common
+                number = int(np.searchsorted(self._ends, index, side="right")) - 1
+                stretch = self.stretches[number]
+                record = stretch.skip + int(index - self._ends[number])
+                raise _damaged(self.name, stretch.split, stretch.filename, record, error) from error
+        return images, labels
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        """(stretches + 1,) int64: how many records come before each stretch, and after them all."""
+        return np.cumsum([0, *(stretch.take for stretch in self.stretches)])
+
+    @functools.cached_property
+    def _source(self):
+        # TFDS's own data source parses the features anew for every record and decodes by what happens to be installed.
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        return ArrayRecordDataSource(self.stretches)
 
 
 def data_dirs(data_dir: str, *embedded: str | Path) -> list[Path]:
@@ -73,22 +180,18 @@ def load(dataset: str, split: str, data_dirs: Sequence[str | Path]) -> Examples:
       DataError: set not found, not in array_record format, unknown split, damaged or missing files, images of differing
         shapes, labels outside the classes.
     """
-    folder = find(dataset, data_dirs)
-    info = _read_json(folder / "dataset_info.json")
-    if info.get("fileFormat") != "array_record":
-        raise DataError(
-            f"{folder} holds records in {info.get('fileFormat', 'tfrecord')} format, but only array_record can be read; "
-            f"prepare the set again, elsewhere: `python -m scripts.prepare_data --dataset={dataset} --data_dir=DIR`"
-        )
-    num_classes = _num_classes(folder)
-    shard_lengths = {entry["name"]: list(map(int, entry.get("shardLengths", []))) for entry in info.get("splits", [])}
+    prepared = _Prepared(dataset, data_dirs)
+    if prepared.stored_raw:
+        raise DataError(f"{prepared.folder} stores raw pixels; such a set is read record by record, not into memory")
+    num_classes = prepared.num_classes
     parts = []
-    for name, start, stop in _intervals(split, shard_lengths, f"{dataset} in {folder}"):
-        images, labels = _read_split(dataset, name, shard_lengths[name], folder)
+    for name, start, stop in prepared.intervals(split):
+        images, labels = _read_split(prepared, name)
         if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
             raise DataError(
-                f"{dataset}, split {name}: labels run from {labels.min()} to {labels.max()}, but {folder / 'features.json'} "
-                f"has {num_classes} classes (allowed: 0 to {num_classes - 1}); correct that file or prepare the set again"
+                f"{dataset}, split {name}: labels run from {labels.min()} to {labels.max()}, but "
+                f"{prepared.folder / 'features.json'} has {num_classes} classes (allowed: 0 to {num_classes - 1}); "
+                "correct that file or prepare the set again"
             )
         parts.append(Examples(images, labels, num_classes, dataset)[start:stop])
     if len({part.images.shape[1:] for part in parts}) > 1:
@@ -97,6 +200,32 @@ def load(dataset: str, split: str, data_dirs: Sequence[str | Path]) -> Examples:
         return parts[0]
     images, labels = (np.concatenate([getattr(part, field) for part in parts]) for field in ("images", "labels"))
     return Examples(images, labels, num_classes, dataset)
+
+
+def open_records(dataset: str, split: str, data_dirs: Sequence[str | Path]) -> Records:
+    """Finds a split of a prepared set and leaves its records unread.
+
+    Args:
+      dataset, split, data_dirs: as for `load`.
+
+    Raises:
+      DataError: set not found, not in array_record format, unknown split, missing files, images of no fixed size.
+    """
+    prepared = _Prepared(dataset, data_dirs)
+    if None in prepared.image_shape:
+        raise DataError(f"{prepared.folder} has images of no fixed size; prepare the set again with all of one size")
+    stretches = []
+    for name, start, stop in prepared.intervals(split):
+        shards = zip(prepared.shards(name), prepared.shard_lengths[name], strict=True)
+        whole = tuple(Stretch(name, str(shard), 0, length, length) for shard, length in shards)
+        records = Records(prepared.folder, whole, prepared.image_shape, prepared.stored_raw, prepared.num_classes, dataset)
+        stretches += records[start:stop].stretches
+    return dataclasses.replace(records, stretches=tuple(stretches))
+
+
+def split_sizes(dataset: str, data_dirs: Sequence[str | Path]) -> dict[str, int]:
+    """The splits of a prepared set, each with its number of examples. Raises DataError as `load`."""
+    return {name: sum(lengths) for name, lengths in _Prepared(dataset, data_dirs).shard_lengths.items()}
 
 
 def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
@@ -145,25 +274,135 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def eval_batches(examples: Examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """All examples in order, in batches of one shape, so that one compiled function scores them.
+def order_of_uses(population: int, uses: np.ndarray, seed: int, *, reshuffle: bool = True) -> np.ndarray:
+    """Which examples stand at the places `uses` of the endless stream of passes, one permutation `epoch_order` a pass.
 
     Args:
-      examples: N of them.
+      population: how many examples a pass has.
+      uses: integers >= 0 of any shape: how many examples came before this one.
+      seed: non-negative.
+      reshuffle: a new order in every pass, or that of the first in all.
+
+    Returns:
+      int64 like `uses`, each 0 to population - 1.
+    """
+    passes, places = np.divmod(uses, population)
+    chosen = np.empty_like(places)
+    for number_of_pass in np.unique(passes):
+        order = epoch_order(population, seed, int(number_of_pass) if reshuffle else 0)
+        here = passes == number_of_pass
+        chosen[here] = order[places[here]]
+    return chosen
+
+
+def eval_batches(examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All examples in order, in batches of one shape, so that one compiled function scores them.
+
+    The next two batches are read by a thread while the last one is used.
+
+    Args:
+      examples: N of them: Examples, Records, or what else has a length and `read`.
       batch_size: B >= 1, the global batch size.
 
     Yields:
       ceil(N / B) times {"image": (B, H, W, C) uint8, "label": (B,) int32, "mask": (B,) bool}. The last batch is filled up with
       zeros where `mask` is False: a sum weighted with the mask counts each example exactly once.
     """
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        missing = batch_size - len(batch)
-        yield {
-            "image": np.pad(batch.images, [(0, missing), (0, 0), (0, 0), (0, 0)]),
-            "label": np.pad(batch.labels, (0, missing)),
-            "mask": np.arange(batch_size) < len(batch),
-        }
+
+    def read(start: int) -> dict[str, np.ndarray]:
+        stop = min(start + batch_size, len(examples))
+        images, labels = examples.read(np.arange(start, stop))
+        missing = batch_size - len(labels)
+        if missing:
+            images, labels = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]), np.pad(labels, (0, missing))
+        return {"image": images, "label": labels, "mask": np.arange(batch_size) < stop - start}
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
+        ahead = collections.deque()
+        for start in range(0, len(examples), batch_size):
+            ahead.append(reader.submit(read, start))
+            if len(ahead) > 2:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def cached(path: Path, names: Sequence[str], compute: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """The arrays `names` in the file `path`, or else those that `compute` returns, kept in that file for the next time."""
+    try:
+        # An .npz carries a CRC-32 of each array, checked while reading.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return tuple(arrays[name] for name in names)
+    except Exception:  # missing or damaged, with one of a dozen errors: whatever it is, the records are the truth
+        arrays = compute()
+    _write_cache(path, dict(zip(names, arrays, strict=True)))
+    return arrays
+
+
+def cache_file(label: str, folder: Path, shards: Sequence[Path], selection: Sequence = ()) -> Path:
+    """Where to keep what was computed from a prepared set; files that change get another cache file.
+
+    Args:
+      label: begins the file's name.
+      folder: the set's.
+      shards: the files it was computed from, with their size and time of change.
+      selection: anything else that JSON can write and the result depends on.
+    """
+    states = [(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
+    infos = [(folder / name).read_text(encoding="utf-8") for name in ("dataset_info.json", "features.json")]
+    digest = hashlib.sha256(json.dumps([str(folder.resolve()), infos, states, *selection]).encode()).hexdigest()
+    cache_dir = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache_dir, "lenet-alexnet", f"{label.replace('/', '-')}-{digest[:16]}.npz")
+
+
+class _Prepared:
+    """What the descriptions in a prepared set's folder say of it: `shard_lengths` {split: records of each shard},
+    `num_classes`, `image_shape` (None where it varies), `stored_raw`."""
+
+    def __init__(self, dataset: str, data_dirs: Sequence[str | Path]):
+        self.dataset, self.folder = dataset, find(dataset, data_dirs)
+        info = _read_json(self.folder / "dataset_info.json")
+        if info.get("fileFormat") != "array_record":
+            raise DataError(
+                f"{self.folder} holds records in {info.get('fileFormat', 'tfrecord')} format, but only array_record can be "
+                f"read; prepare the set again, elsewhere: `python -m scripts.prepare_data --dataset={dataset} --data_dir=DIR`"
+            )
+        self.shard_lengths = {entry["name"]: list(map(int, entry.get("shardLengths", []))) for entry in info.get("splits", [])}
+        features = _read_json(self.folder / "features.json").get("featuresDict", {}).get("features", {})
+        image, label = features.get("image", {}), features.get("label", {})
+        tensor = image.get("tensor", {})
+        self.stored_raw = (tensor.get("dtype"), tensor.get("encoding")) == ("uint8", "bytes")
+        if not ("image" in image or self.stored_raw) or "classLabel" not in label:
+            names = ", ".join(sorted(features)) or "no features"
+            raise DataError(f"{self.folder} has {names}; needed are `image` (an Image) and `label` (a ClassLabel)")
+        self.num_classes = int(label["classLabel"].get("numClasses", 0))
+        sizes = image.get("image", tensor).get("shape", {}).get("dimensions", [-1, -1, 3])
+        self.image_shape = tuple(int(size) if int(size) > 0 else None for size in sizes)
+
+    def shards(self, split: str) -> list[Path]:
+        """The files of a split, all there. Raises DataError."""
+        shards = sorted(self.folder.glob(f"*-{split}.array_record*"))
+        expected = len(self.shard_lengths[split])
+        if len(shards) != expected:
+            raise DataError(f"{self.folder}, split {split}: {len(shards)} of {expected} shards; prepare the set again")
+        return shards
+
+    def intervals(self, split: str) -> list[tuple[str, int, int]]:
+        """The parts (split name, start, stop) that a split as TFDS writes it is made of. Raises DataError."""
+        if split in self.shard_lengths:  # the common case, without importing TFDS, which takes longer than reading the cache
+            return [(split, 0, sum(self.shard_lengths[split]))]
+        import tensorflow_datasets as tfds
+
+        infos = [tfds.core.SplitInfo(name=name, shard_lengths=n, num_bytes=0) for name, n in self.shard_lengths.items()]
+        try:
+            parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(tfds.core.SplitDict(infos))
+        except Exception as error:  # TFDS raises ValueError, KeyError and AssertionError, each with several lines of text
+            names = ", ".join(self.shard_lengths)
+            raise DataError(
+                f"no split {split!r} in {self.dataset} in {self.folder}; available: {names}, and slices such as "
+                f"{next(iter(self.shard_lengths), 'train')}[:100]"
+            ) from error
+        return [(part.splitname, part.from_, part.to) for part in parts]
 
 
 def _read_json(path: Path) -> dict:
@@ -173,57 +412,22 @@ def _read_json(path: Path) -> dict:
         raise DataError(f"{path} cannot be read ({error}); prepare the set again") from error
 
 
-def _num_classes(folder: Path) -> int:
-    features = _read_json(folder / "features.json").get("featuresDict", {}).get("features", {})
-    if "image" not in features.get("image", {}) or "classLabel" not in features.get("label", {}):
-        names = ", ".join(sorted(features)) or "no features"
-        raise DataError(f"{folder} has {names}; needed are `image` (an Image) and `label` (a ClassLabel)")
-    return int(features["label"]["classLabel"].get("numClasses", 0))
-
-
-def _intervals(split: str, shard_lengths: dict[str, list[int]], where: str) -> list[tuple[str, int, int]]:
-    """The parts (split name, start, stop) that a split as TFDS writes it is made of."""
-    if split in shard_lengths:  # the common case, without the import of TFDS, which takes longer than reading the cache
-        return [(split, 0, sum(shard_lengths[split]))]
-    import tensorflow_datasets as tfds
-
-    infos = [tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=0) for name, lengths in shard_lengths.items()]
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(tfds.core.SplitDict(infos))
-    except Exception as error:  # TFDS raises ValueError, KeyError and AssertionError, each with several lines of text
-        names = ", ".join(shard_lengths)
-        raise DataError(
-            f"no split {split!r} in {where}; available: {names}, and slices such as {next(iter(shard_lengths), 'train')}[:100]"
-        ) from error
-    return [(part.splitname, part.from_, part.to) for part in parts]
-
-
-def _read_split(dataset: str, split: str, shard_lengths: list[int], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(prepared: _Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
     """A whole split, from the cache or else from its records: images (N, H, W, C) uint8, labels (N,) int32."""
-    shards = sorted(folder.glob(f"*-{split}.array_record*"))
-    if len(shards) != len(shard_lengths):
-        raise DataError(f"{folder}, split {split}: {len(shards)} of {len(shard_lengths)} shards; prepare the set again")
-    cache_file = _cache_file(dataset, split, folder, shards)
-    try:
-        # An .npz carries a CRC-32 of each array, checked while reading.
-        with cache_file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return arrays["images"], arrays["labels"]
-    except Exception:  # missing or damaged, with one of a dozen errors: whatever it is, the records are the truth
-        images, labels = _read_records(dataset, split, shard_lengths, folder, shards)
-    _write_cache(cache_file, images, labels)
-    return images, labels
+    shards = prepared.shards(split)
+    path = cache_file(f"{prepared.dataset}-{split}", prepared.folder, shards)
+    return cached(path, ("images", "labels"), lambda: _read_records(prepared, split, shards))
 
 
-def _read_records(
-    dataset: str, split: str, shard_lengths: list[int], folder: Path, shards: list[Path]
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_records(prepared: _Prepared, split: str, shards: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow_datasets as tfds
 
+    dataset, shard_lengths = prepared.dataset, prepared.shard_lengths[split]
     images, labels = [], []
     try:
         # By directory: under a name that TFDS knows it would look for its own builder's version.
-        builder = tfds.builder_from_directory(folder)
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}[builder.info.features["image"].shape[-1]]
+        builder = tfds.builder_from_directory(prepared.folder)
+        mode = PILLOW_MODES[prepared.image_shape[-1]]
         # Decoded here because TFDS takes OpenCV where it is installed, whose JPEG decoder may round otherwise than Pillow's.
         for example in builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}):
             image = np.asarray(Image.open(io.BytesIO(example["image"])).convert(mode))
@@ -233,41 +437,56 @@ def _read_records(
         ends = np.cumsum(shard_lengths)
         shard = min(int(np.searchsorted(ends, len(labels), side="right")), len(shards) - 1)
         record = len(labels) - int(ends[shard] - shard_lengths[shard])
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(
-            f"damaged data in {dataset}, split {split}, shard {shards[shard]}, record {record} ({reason}); "
-            "restore the file or prepare the set again"
-        ) from error
+        raise _damaged(dataset, split, shards[shard], record, error) from error
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
         raise DataError(
             f"{dataset}, split {split}: images of {len(shapes)} shapes, such as {shapes[0]} and {shapes[-1]}; allowed is one"
         )
     if len(images) != sum(shard_lengths):
-        raise DataError(f"{folder}, split {split}: {len(images)} of {sum(shard_lengths)} records; prepare the set again")
+        raise DataError(
+            f"{prepared.folder}, split {split}: {len(images)} of {sum(shard_lengths)} records; prepare the set again"
+        )
     return np.stack(images) if images else np.zeros((0, 0, 0, 0), np.uint8), np.array(labels, np.int32)
 
 
-def _cache_file(dataset: str, split: str, folder: Path, shards: list[Path]) -> Path:
-    """Named by all that tells one state of the split's files from another: files that change get another cache file."""
-    states = [(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
-    infos = [(folder / name).read_text(encoding="utf-8") for name in ("dataset_info.json", "features.json")]
-    digest = hashlib.sha256(json.dumps([str(folder.resolve()), infos, states]).encode()).hexdigest()
-    cache_dir = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache_dir, "lenet-alexnet", f"{dataset.replace('/', '-')}-{split}-{digest[:16]}.npz")
+def _damaged(dataset: str, split: str, shard: str | Path, record: int, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(
+        f"damaged data in {dataset}, split {split}, shard {shard}, record {record} ({reason}); "
+        "restore the file or prepare the set again"
+    )
 
 
-def _write_cache(cache_file: Path, images: np.ndarray, labels: np.ndarray) -> None:
+def _decode(content: bytes, image: np.ndarray) -> None:
+    """Decodes a JPEG or PNG file into `image`, (H, W, C) uint8, whatever its colours. Raises ValueError for another size."""
+    colors = None
+    if content.startswith(b"\xff\xd8"):
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+    else:
+        picture = Image.open(io.BytesIO(content))
+        width, height = picture.size
+    if (height, width) != image.shape[:2]:
+        raise ValueError(f"an image of {height}x{width} pixels, not {image.shape[0]}x{image.shape[1]}")
+    mode = PILLOW_MODES[image.shape[-1]]
+    if mode == "RGB" and colors in ("YCbCr", "Gray"):
+        # The same pixels as Pillow's, in two thirds of the time.
+        simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, buffer=image)
+    else:
+        image[...] = np.asarray(Image.open(io.BytesIO(content)).convert(mode)).reshape(image.shape)
+
+
+def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes the file whole or not at all; a cache that cannot be written costs the next run some seconds, and is no error."""
-    if not cache_file.is_absolute():  # no home folder is known, or $XDG_CACHE_HOME is one that its specification says to ignore
+    if not path.is_absolute():  # no home folder is known, or $XDG_CACHE_HOME is one that its specification says to ignore
         return
     temporary = None
     try:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_file.parent, suffix=".tmp", delete=False) as stream:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as stream:
             temporary = Path(stream.name)
-            np.savez(stream, images=images, labels=labels)
-        os.replace(temporary, cache_file)
+            np.savez(stream, **arrays)
+        os.replace(temporary, path)
     except OSError:
         if temporary:
             temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -16,67 +17,76 @@ from common.errors import UserError
 
 
 class Placement(NamedTuple):
-    """How a training function of (state, chunk, num_steps) runs.
+    """How a training function of (state, batches, *numbers) runs.
 
     run: the compiled function of the same arguments; it takes the state's memory over.
     place_state: puts a state on the devices, a copy on each. take_state: the reverse, to one copy, sharded like `replicated`.
-    place_chunk: puts the batches {name: (S, B, ...)} of S steps on the devices, split along B.
-    place_batch: the same for one batch {name: (B, ...)}, under jit in both modes. replicated: the sharding of one whole copy.
+    place_training: puts batches for `run` on the devices, split along their batch axis.
+    place_batch: puts one batch {name: (B, ...)} for evaluation, under jit in both modes. replicated: the sharding of one copy.
     """
 
     run: Callable
     place_state: Callable[[Any], Any]
     take_state: Callable[[Any], Any]
-    place_chunk: Callable[[Any], Any]
+    place_training: Callable[[Any], Any]
     place_batch: Callable[[Any], Any]
     replicated: NamedSharding
     num_devices: int
 
 
-def place(train_steps: Callable, *, mode: str, batch_size: int) -> Placement:
-    """Compiles `train_steps(state, chunk, num_steps, reduce)` for all devices; batch 1 for one.
+def place(train: Callable, *, mode: str, batch_size: int, batch_axis: int = 0) -> Placement:
+    """Compiles `train(state, batches, *numbers, reduce)` for all devices; batch 1 for one.
 
-    Raises UserError if `batch_size`, which is global, is not divisible by the number of devices.
+    Args:
+      train: returns (state, sums); `numbers` are the same on all devices.
+      mode: 'jit' or 'pmap'.
+      batch_size: global; along `batch_axis` of each array of `batches`.
+
+    Raises UserError if `batch_size` is not divisible by the number of devices.
     """
     devices = jax.devices() if batch_size > 1 else jax.devices()[:1]
     count = len(devices)
     if batch_size % count:
         raise UserError(f"--batch_size={batch_size} is global and must be divisible by the number of devices, {count}")
     mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
-    replicated = NamedSharding(mesh, P())
+    replicated, split_first = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 
     def place_batch(batch):
-        return jax.device_put(batch, NamedSharding(mesh, P("data")))
+        return jax.device_put(batch, split_first)
 
     if mode == "pmap":
 
-        def split(array):  # (S, B, ...) -> (devices, S, B / devices, ...)
-            steps, batch = array.shape[:2]
-            return array.reshape(steps, count, batch // count, *array.shape[2:]).swapaxes(0, 1)
-
-        def reduce(sums):
-            return lax.psum(sums, "data")
+        def split(array):  # (..., B, ...) -> (devices, ..., B / devices, ...)
+            shape = (*array.shape[:batch_axis], count, batch_size // count, *array.shape[batch_axis + 1 :])
+            return np.moveaxis(array.reshape(shape), batch_axis, 0)
 
         mapped = jax.pmap(
-            lambda state, chunk, num_steps: train_steps(state, chunk, num_steps, reduce),
+            lambda state, batches, numbers: train(state, batches, *numbers, reduce=lambda sums: lax.psum(sums, "data")),
             axis_name="data",
             in_axes=(0, 0, None),
             out_axes=(0, None),
             devices=devices,
             donate_argnums=0,
         )
-        per_device = NamedSharding(mesh, P("data"))
-        stack = jax.jit(lambda state: jax.tree.map(lambda a: a[None].repeat(count, 0), state), out_shardings=per_device)
+        stack = jax.jit(lambda state: jax.tree.map(lambda a: a[None].repeat(count, 0), state), out_shardings=split_first)
         take = jax.jit(lambda state: jax.tree.map(lambda a: a[0], state), out_shardings=replicated)
-        return Placement(mapped, stack, take, lambda chunk: jax.tree.map(split, chunk), place_batch, replicated, count)
+        return Placement(
+            lambda state, batches, *numbers: mapped(state, batches, numbers),
+            stack,
+            take,
+            lambda batches: jax.tree.map(split, batches),
+            place_batch,
+            replicated,
+            count,
+        )
 
-    run = jax.jit(lambda state, chunk, num_steps: train_steps(state, chunk, num_steps, lambda sums: sums), donate_argnums=0)
-    chunk_sharding = NamedSharding(mesh, P(None, "data"))
+    run = jax.jit(lambda state, batches, *numbers: train(state, batches, *numbers, reduce=lambda sums: sums), donate_argnums=0)
+    training_sharding = NamedSharding(mesh, P(*[None] * batch_axis, "data"))
     return Placement(
         run,
         lambda state: jax.device_put(state, replicated),
         lambda state: state,
-        lambda chunk: jax.device_put(chunk, chunk_sharding),
+        lambda batches: jax.device_put(batches, training_sharding),
         place_batch,
         replicated,
         count,

@@ -23,6 +23,7 @@ from common.metrics import summarize
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_DRAWINGS = 30
+CHANCE_STEPS = 200  # so long may a training loss stay within 1% of chance before it is spoken of; then twice as long, and so on
 
 
 class Writer:
@@ -36,9 +37,21 @@ class Writer:
       first_step: the step to continue from; 0 for a new run.
       num_steps, steps_per_epoch: the length of the run and of an epoch, in steps.
       before: `totals` as saved with the checkpoint of `first_step`; None for a new run.
+      chance_loss: the loss of a network that knows nothing, such as ln(classes); where training stays at it for long, this is
+        said, with the advice `hint`.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, num_steps: int, steps_per_epoch: int, before: dict | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        steps_per_epoch: int,
+        before: dict | None = None,
+        chance_loss: float | None = None,
+        hint: str = "",
+    ):
         from tensorboardX import SummaryWriter  # here, because it imports PyTorch where that is installed: a second
 
         self._workdir, self._first_step, self._num_steps = Path(workdir), first_step, num_steps
@@ -51,6 +64,8 @@ class Writer:
         self._line_due = self._drawing_due = 0.0
         self._pending = None
         self._last_finite = ""
+        self._chance_loss, self._hint = chance_loss, hint
+        self._chance_start, self._chance_steps = first_step, CHANCE_STEPS
         path = self._workdir / "metrics.jsonl"
         self._written = _keep_lines(path, first_step)
         self._file = path.open("a")
@@ -146,7 +161,21 @@ class Writer:
             self._timed_images += images
             self._timed_seconds += now - self._chunk_start
         self._chunk_start = now
-        self._record(step, "train", summarize(sums))
+        metrics = summarize(sums)
+        self._record(step, "train", metrics)
+        self._watch_for_chance(step, metrics["loss"])
+
+    def _watch_for_chance(self, step: int, loss: float) -> None:
+        if self._chance_loss is None:
+            return
+        if abs(loss - self._chance_loss) > 0.01 * self._chance_loss:
+            self._chance_start, self._chance_steps = step, CHANCE_STEPS
+        elif step - self._chance_start >= self._chance_steps:
+            self._say(
+                f"not learning: for {step - self._chance_start:,} steps the training loss has been {loss:.3f}; guessing gives "
+                f"{self._chance_loss:.3f}. {self._hint}"
+            )
+            self._chance_steps *= 2
 
     def _record(self, step: int, split: str, metrics: dict) -> None:
         if not math.isfinite(metrics["loss"]):
@@ -174,15 +203,21 @@ class Writer:
                 self._task, completed=step, epoch=epoch, speed=f"{self.images_per_s:,.0f} images/s", refresh=True, **shown
             )
             if split != "train":
-                self._progress.console.print(line, highlight=False)
+                self._say(line)
         elif split != "train":
-            print(line, file=sys.stderr, flush=True)
+            self._say(line)
         elif time.monotonic() >= self._line_due:
             self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
             done, elapsed = step - self._first_step, time.monotonic() - self._start
             remaining = timedelta(seconds=round(elapsed / max(done, 1) * (self._num_steps - step)))
             speed = f"  {self.images_per_s:,.0f} images/s  {remaining} left" if self.images_per_s else ""
-            print(line + speed, file=sys.stderr, flush=True)
+            self._say(line + speed)
+
+    def _say(self, line: str) -> None:
+        if self._progress:
+            self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

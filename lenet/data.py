@@ -79,12 +79,7 @@ def training_chunk(
     population = originals * (1 + copies)  # a number n stands for example n % originals
     steps = first_step + np.minimum(np.arange(padded_to), num_steps - 1)
     uses = steps[:, None] * batch_size + np.arange(batch_size)  # (S, B): how many examples came before this one
-    passes, places = np.divmod(uses, population)
-    numbers = np.empty_like(uses)
-    for number_of_pass in np.unique(passes):
-        order = data.epoch_order(population, seed, int(number_of_pass) if reshuffle else 0)
-        here = passes == number_of_pass
-        numbers[here] = order[places[here]]
+    numbers = data.order_of_uses(population, uses, seed, reshuffle=reshuffle)
     indices = numbers % originals
     draw = np.where(numbers < originals, 0, numbers) if copies else 1 + uses
     return {"image": examples.images[indices], "label": examples.labels[indices], "draw": draw.astype(np.uint32)}

@@ -185,7 +185,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, **facts)))
     tx, loss, prepare = build_optimizer(config, epoch_steps), build_loss(config), build_prepare(config)
     train_steps = make_train_steps(graphdef, tx, loss, prepare, config.average_decay)
-    placement = parallel.place(train_steps, mode=config.parallel, batch_size=config.batch_size)
+    placement = parallel.place(train_steps, mode=config.parallel, batch_size=config.batch_size, batch_axis=1)
     eval_step = make_eval_step(graphdef, loss, prepare)
     curvature_loss = loss if config.curvature_loss == "same" else loss_function("mse", config.output)
     curvature_step = make_curvature_step(graphdef, curvature_loss, prepare)
@@ -223,7 +223,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
                 reshuffle=config.reshuffle,
                 copies=config.distorted_copies,
             )
-            state, sums = placement.run(state, placement.place_chunk(chunk), count)
+            state, sums = placement.run(state, placement.place_training(chunk), count)
             step += count
             log.write(step, "train", sums)
             end_of_epoch = step % epoch_steps == 0

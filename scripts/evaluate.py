@@ -6,10 +6,12 @@ from pathlib import Path
 
 from absl import flags
 
+import alexnet.data
+import alexnet.train
+import lenet.data
+import lenet.train
 from common import data, launch, metrics
 from common.errors import DataError, UserError
-from lenet import train
-from lenet.data import DIGITS, require_fit
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -17,37 +19,71 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("dataset", "", "A prepared set; the run's own if empty.", flag_values=flag_values)
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; the run's own if empty.", flag_values=flag_values)
     flags.DEFINE_string("split", "test", "A split or a slice of one: test, train[55000:].", flag_values=flag_values)
+    flags.DEFINE_enum("crops", "center", ["center", "ten"], "AlexNet: what it sees of an image.", flag_values=flag_values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=flag_values)
 
 
 def main(flag_values: flags.FlagValues) -> None:
     if not flag_values.workdir:
         raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first")
-    run = train.load_run(Path(flag_values.workdir).expanduser())
+    workdir = Path(flag_values.workdir).expanduser()
+    score = score_alexnet if is_alexnet(workdir) else score_lenet
+    result, sums = score(workdir, flag_values)
+    result |= {"num_examples": int(sums["count"])}
+    result |= metrics.summarize({name: value for name, value in sums.items() if name != "confusion"})
+    if "confusion" in sums:
+        result["confusion_matrix"] = sums["confusion"].tolist()
+    if flag_values.json:
+        print(json.dumps(result))
+        return
+    top5 = f" ({result['top5_error_pct']:.2f}% top-5)" if "top5_error_pct" in result else ""
+    what, count = f"{result['dataset']} {result['split']}", f"{result['num_examples']:,} examples"
+    print(f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, after {result['step']:,} steps")
+
+
+def is_alexnet(workdir: Path) -> bool:
+    """Whether the run in `workdir` is one of alexnet.train; what is no run is left to the networks' own messages."""
+    try:
+        return "net" in json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
+    """What was scored, and its sums."""
+    run = lenet.train.load_run(workdir)
     dataset = flag_values.dataset or run.config.dataset
-    examples = data.load(dataset, flag_values.split, data.data_dirs(flag_values.data_dir or run.config.data_dir, DIGITS))
-    require_fit(examples)
+    folders = data.data_dirs(flag_values.data_dir or run.config.data_dir, lenet.data.DIGITS)
+    examples = data.load(dataset, flag_values.split, folders)
+    lenet.data.require_fit(examples)
     if not len(examples):
         raise UserError(f"--split={flag_values.split} is empty")
     if examples.images.shape[-1] != run.in_channels or examples.num_classes > run.num_classes:
         raise DataError(
             f"{dataset} has {examples.images.shape[-1]} channels and {examples.num_classes} classes; "
-            f"the run in {flag_values.workdir} takes {run.in_channels} and {run.num_classes}"
+            f"the run in {workdir} takes {run.in_channels} and {run.num_classes}"
         )
-    sums = train.evaluate(run.eval_step, run.params, examples)
-    result = {
-        "dataset": dataset,
-        "split": flag_values.split,
-        "step": run.step,
-        "num_examples": int(sums["count"]),
-        **metrics.summarize({name: sums[name] for name in ("loss", "errors", "count")}),
-        "confusion_matrix": sums["confusion"].tolist(),
-    }
-    if flag_values.json:
-        print(json.dumps(result))
-    else:
-        count = f"{result['num_examples']:,} examples"
-        print(f"{dataset} {flag_values.split}: {result['error_pct']:.2f}% error on {count}, after {run.step:,} steps")
+    sums = lenet.train.evaluate(run.eval_step, run.params, examples)
+    return {"dataset": dataset, "split": flag_values.split, "step": run.step}, sums
+
+
+def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
+    """What was scored, and its sums."""
+    run = alexnet.train.load_run(workdir)
+    dataset = flag_values.dataset or run.config.dataset
+    data_dir = flag_values.data_dir or run.config.data_dir
+    examples = alexnet.data.open_split(dataset, data_dir, flag_values.split)
+    if not len(examples):
+        raise UserError(f"--split={flag_values.split} is empty")
+    if examples.image_shape != run.image_shape or examples.num_classes > run.num_classes:
+        raise DataError(
+            f"{dataset} has images of shape {examples.image_shape} and {examples.num_classes} classes; "
+            f"the run in {workdir} takes {run.image_shape} and {run.num_classes}"
+        )
+    views = alexnet.data.VIEWS if flag_values.crops == "ten" else 1
+    batch_size = alexnet.train.eval_batch_size(run.config, views)
+    sums = alexnet.train.evaluate(run.eval_steps[views], run.params, examples, batch_size=batch_size)
+    return {"dataset": dataset, "split": flag_values.split, "crops": flag_values.crops, "step": run.step}, sums
 
 
 if __name__ == "__main__":

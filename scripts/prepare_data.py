@@ -1,28 +1,47 @@
-"""Downloads a data set and writes it as a TFDS array_record folder, without TensorFlow.
+"""Writes a data set as a TFDS array_record folder, without TensorFlow: downloads it, or takes ImageNet from files on disk.
 
     python -m scripts.prepare_data --dataset=mnist [--data_dir=DIR]
+    python -m scripts.prepare_data --dataset=imagenet_256 --source=DIR [--data_dir=DIR]
 
-Files are checked against the published SHA-256; an interrupted download goes on where it stopped; the prepared folder appears
-whole or not at all. Exit codes: 0 prepared (now or before), 2 wrong flags, 65 files that are not what they should be,
-74 no network or a folder that cannot be written, 130 interrupted.
+Downloaded files are checked against the published SHA-256; what was interrupted goes on where it stopped; the prepared folder
+appears whole or not at all. For imagenet_256, DIR holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or train/<class>/
+and val/<class>/ with JPEG or PNG files, or <class>/ alone; a tar file of such folders will do, too. The shorter side of each
+image becomes 256 pixels, of the longer one the middle is kept. Files that cannot be read are named, listed in damaged.txt and
+left out. The folder takes about 45 GB for all of ImageNet, 260 GB with --record_format=raw.
+
+Exit codes: 0 prepared (now or before), 2 wrong flags or a worker process that was killed, 65 files that are not what they
+should be, 74 no network or a folder that cannot be written, 75 another process prepares the same set, 130 interrupted.
 """
 
 import contextlib
+import datetime
 import hashlib
 import http.client
 import json
+import os
 import queue
 import ssl
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from absl import flags
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn, track
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+    track,
+)
 
+from alexnet import imagenet
 from common import builders, launch
 from common.data import data_dirs
 from common.errors import DataError, StorageError, UserError
@@ -31,6 +50,7 @@ SILENCE_S = 6.0  # a server that sends nothing for so long is given up
 ANSWER_S = 8.0  # and so is one that has not answered at all, whatever name resolution and its retries take
 
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+LINE_EVERY_S = 10.0  # how often progress is told where there is no terminal
 WITHOUT_NETWORK = (
     "without a network use --dataset=mnist10k, which is embedded, name a folder that already has the set with --data_dir, "
     "or one with the downloaded files with --source"
@@ -44,10 +64,15 @@ def main(argv: list[str]) -> int:
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     options = {"flag_values": flag_values}
-    flags.DEFINE_string("dataset", "mnist", f"The set: {', '.join(builders.IDX_SETS)}.", **options)
+    flags.DEFINE_string("dataset", "mnist", f"The set: {', '.join(_datasets())}.", **options)
     flags.DEFINE_string("data_dir", "", "Where to write it; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.", **options)
-    flags.DEFINE_string("source", "", "A folder with the files already downloaded, under their official names.", **options)
+    source = "A folder with the files already downloaded, under their official names; of imagenet_256 see above."
+    flags.DEFINE_string("source", "", source, **options)
     flags.DEFINE_string("mirror", "", "The address of another server's folder that holds the same files.", **options)
+    record_format = "imagenet_256: JPEG files of quality 95, or the pixels themselves, which are read faster."
+    flags.DEFINE_enum("record_format", imagenet.RECORD_FORMATS[0], imagenet.RECORD_FORMATS, record_format, **options)
+    num_workers = "imagenet_256: how many processes work; 0: one for each core."
+    flags.DEFINE_integer("num_workers", 0, num_workers, lower_bound=0, **options)
 
 
 def prepare(flag_values: flags.FlagValues) -> None:
@@ -55,19 +80,115 @@ def prepare(flag_values: flags.FlagValues) -> None:
     dataset, mirror = flag_values.dataset, flag_values.mirror
     if mirror and not mirror.startswith(("http://", "https://")):
         raise UserError(f"--mirror={mirror} is no address; it must begin with http:// or https://")
+    of_others = ["mirror"] if dataset == imagenet.NAME else ["record_format", "num_workers"]
+    for name in of_others:
+        if flag_values[name].present:
+            raise UserError(f"--{name} has no meaning with --dataset={dataset}; leave it out")
+    data_dir = data_dirs(flag_values.data_dir)[0]
     if dataset == "mnist10k":
         print("mnist10k is embedded in the project: nothing to prepare")
-    elif dataset in builders.IDX_SETS:
-        prepare_idx(dataset, data_dirs(flag_values.data_dir)[0], flag_values.source, mirror)
+    elif dataset == imagenet.NAME:
+        prepare_imagenet(data_dir, flag_values.source, flag_values.record_format, flag_values.num_workers)
+    elif dataset in builders.PUBLISHED_SETS:
+        prepare_published(dataset, data_dir, flag_values.source, mirror)
     else:
-        raise UserError(f"--dataset={dataset} is unknown; allowed: mnist10k, {', '.join(builders.IDX_SETS)}")
+        raise UserError(f"--dataset={dataset} is unknown; allowed: {', '.join(_datasets())}")
 
 
-def prepare_idx(dataset: str, data_dir: Path, source: str = "", mirror: str = "") -> Path:
-    """Prepares a set of `builders.IDX_SETS` in `<data_dir>/<dataset>/<version>/`, unless it is there already; returns it.
+def _datasets() -> list[str]:
+    return ["mnist10k", *builders.PUBLISHED_SETS, imagenet.NAME]
+
+
+def prepare_imagenet(data_dir: Path, source: str, record_format: str, num_workers: int = 0) -> Path:
+    """Prepares ImageNet, or another class-per-folder tree, in `<data_dir>/imagenet_256/1.0.0/`, unless it is there; returns it.
 
     Args:
-      dataset: a key of `builders.IDX_SETS`.
+      data_dir: made if needed.
+      source: see `imagenet.find_images`.
+      record_format: `jpeg` or `raw`.
+      num_workers: processes; 0 for one a core.
+
+    Raises:
+      DataError, LockedError, StorageError: see `imagenet.find_images` and `imagenet.prepare`.
+      UserError: no source.
+    """
+    prepared = data_dir / imagenet.NAME / imagenet.VERSION
+    if not source and (prepared / "dataset_info.json").is_file():
+        print(f"{imagenet.NAME} is already prepared in {prepared}")
+        return prepared
+    if not source:
+        raise UserError(
+            f"--dataset={imagenet.NAME} needs --source=DIR: ImageNet cannot be downloaded without an account at image-net.org"
+        )
+    found = imagenet.find_images(source)
+    sizes = ", ".join(f"{len(files):,} files of {split}" for split, files in found.splits.items())
+    print(f"{source}: {sizes}, {len(found.class_names):,} classes", flush=True)
+    if found.left_out:
+        print(f"left out: {_files(len(found.left_out), 'other')}, such as {found.left_out[0]}", flush=True)
+    num_workers = num_workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    try:
+        with _Report(sum(map(len, found.splits.values()))) as report:
+            shards = imagenet.prepare(found, prepared, record_format, num_workers, report)
+    except OSError as error:
+        raise StorageError(f"cannot write below {data_dir} ({error}); choose another folder with --data_dir") from error
+    if not shards:
+        print(f"{imagenet.NAME} is already prepared in {prepared}")
+        return prepared
+    counts = ", ".join(
+        f"{sum(shard.count for shard in shards if shard.split == split):,} images in {split}" for split in found.splits
+    )
+    num_damaged = sum(len(shard.damaged) for shard in shards)
+    damaged = f"{_files(num_damaged, 'damaged')}, listed in {prepared / 'damaged.txt'}" if num_damaged else "no damaged files"
+    print(f"{imagenet.NAME} is ready: {counts}, {damaged}; --dataset={imagenet.NAME} --data_dir={data_dir}")
+    return prepared
+
+
+def _files(count: int, kind: str) -> str:
+    return f"{count:,} {kind} file{'s' if count > 1 else ''}"
+
+
+class _Report:
+    """Called with each finished shard: a progress bar on a terminal, else a line now and then; damaged files at once."""
+
+    def __init__(self, num_files: int):
+        self._bar = Progress(
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task(imagenet.NAME, total=num_files, speed="")
+        self._num_files = num_files
+        self._done = self._done_before = 0
+        self._start = self._last_line = time.monotonic()
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+
+    def __call__(self, shard: imagenet.Shard) -> None:
+        for name, reason in shard.damaged:
+            self._bar.console.print(f"damaged: {name} ({reason})", markup=False, highlight=False, soft_wrap=True)
+        num_files = shard.count + len(shard.damaged)
+        self._done += num_files
+        if shard.resumed:
+            self._done_before += num_files
+        now = time.monotonic()
+        speed = (self._done - self._done_before) / max(now - self._start, 1e-9)  # images/s of this start
+        left = f", {datetime.timedelta(seconds=round((self._num_files - self._done) / speed))} left" if speed else ""
+        self._bar.update(self._task, completed=self._done, speed=f"{speed:.0f} images/s{left}")
+        if self._bar.disable and (now - self._last_line > LINE_EVERY_S or self._done == self._num_files):
+            self._last_line = now
+            print(f"{self._done:,} of {self._num_files:,} files, {speed:.0f} images/s{left}", flush=True)
+
+
+def prepare_published(dataset: str, data_dir: Path, source: str = "", mirror: str = "") -> Path:
+    """Prepares a set of `builders.PUBLISHED_SETS` in `<data_dir>/<dataset>/<version>/`, unless it is there already; returns it.
+
+    Args:
+      dataset: a key of `builders.PUBLISHED_SETS`.
       data_dir: downloads are kept below it, in `downloads/`, for the other sub-sets of emnist.
       source: take the files from this folder; download nothing.
       mirror: address of a folder, to download from in place of the official one.
@@ -76,8 +197,8 @@ def prepare_idx(dataset: str, data_dir: Path, source: str = "", mirror: str = ""
       DataError: a file is missing in `source` or is not the published one; `<version>/` holds another format.
       StorageError: no network, or `data_dir` cannot be written.
     """
-    idx_set = builders.IDX_SETS[dataset]
-    prepared = data_dir / dataset / idx_set.version
+    published = builders.PUBLISHED_SETS[dataset]
+    prepared = data_dir / dataset / published.version
     if prepared.exists():
         if not (prepared / "dataset_info.json").is_file():
             raise DataError(f"{prepared} is incomplete (no dataset_info.json); remove it and repeat the command")
@@ -89,28 +210,28 @@ def prepare_idx(dataset: str, data_dir: Path, source: str = "", mirror: str = ""
         raise DataError(f"--source={source} is no folder")
     folder = Path(source).expanduser() if source else data_dir / "downloads" / dataset.partition("/")[0]
     try:
-        for file_name, (size, sha256) in idx_set.files.items():
+        for file_name, (size, sha256) in published.files.items():
             if source:
-                verify(folder / file_name, idx_set.address + file_name, size, sha256)
+                verify(folder / file_name, published.address + file_name, size, sha256)
             else:
-                address = f"{mirror.rstrip('/')}/" if mirror else idx_set.address
+                address = f"{mirror.rstrip('/')}/" if mirror else published.address
                 download(address + file_name, folder / file_name, size, sha256)
-        splits = {split: builders.read_idx_split(dataset, split, folder) for split in ("train", "test")}
+        splits = {split: builders.read_split(dataset, split, folder) for split in ("train", "test")}
         bar = {"console": Console(stderr=True), "disable": not sys.stderr.isatty()}
         print(f"writing {prepared}", flush=True)
         builders.write_prepared(
             data_dir,
             dataset,
-            idx_set.version,
+            published.version,
             {
                 split: track(zip(images, labels, strict=True), description=split, total=len(labels), **bar)
                 for split, (images, labels) in splits.items()
             },
             splits["train"][0].shape[1:],
-            idx_set.class_names,
+            published.class_names,
             keep_order=False,
-            description=idx_set.description,
-            homepage=idx_set.homepage,
+            description=published.description,
+            homepage=published.homepage,
         )
     except OSError as error:
         raise StorageError(f"cannot write below {data_dir} ({error}); choose another folder with --data_dir") from error

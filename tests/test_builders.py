@@ -1,11 +1,14 @@
-"""common/builders.py: IDX files, EMNIST's peculiarities, and folders as TFDS writes them."""
+"""common/builders.py: IDX files, EMNIST's peculiarities, CIFAR-10's archive, and folders as TFDS writes them."""
 
 import gzip
 import hashlib
 import io
+import os
 import struct
+import tarfile
 import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,19 +75,19 @@ def write_mnist_files(folder, images, labels, split="train"):
     (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(labels)))
 
 
-def test_read_idx_split_of_mnist(tmp_path):
+def test_read_split_of_mnist(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
     labels = np.arange(5, dtype=np.uint8)
     write_mnist_files(tmp_path, images, labels, "test")
-    read_images, read_labels = builders.read_idx_split("mnist", "test", tmp_path)
+    read_images, read_labels = builders.read_split("mnist", "test", tmp_path)
     np.testing.assert_array_equal(read_images, images[..., None])
     np.testing.assert_array_equal(read_labels, labels)
 
 
-def test_read_idx_split_refuses_files_that_do_not_belong_together(tmp_path):
+def test_read_split_refuses_files_that_do_not_belong_together(tmp_path):
     write_mnist_files(tmp_path, np.zeros((5, 28, 28), np.uint8), np.zeros(4, np.uint8))
     with pytest.raises(DataError, match="do not belong together"):
-        builders.read_idx_split("mnist", "train", tmp_path)
+        builders.read_split("mnist", "train", tmp_path)
 
 
 @pytest.mark.parametrize(("config", "first_label"), [("letters", 1), ("balanced", 0)])
@@ -98,7 +101,7 @@ def test_emnist_is_turned_upright_and_letters_start_at_zero(tmp_path, config, fi
             archive.writestr(f"gzip/emnist-{config}-{split}-images-idx3-ubyte.gz", gzip.compress(idx_bytes(stored)))
             labels = np.array([first_label, first_label + 25], np.uint8)
             archive.writestr(f"gzip/emnist-{config}-{split}-labels-idx1-ubyte.gz", gzip.compress(idx_bytes(labels)))
-    images, labels = builders.read_idx_split(f"emnist/{config}", "test", tmp_path)
+    images, labels = builders.read_split(f"emnist/{config}", "test", tmp_path)
     np.testing.assert_array_equal(images, upright[..., None])
     np.testing.assert_array_equal(labels, [0, 25])
 
@@ -106,16 +109,61 @@ def test_emnist_is_turned_upright_and_letters_start_at_zero(tmp_path, config, fi
 def test_emnist_damaged_zip(tmp_path):
     (tmp_path / "gzip.zip").write_bytes(b"PK but not really")
     with pytest.raises(DataError, match=r"cannot read emnist/digits.*download them again"):
-        builders.read_idx_split("emnist/digits", "train", tmp_path)
+        builders.read_split("emnist/digits", "train", tmp_path)
+
+
+def write_cifar10_archive(folder, contents):
+    with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_cifar10_batches_follow_each_other_and_colours_are_planes(tmp_path):
+    # A record: the label, then 1,024 bytes each of red, green and blue, row by row (the set's homepage).
+    red, green, blue = bytes([200, 201]) + bytes(1022), bytes(32) + bytes([7]) + bytes(991), bytes(1023) + b"\x09"
+    contents = {f"data_batch_{number}.bin": bytes([number]) + red + green + blue for number in (5, 4, 3, 2, 1)}
+    contents["test_batch.bin"] = bytes([9]) + bytes(3072) + bytes([8]) + bytes(3072)
+    write_cifar10_archive(tmp_path, contents)
+    images, labels = builders.read_split("cifar10", "train", tmp_path)
+    assert (images.shape, images.dtype) == ((5, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(labels, [1, 2, 3, 4, 5])
+    expected = np.zeros((32, 32, 3))
+    expected[0, 0, 0], expected[0, 1, 0], expected[1, 0, 1], expected[31, 31, 2] = 200, 201, 7, 9
+    np.testing.assert_array_equal(images[4], expected)
+    np.testing.assert_array_equal(builders.read_split("cifar10", "test", tmp_path)[1], [9, 8])
+
+
+@pytest.mark.parametrize("damage", ["no archive", "a batch is missing", "a batch is cut"])
+def test_cifar10_damaged_archive(tmp_path, damage):
+    if damage == "no archive":
+        (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b not really")
+    else:
+        names = [f"data_batch_{number}.bin" for number in range(1, 5 if damage == "a batch is missing" else 6)]
+        write_cifar10_archive(tmp_path, {name: bytes(3073 if name != "data_batch_5.bin" else 3000) for name in names})
+    message = "no whole number of records" if damage == "a batch is cut" else "cannot read cifar10 from .* download them again"
+    with pytest.raises(DataError, match=message) as caught:
+        builders.read_split("cifar10", "train", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_cifar10_class_names_are_in_the_official_order(tmp_path):
+    data_dir = os.environ.get("TFDS_DATA_DIR")
+    found = sorted(Path(data_dir or ".").glob("cifar10/*/label.labels.txt"))
+    if not data_dir or not found:
+        pytest.skip("$TFDS_DATA_DIR holds no cifar10: python -m scripts.prepare_data --dataset=cifar10")
+    assert list(builders.PUBLISHED_SETS["cifar10"].class_names) == found[0].read_text().split()
 
 
 def test_class_counts():
-    counts = {name: len(idx_set.class_names) for name, idx_set in builders.IDX_SETS.items()}
+    counts = {name: len(published.class_names) for name, published in builders.PUBLISHED_SETS.items()}
     # The numbers of classes that TFDS's own builders state, but for letters: 37 there, of which 26 occur.
     assert counts == {
         "mnist": 10,
         "fashion_mnist": 10,
         "kmnist": 10,
+        "cifar10": 10,
         "emnist/byclass": 62,
         "emnist/bymerge": 47,
         "emnist/balanced": 47,
@@ -123,19 +171,19 @@ def test_class_counts():
         "emnist/digits": 10,
         "emnist/mnist": 10,
     }
-    assert all(len(set(idx_set.class_names)) == len(idx_set.class_names) for idx_set in builders.IDX_SETS.values())
+    assert all(len(set(published.class_names)) == len(published.class_names) for published in builders.PUBLISHED_SETS.values())
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "emnist"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "emnist", "cifar10"])
 def test_addresses_and_checksums_are_those_of_tfds(name):
     table = tfds.core.tfds_path() / "url_checksums" / f"{name}.txt"
     official = {}
     for line in table.read_text().splitlines():
         address, size, sha256, _ = line.split("\t")
         official[address] = (int(size), sha256)
-    for dataset, idx_set in builders.IDX_SETS.items():
+    for dataset, published in builders.PUBLISHED_SETS.items():
         if dataset.partition("/")[0] == name:
-            assert {idx_set.address + file_name: facts for file_name, facts in idx_set.files.items()} == official
+            assert {published.address + file_name: facts for file_name, facts in published.files.items()} == official
 
 
 @pytest.mark.parametrize(("dataset", "channels"), [("mnist", 1), ("tiny/colour", 3)])

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -80,7 +81,7 @@ def server():
 def small_mnist(tmp_path, monkeypatch):
     """mnist with 50 images in place of 70,000, and nothing of the machine's own data."""
     facts = {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in FILES.items()}
-    monkeypatch.setitem(builders.IDX_SETS, "mnist", dataclasses.replace(builders.IDX_SETS["mnist"], files=facts))
+    monkeypatch.setitem(builders.PUBLISHED_SETS, "mnist", dataclasses.replace(builders.PUBLISHED_SETS["mnist"], files=facts))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -169,7 +170,7 @@ def test_a_sub_set_of_emnist(tmp_path, small_mnist, monkeypatch):
     content = (tmp_path / "gzip.zip").read_bytes()
     files = {"gzip.zip": (len(content), hashlib.sha256(content).hexdigest())}
     monkeypatch.setitem(
-        builders.IDX_SETS, "emnist/letters", dataclasses.replace(builders.IDX_SETS["emnist/letters"], files=files)
+        builders.PUBLISHED_SETS, "emnist/letters", dataclasses.replace(builders.PUBLISHED_SETS["emnist/letters"], files=files)
     )
     assert prepare_data.main(["--dataset=emnist/letters", f"--source={tmp_path}"]) == 0
     assert (small_mnist / "emnist" / "letters" / "4.0.0" / "dataset_info.json").exists()
@@ -178,6 +179,48 @@ def test_a_sub_set_of_emnist(tmp_path, small_mnist, monkeypatch):
     np.testing.assert_array_equal(examples.labels[order], range(10))
     np.testing.assert_array_equal(examples.images[order], images[..., None])
     assert examples.num_classes == 26
+
+
+@pytest.mark.parametrize("way", ["server", "folder"])
+def test_cifar10(way, server, tmp_path, small_mnist, monkeypatch, capsys):
+    """30 + 4 images in an archive of the official layout; the order of the records is that of TFDS's builder."""
+    arrays = {}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
+        for seed, name in enumerate(names):
+            random = np.random.default_rng(seed)
+            images, labels = random.integers(0, 256, (6, 32, 32, 3), np.uint8), random.integers(0, 10, 6).astype(np.uint8)
+            content = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(6, 3072)], axis=1).tobytes()
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+            arrays.setdefault(name.partition("_")[0], []).append((images, labels))
+    name, content = "cifar-10-binary.tar.gz", buffer.getvalue()
+    published = builders.PUBLISHED_SETS["cifar10"]
+    assert list(published.files) == [name]
+    facts = {name: (len(content), hashlib.sha256(content).hexdigest())}
+    monkeypatch.setitem(builders.PUBLISHED_SETS, "cifar10", dataclasses.replace(published, files=facts))
+    if way == "server":
+        server.files[name] = content
+        arguments = [f"--mirror={server.address}"]
+    else:
+        (tmp_path / name).write_bytes(content)
+        arguments = [f"--source={tmp_path}"]
+    assert prepare_data.main(["--dataset=cifar10", *arguments]) == 0
+    assert capsys.readouterr().out.endswith(f"cifar10 is ready: --dataset=cifar10 --data_dir={small_mnist}\n")
+    for split, key in (("train", "data"), ("test", "test")):
+        images, labels = (np.concatenate(parts) for parts in zip(*arrays[key], strict=True))
+        order = sorted(range(len(labels)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest())
+        examples = data.load("cifar10", split, [small_mnist])
+        np.testing.assert_array_equal(examples.images, images[order])
+        np.testing.assert_array_equal(examples.labels, labels[order])
+    folder = small_mnist / "cifar10" / "3.0.2"
+    assert (folder / "label.labels.txt").read_text().split()[:2] == ["airplane", "automobile"]
+    if way == "server":
+        server.files[name] = content[:-1] + bytes([content[-1] ^ 1])
+        assert prepare_data.main(["--dataset=cifar10", f"--data_dir={tmp_path / 'other'}", *arguments]) == 65
+        assert "is not the published file" in one_line(capsys)
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "longer"])
@@ -314,7 +357,7 @@ def test_mnist10k_needs_no_preparation(small_mnist, capsys):
     [
         (
             ["--dataset=cifar100"],
-            "--dataset=cifar100 is unknown; allowed: mnist10k, mnist, fashion_mnist, kmnist, emnist/byclass",
+            "--dataset=cifar100 is unknown; allowed: mnist10k, mnist, fashion_mnist, kmnist, cifar10, emnist/byclass",
         ),
         (["--dataset=emnist"], "emnist/balanced"),
         (["--datset=mnist"], "Did you mean: dataset"),

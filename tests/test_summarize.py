@@ -4,9 +4,16 @@ import json
 import subprocess
 import sys
 
+import pytest
+from absl import flags
 
-def summarize(*flags):
-    return subprocess.run([sys.executable, "-m", "scripts.summarize", *flags], capture_output=True, text=True)
+import common.flags
+from alexnet.config import Config
+from scripts.summarize import summarize as summary_of
+
+
+def summarize(*arguments):
+    return subprocess.run([sys.executable, "-m", "scripts.summarize", *arguments], capture_output=True, text=True)
 
 
 def test_json_keeps_the_contract():
@@ -26,15 +33,75 @@ def test_every_preset_has_a_table():
 
 
 def test_mistakes_get_one_line():
-    for flags, message in (
+    for arguments, message in (
         (["--model=vgg"], "lenet"),
         (["--c3=full"], "table|dense|random"),
         (["extra"], "unexpected argument"),
+        (["--model=alexnet", "--c3=table"], "'c3'"),  # LeNet's
+        (["--model=alexnet", "--crop_size=20"], "at least 39"),
+        (["--model=alexnet", "--optimizer=adamw"], "--momentum=0"),
+        (["--model=alexnet", "--flagfile=alexnet/presets/vgg.flags"], "vgg.flags"),
     ):
-        done = summarize(*flags)
+        done = summarize(*arguments)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_help_is_the_docstring_and_the_flags():
     done = summarize("--help")
     assert done.returncode == 0 and "layer table" in done.stdout and "--activation" in done.stdout
+
+
+def test_alexnets_json():
+    """In the deck's count the biases of convolutions are in, those of fully connected layers out."""
+    done = summarize("--model=alexnet", "--json")
+    summary = json.loads(done.stdout)
+    assert summary["total"] == {
+        "parameters": 62_378_344,
+        "multiply_adds": 1_135_256_096,  # the deck adds 650,080 biases of convolutions, one an output
+        "deck_parameters": 62_369_152,
+        "deck_computations": 1_135_906_176,
+    }
+    assert summary["layers"][0] == {
+        "name": "conv1", "output": [55, 55, 96], "parameters": 34_944, "multiply_adds": 105_415_200,
+        "deck_parameters": 34_944, "deck_computations": 105_705_600,
+    }  # fmt: skip
+    assert round(summary["conv_pct"]["deck_parameters"]) == 6 and round(summary["conv_pct"]["deck_computations"]) == 95
+
+
+def test_alexnets_table_shows_every_number_in_full():
+    """80 columns wide: what is no terminal has no more."""
+    done = summarize("--model=alexnet")
+    assert done.returncode == 0 and "\N{HORIZONTAL ELLIPSIS}" not in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.replace("│", " ").splitlines() if line.split()}
+    for layer, numbers in (
+        ("conv1", ["34,944", "105,705,600"]),
+        ("conv2", ["614,656", "448,084,224"]),
+        ("fc6", ["37,752,832", "37,748,736"]),
+        ("total", ["62,378,344", "62,369,152", "1,135,906,176"]),
+    ):
+        assert set(numbers) <= set(rows[layer].split())
+    assert "6% of the parameters" in done.stdout and "95% of the" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("deck", 62_378_344),
+        ("modern", 62_378_344),
+        ("paper", 60_965_224),
+        ("caffe", 60_965_224),
+        ("code2012", 60_965_224),
+        ("torchvision", 61_100_840),
+        ("small", 378_026),
+        ("cifar18", 32 * (75 + 1) + 32 * (800 + 1) + 64 * (800 + 1) + 10 * (9 * 64 + 1)),
+        # Locally connected layers have weights and biases of their own at each of 36 pixels.
+        ("cifar13", 64 * (75 + 1) + 64 * (1600 + 1) + 36 * 32 * (9 * 64 + 1) + 36 * 32 * (9 * 32 + 1) + 10 * (36 * 32 + 1)),
+    ],
+)
+def test_totals_of_alexnets_presets(preset, parameters):
+    values = flags.FlagValues()
+    common.flags.define(Config, values)
+    values(["program", f"--flagfile=alexnet/presets/{preset}.flags"])
+    summary = summary_of(common.flags.read(Config, values))
+    assert summary["total"]["parameters"] == parameters == sum(layer["parameters"] for layer in summary["layers"])
+    assert summary["layers"][-1]["output"] == [10 if preset in ("small", "cifar18", "cifar13") else 1000]

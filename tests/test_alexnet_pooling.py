@@ -1,0 +1,83 @@
+"""Pooling against loops over windows, and against PyTorch, in both of its forms: a CPU's and `lax.reduce_window`."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet.pooling import average_pool, max_pool
+
+NUMPY = {max_pool: np.max, average_pool: np.mean}
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
+def by_windows(x, reduce, overlapping):
+    """(B, H, W, C) -> (B, H // 2, W // 2, C): NumPy cuts off slices at the border as the 2012 code does its windows."""
+    size = 3 if overlapping else 2
+    out = np.empty((len(x), x.shape[1] // 2, x.shape[2] // 2, x.shape[3]))
+    for i, j in np.ndindex(out.shape[1:3]):
+        out[:, i, j] = reduce(x[:, 2 * i : 2 * i + size, 2 * j : 2 * j + size], axis=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize("shape", [(2, 13, 13, 3), (2, 6, 6, 3), (1, 12, 7, 2), (1, 2, 3, 2), (3, 8, 2, 1)])
+@pytest.mark.parametrize("pool", [max_pool, average_pool])
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_each_window(backend, shape, pool, overlapping):
+    x = np.random.default_rng(0).normal(size=shape) - 5  # all below the zeros that a careless border would add
+    ours = pool(jnp.asarray(x, jnp.float32), overlapping=overlapping)
+    np.testing.assert_allclose(ours, by_windows(x, NUMPY[pool], overlapping), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(55, 27, 13, 6), (32, 16, 8, 4), (24, 12, 6, 3)])
+@pytest.mark.parametrize("pool", [max_pool, average_pool])
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_the_sizes_of_the_networks(backend, sizes, pool, overlapping):
+    """Of the paper and of cuda-convnet's CIFAR-10 networks."""
+    for before, after in itertools.pairwise(sizes):
+        x = jax.ShapeDtypeStruct((1, before, before, 2), jnp.float32)
+        assert jax.eval_shape(lambda x: pool(x, overlapping=overlapping), x).shape == (1, after, after, 2)
+
+
+@pytest.mark.parametrize("size", [13, 12])
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_values_and_gradients_are_pytorchs(backend, torch, size, overlapping):
+    functional = torch.nn.functional
+    theirs = {
+        max_pool: lambda x: functional.max_pool2d(x, 3 if overlapping else 2, 2, ceil_mode=overlapping),
+        average_pool: lambda x: functional.avg_pool2d(
+            x, 3 if overlapping else 2, 2, ceil_mode=overlapping, count_include_pad=False
+        ),
+    }
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(2, size, size, 3)).astype(np.float32)
+    cotangent = draw.normal(size=(2, size // 2, size // 2, 3)).astype(np.float32)
+    for pool, pool_torch in theirs.items():
+        x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+        expected = pool_torch(x_torch)
+        expected.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
+        pooled = jax.jit(lambda x, pool=pool: pool(x, overlapping=overlapping))  # as in a training step
+        value, pull_back = jax.vjp(pooled, jnp.asarray(x))
+        np.testing.assert_allclose(value, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(pull_back(cotangent)[0], x_torch.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_pixels_that_share_a_maximum_share_its_gradient(backend):
+    x = jnp.zeros((1, 7, 7, 2))
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x, overlapping=True)))(x)
+    assert (gradient >= 0).all()
+    assert jnp.sum(gradient) == 3 * 3 * 2  # each window hands on the whole of its one
+
+
+@pytest.mark.parametrize("pool", [max_pool, average_pool])
+def test_bfloat16(backend, pool):
+    x = np.random.default_rng(0).integers(0, 4, size=(1, 6, 6, 2)) * 12.0  # sums of nine of these are exact
+    ours = pool(jnp.asarray(x, jnp.bfloat16), overlapping=True)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(ours, np.float64), by_windows(x, NUMPY[pool], True), rtol=2**-8)
