@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and lenet/README.md from results/: `python -m scripts.report` (`--check`: only compare).
+"""Writes the tables of the README.md files from results/: `python -m scripts.report` (`--check`: only compare).
 
 A table stands between `<!-- report: NAME -->` and `<!-- /report -->`. What a result is called says where it belongs: results of
 the same name but for `_seedN` are one row.
@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.writer import write_atomic
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "lenet/README.md")
+PAGES = ("README.md", "lenet/README.md", "alexnet/README.md")
 
 # Row of the main table: (results/lenet_NAME_seedN.json, what it is, the paper's test error, the target).
 MAIN_ROWS = (
@@ -27,6 +27,17 @@ MAIN_ROWS = (
     ("deck", "`deck`: 60,806 parameters, mini-batches", "–", "≤ 1.0"),
     ("modern", "`modern`: 60,806 parameters, today's training", "–", "≤ 0.40"),
     ("quickstart", "quickstart: `deck` on 7,500 digits of `mnist10k`, tested on 2,000 others", "–", "≤ 2.0"),
+)
+
+# Row of AlexNet's table: (results/alexnet_NAME_seedN.json, what it is, the target). Results of NAME_resumed are those of runs
+# that were killed (SIGKILL) in the middle and started again.
+ALEXNET_ROWS = (
+    ("small", "`small`, 5 epochs of CIFAR-10", "< 45%"),
+    ("cifar18", "`cifar18`, 5 epochs of CIFAR-10", "< 45%"),
+    ("thirty_deck", "`deck`, full size, learns 30 ImageNet images by heart", "0% (training)"),
+    ("thirty_paper", "`paper`, full size, learns 30 ImageNet images by heart", "0% (training)"),
+    ("ten_deck", "`deck`, full size, 10 steps, dropout and augmentation on", "–"),
+    ("ten_paper", "`paper`, full size, 10 steps, dropout and augmentation on", "–"),
 )
 
 # Row of the table of tries for the distorted runs: (results/lenet_try_NAME_seedN.json, what was different).
@@ -67,6 +78,7 @@ def fill(page: str, results: dict[str, list[dict]]) -> str:
     """The page with each table drawn anew."""
     tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
     tables |= {"lenet_tries": tries_table, "machine": machine_line}
+    tables |= {"alexnet": alexnet_table, "alexnet_commands": alexnet_commands_table, "alexnet_agreement": agreement_line}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -95,9 +107,14 @@ def lenet_table(results: dict[str, list[dict]]) -> str:
 
 def commands_table(results: dict[str, list[dict]]) -> str:
     """What was typed for the first seed of each row, and how long a run took."""
+    return commands(results, [f"lenet_{name}" for name, *_ in MAIN_ROWS])
+
+
+def commands(results: dict[str, list[dict]], names: list[str]) -> str:
+    """One row for each of `names` that has results."""
     rows = ["| command (first seed) | seeds | median seconds | median images/s | commit |", "|---|---|---|---|---|"]
-    for name, *_ in MAIN_ROWS:
-        group = results.get(f"lenet_{name}", [])
+    for name in names:
+        group = results.get(name, [])
         if group:
             seeds = ", ".join(str(result["seed"]) for result in group)
             seconds = statistics.median(result["wall_time_s"] for result in group)
@@ -141,6 +158,44 @@ def tries_table(results: dict[str, list[dict]]) -> str:
             digits, commit = f"{group[0]['num_train_examples']:,}", group[0]["commit"][:8]
             rows.append(f"| {what} | {digits} | {seeds} | {' | '.join(errors)} | `{commit}` |")
     return "\n".join(rows)
+
+
+def alexnet_table(results: dict[str, list[dict]]) -> str:
+    """Errors, and whether runs that were killed ended in the same state."""
+    rows = ["| run | seeds | test error, centre crop | ten crops | training error | our target | killed and resumed |"]
+    rows += ["|---" * 7 + "|"]
+    for name, what, target in ALEXNET_ROWS:
+        group = results.get(f"alexnet_{name}", [])
+        if not group:
+            continue
+        cells = []
+        for kind in ("top1_error_pct", "ten_crop_top1_error_pct", "train_error_pct"):
+            errors = [result[kind] for result in group if kind in result]
+            spread = f" ({min(errors):.2f} to {max(errors):.2f})" if len(errors) > 1 else ""
+            cells.append(f"{statistics.mean(errors):.2f}%{spread}" if errors else "–")
+        if name.startswith(("thirty", "ten")):
+            cells[:2] = ["–", "–"]  # the images are those that were trained on
+        states = {result["seed"]: result["state_sha256"] for result in group}
+        killed = results.get(f"alexnet_{name}_resumed", [])
+        same = [result["state_sha256"] == states[result["seed"]] for result in killed]
+        resumed = "–" if not same else "same SHA-256 of the state" if all(same) else "**another state**"
+        rows.append(f"| {what} | {len(group)} | {' | '.join(cells)} | {target} | {resumed} |")
+    return "\n".join(rows)
+
+
+def alexnet_commands_table(results: dict[str, list[dict]]) -> str:
+    """What was typed for the first seed of each row, and how long a run took."""
+    return commands(results, [f"alexnet_{name}" for name, *_ in ALEXNET_ROWS])
+
+
+def agreement_line(results: dict[str, list[dict]]) -> str:
+    """How far the preset `torchvision` is from PyTorch."""
+    (result,) = results["alexnet_torchvision_agreement"]
+    return (
+        f"`{result['command']}`: with the same weights, the logits of {result['batch_size']} images differ from PyTorch "
+        f"{result['versions']['torch']}'s by {result['logits_relative_difference']:.1e} of the largest (target 1e-4), "
+        f"gradients by at most {result['gradients_relative_difference']:.1e} (target 1e-3)."
+    )
 
 
 def machine_line(results: dict[str, list[dict]]) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from absl.flags import FlagValues
 
-from lenet.config import Config
-from scripts import evaluate, prepare_data, report, summarize
+import alexnet.config
+import lenet.config
+from scripts import compare_with_torch, evaluate, prepare_data, report, summarize
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
@@ -44,19 +45,39 @@ def test_results_keep_the_contract(path):
     result = json.loads(path.read_text())
     if "kind" in result:
         return
+    assert not result["commit"].endswith("-dirty")
+    assert f"--seed={result['seed']}" in result["command"]
+    if path.stem.startswith("alexnet_"):
+        assert result.keys() >= CONTRACT - {"confusion_matrix"} | {"top1_error_pct", "top5_error_pct"}
+        assert result["test_error_pct"] == result["top1_error_pct"] >= result["top5_error_pct"]
+        if "confusion_matrix" not in result:  # too many classes
+            return
     assert result.keys() >= CONTRACT
     matrix = result["confusion_matrix"]
     total = sum(map(sum, matrix))
     assert total == result["num_test_examples"]
     correct = sum(matrix[label][label] for label in range(len(matrix)))
     assert result["test_error_pct"] == pytest.approx(100 * (total - correct) / total)
-    assert not result["commit"].endswith("-dirty")
-    assert f"--seed={result['seed']}" in result["command"]
+
+
+def test_alexnets_table_has_every_row_and_its_killed_run():
+    results = report.load_results(ROOT / "results")
+    table = (ROOT / "README.md").read_text()
+    for name, what, _ in report.ALEXNET_ROWS:
+        row = next(line for line in table.splitlines() if line.startswith(f"| {what}"))
+        if name.startswith("thirty"):
+            assert [result["train_error_pct"] for result in results[f"alexnet_{name}"]] == [0.0]
+        else:
+            (killed,) = results[f"alexnet_{name}_resumed"]
+            (straight,) = (result for result in results[f"alexnet_{name}"] if result["seed"] == killed["seed"])
+            assert killed["state_sha256"] == straight["state_sha256"] and "same SHA-256" in row
 
 
 def test_every_flag_named_exists():
-    known = {field.name for field in dataclasses.fields(Config)} | {"workdir", "flagfile", "help"} | {"all"}  # of test.sh
-    for tool in (evaluate, prepare_data, report, summarize):
+    known = {"workdir", "flagfile", "help"} | {"all"}  # of test.sh
+    for config in (alexnet.config.Config, lenet.config.Config):
+        known |= {field.name for field in dataclasses.fields(config)}
+    for tool in (compare_with_torch, evaluate, prepare_data, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in report.PAGES:
@@ -70,7 +91,7 @@ def test_every_link_and_file_named_exists():
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
-        for script in re.findall(r"(?:bash |--flagfile=)((?:scripts|lenet)/[\w/.]+)", text):
+        for script in re.findall(r"(?:bash |--flagfile=)((?:scripts|lenet|alexnet)/[\w/.]+)", text):
             assert (ROOT / script).exists(), f"{page} names {script}"
-        for module in re.findall(r"python -m ((?:scripts|lenet)\.\w+)", text):
+        for module in re.findall(r"python -m ((?:scripts|lenet|alexnet)\.\w+)", text):
             assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{page} names {module}"

@@ -168,18 +168,11 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
     assert len(lines) == 2  # the others came within seconds of the first
 
 
-def test_a_bar_on_a_terminal(tmp_path):
-    program = f"""
-        import sys
-        sys.path.insert(0, {str(ROOT)!r})
-        from common.writer import Writer
-        with Writer({str(tmp_path)!r}, first_step=0, num_steps=4, steps_per_epoch=2) as log:
-            for step in (1, 2, 3, 4):
-                log.write(step, "train", {{"loss": 64.0, "errors": 32, "count": 128}})
-            log.write(4, "validation", {{"loss": 64.0, "errors": 16, "count": 128}})
-    """
+def on_a_terminal(program: str) -> str:
+    """What a program with `Writer` at hand prints on a terminal."""
+    start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common.writer import Writer\n"
     main_end, terminal = pty.openpty()
-    command = [sys.executable, "-c", textwrap.dedent(program)]
+    command = [sys.executable, "-c", start + textwrap.dedent(program)]
     subprocess.run(command, stderr=terminal, check=True, env=os.environ | {"TERM": "xterm", "COLUMNS": "140"})
     os.close(terminal)
     shown = b""
@@ -189,7 +182,16 @@ def test_a_bar_on_a_terminal(tmp_path):
         except OSError:  # how Linux says that the other end is closed
             break
     os.close(main_end)
-    shown = shown.decode()
+    return shown.decode()
+
+
+def test_a_bar_on_a_terminal(tmp_path):
+    shown = on_a_terminal(f"""
+        with Writer({str(tmp_path)!r}, first_step=0, num_steps=4, steps_per_epoch=2) as log:
+            for step in (1, 2, 3, 4):
+                log.write(step, "train", {{"loss": 64.0, "errors": 32, "count": 128}})
+            log.write(4, "validation", {{"loss": 64.0, "errors": 16, "count": 128}})
+    """)
     for text in ("epoch 2.0", "100%", "images/s", "loss 0.5000  error 25.00%", "validation loss 0.5000  error 12.50%"):
         assert text in shown, shown
 
@@ -241,3 +243,68 @@ def test_write_atomic_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     write_atomic(path, b"three")
     assert path.read_text() == "three"
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def said_to_be_at_chance(workdir, capsys, losses, first_step=0, **more) -> list[str]:
+    """The warnings that training losses give, a line of metrics every 50 steps."""
+    with open_writer(workdir, first_step, **({"chance_loss": math.log(10), "hint": "Try another seed."} | more)) as log:
+        for step, loss in enumerate(losses, 1):
+            log.write(first_step + 50 * step, "train", sums(loss=128 * loss))
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("not learning")]
+
+
+CHANCE, BELOW = math.log(10), 0.98 * math.log(10)
+WARNING = "not learning: for {} steps the training loss has been 2.303; guessing gives 2.303. Try another seed."
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps"),
+    [
+        ([CHANCE] * 3, []),
+        ([CHANCE] * 4, [200]),
+        ([CHANCE] * 31, [200, 400, 800]),  # 1,550 steps: twice as long each time
+        ([CHANCE] * 32, [200, 400, 800, "1,600"]),
+        ([BELOW] * 20, []),
+        ([1.02 * CHANCE] * 20, []),  # not there yet
+        ([CHANCE, CHANCE, CHANCE, BELOW] * 4, []),
+        ([CHANCE] * 9 + [BELOW] * 9, [200, 400]),  # silent once it has left
+        ([CHANCE] * 9 + [BELOW] + [CHANCE] * 4, [200, 400, 200]),  # back again: from the start
+    ],
+)
+def test_training_that_stays_at_chance_is_spoken_of(tmp_path, capsys, losses, steps):
+    assert said_to_be_at_chance(tmp_path, capsys, losses) == [WARNING.format(count) for count in steps]
+
+
+def test_chance_is_a_loss_within_one_percent(tmp_path, capsys):
+    counts = [len(said_to_be_at_chance(tmp_path, capsys, [factor * CHANCE] * 4)) for factor in (0.989, 0.991, 1.009, 1.011)]
+    assert counts == [0, 1, 1, 0]
+
+
+def test_steps_at_chance_are_counted_from_the_resume(tmp_path, capsys):
+    assert said_to_be_at_chance(tmp_path, capsys, [CHANCE] * 3, first_step=1000) == []
+    assert said_to_be_at_chance(tmp_path, capsys, [CHANCE] * 4, first_step=1000) == [WARNING.format(200)]
+
+
+def test_without_a_chance_loss_nothing_is_said(tmp_path, capsys):
+    assert said_to_be_at_chance(tmp_path, capsys, [CHANCE] * 8, chance_loss=None) == []
+
+
+def test_an_evaluation_at_chance_is_no_training_at_chance(tmp_path, capsys):
+    with open_writer(tmp_path, chance_loss=CHANCE) as log:
+        for step in range(50, 1000, 50):
+            log.write(step, "train", sums(loss=128 * BELOW))
+            log.write(step, "validation", sums(loss=128 * CHANCE))
+    assert "not learning" not in capsys.readouterr().err
+
+
+def test_chance_is_spoken_of_above_the_bar_too(tmp_path):
+    shown = on_a_terminal(f"""
+        numbers = dict(first_step=0, num_steps=400, steps_per_epoch=400)
+        with Writer({str(tmp_path)!r}, **numbers, chance_loss=0.5, hint="[a] hint") as log:
+            for step in range(20, 401, 20):
+                log.write(step, "train", {{"loss": 64.0, "errors": 32, "count": 128}})
+    """)
+    for steps in (200, 400):
+        warning = f"not learning: for {steps} steps the training loss has been 0.500; guessing gives 0.500. [a] hint"
+        assert warning in shown, shown
+    assert shown.count("not learning") == 2

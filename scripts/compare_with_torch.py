@@ -1,0 +1,132 @@
+"""The preset `torchvision` beside the same layers in PyTorch, weight for weight: how far apart are logits and gradients?
+
+    python -m scripts.compare_with_torch [--json=results/alexnet_torchvision_agreement.json]
+
+PyTorch draws the weights; images and labels are drawn from --seed; dropout is off on both sides. Differences are relative to
+the largest value of each array. Needs `pip install -r requirements-peers.txt`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+
+import common.flags
+from alexnet.config import Config
+from alexnet.train import build_loss, build_model
+from common import launch
+from common.errors import UserError
+from common.writer import write_atomic
+
+PRESET = "alexnet/presets/torchvision.flags"
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_integer("batch_size", 8, "Images.", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_integer("seed", 0, "Of weights, images and labels.", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_string("json", "", "Write the result to this file.", flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("PyTorch is not installed: pip install -r requirements-peers.txt") from error
+    result = compare(torch, flag_values.batch_size, flag_values.seed)
+    if flag_values.json:
+        source = launch.provenance(preset())
+        source["versions"]["torch"] = torch.__version__
+        result = {"kind": "agreement", **result, **source, "seed": flag_values.seed}
+        write_atomic(Path(flag_values.json), json.dumps(result, indent=2) + "\n")
+    print(
+        f"relative difference of the logits {result['logits_relative_difference']:.1e}, of the gradients at most "
+        f"{result['gradients_relative_difference']:.1e} ({result['gradients_farthest']})"
+    )
+
+
+def preset() -> Config:
+    """The config of the preset."""
+    common.flags.define(Config, values := flags.FlagValues())
+    values(["compare_with_torch", f"--flagfile={Path(__file__).parents[1] / PRESET}", "--dropout=0", "--dataset=fake"])
+    return common.flags.read(Config, values)
+
+
+def torch_alexnet(torch):
+    """torchvision's AlexNet without its dropout: (B, 3, 224, 224) -> (B, 1000)."""
+    nn = torch.nn
+    features = [
+        *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+    ]
+    classifier = [nn.Linear(9216, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
+    return nn.Sequential(*features, nn.Flatten(), *classifier)
+
+
+def to_ours(name: str, weight: np.ndarray) -> np.ndarray:
+    """PyTorch's (out, in, kh, kw) or (out, in) as our (kh, kw, in, out) or (in, out); fc6's inputs are maps, rows, columns
+    there and rows, columns, maps here.
+    """
+    if name == "fc6":
+        weight = weight.reshape(-1, 256, 6, 6).transpose(0, 2, 3, 1).reshape(-1, 9216)
+    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+
+
+def compare(torch, batch_size: int, seed: int) -> dict:
+    """The largest differences of one training step without dropout."""
+    torch.manual_seed(seed)
+    theirs = torch_alexnet(torch)
+    layers = dict(zip(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"), weighted(theirs), strict=True))
+    random = np.random.default_rng(seed)
+    images = random.standard_normal((batch_size, 224, 224, 3), np.float32)
+    labels = random.integers(0, 1000, batch_size)
+    logits = theirs(torch.tensor(images.transpose(0, 3, 1, 2).copy()))
+    torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).backward()
+
+    config = preset()
+    params = {
+        name: {"kernel": to_ours(name, layer.weight.detach().numpy()), "bias": layer.bias.detach().numpy()}
+        for name, layer in layers.items()
+    }
+    graphdef, loss = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, 1000))), build_loss(config)
+
+    @jax.jit
+    def step(params):
+        def mean_loss(params):
+            logits = nnx.merge(graphdef, params)(images)
+            return loss(logits, labels).mean(), logits
+
+        return jax.value_and_grad(mean_loss, has_aux=True)(params)
+
+    (_, our_logits), grads = step(params)
+    differences = {}
+    for name, layer in layers.items():
+        differences[f"{name} weights"] = difference(grads[name]["kernel"], to_ours(name, layer.weight.grad.numpy()))
+        differences[f"{name} biases"] = difference(grads[name]["bias"], layer.bias.grad.numpy())
+    farthest = max(differences, key=differences.get)
+    return {
+        "batch_size": batch_size,
+        "logits_relative_difference": difference(our_logits, logits.detach().numpy()),
+        "gradients_relative_difference": differences[farthest],
+        "gradients_farthest": farthest,
+    }
+
+
+def weighted(model) -> list:
+    """The layers that have weights, in order."""
+    return [layer for layer in model if hasattr(layer, "weight")]
+
+
+def difference(ours, theirs: np.ndarray) -> float:
+    """The largest difference over the largest value."""
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run_tool(define_flags, main, sys.argv))
