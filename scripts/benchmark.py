@@ -1,0 +1,169 @@
+"""Speed beside PyTorch's, on this machine and in one call, and how far it is from what the machine allows:
+
+    python -m scripts.benchmark [--suite=lenet_train,ops] [--json=results/benchmark.json]
+
+Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows the median of the rounds with
+the least and the most, and the ratio: the median of the rounds' ratios, above 1 where ours is faster. PyTorch takes part in the
+fastest of its forms (eager, channels last, compiled, for single images with one thread too), found by measuring each once. The
+share of the limit is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes
+at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. On two quiet cores
+all suites take about a quarter of an hour, more the first time, when PyTorch compiles.
+"""
+
+import gc
+import importlib.metadata
+import json
+import os
+import statistics
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from absl import flags
+
+from common import launch
+from common.errors import UserError
+from common.writer import write_atomic
+from scripts import benchmark_suites
+from scripts.benchmark_suites import SUITES, Case, Setting
+
+PAUSE_S = 0.02  # between the sides: threads that have just worked go on asking for work for some milliseconds
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_list("suite", [], f"Some of {', '.join(SUITES)}; all if empty.", flag_values=flag_values)
+    flags.DEFINE_integer("rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
+    flags.DEFINE_string("json", "", "Write the rows to this file.", flag_values=flag_values)
+    flags.DEFINE_boolean(
+        "smallest", False, "One round of the least work, PyTorch not compiled: shows that all runs.", flag_values=flag_values
+    )
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    unknown = [name for name in flag_values.suite if name not in SUITES]
+    if unknown:
+        raise UserError(f"--suite={unknown[0]} is none; allowed: {', '.join(SUITES)}")
+    if flag_values.json and not Path(flag_values.json).absolute().parent.is_dir():
+        raise UserError(f"--json={flag_values.json}: no such folder")
+    source = machine(flag_values)
+    print(describe(source))
+    rows = []
+    for name in flag_values.suite or SUITES:
+        print(f"\n{name}: {SUITES[name].__doc__}")
+        with tempfile.TemporaryDirectory() as work:
+            for case in SUITES[name](Setting(flag_values.smallest, flag_values.data_dir, Path(work))):
+                measured = measure(case, 1 if flag_values.smallest else case.rounds or flag_values.rounds)
+                for row in measured:
+                    print(line(row), flush=True)
+                print(textwrap.fill(case.contains, 120, initial_indent="    ", subsequent_indent="    "))
+                rows += [{"suite": name} | row for row in measured]
+                del case
+                gc.collect()  # what was compiled, and both networks
+    source["load_average_after"] = load_average()
+    if flag_values.json:
+        write_atomic(Path(flag_values.json), json.dumps({"kind": "benchmark", "rows": rows, **source}, indent=2) + "\n")
+
+
+def machine(flag_values: flags.FlagValues) -> dict:
+    """Versions, machine, command, commit, the limits measured here, and what else was running."""
+    source = launch.provenance(SimpleNamespace(seed=0, dataset=""))
+    del source["seed"], source["dataset"]
+    source["versions"]["torch"] = importlib.metadata.version("torch") if benchmark_suites.PEERS else "not installed"
+    source["load_average"] = load_average()
+    source["machine"]["matmul_gflop_per_s"] = round(benchmark_suites.matmul_peak() / 1e9, 1)
+    source["machine"]["copy_gb_per_s"] = round(benchmark_suites.copy_bandwidth() / 1e9, 1)
+    source["rounds"] = 1 if flag_values.smallest else flag_values.rounds
+    source["smallest"] = flag_values.smallest
+    return source
+
+
+def load_average() -> list[float]:
+    """Processes that wanted to run in the last 1, 5 and 15 minutes."""
+    return [round(load, 2) for load in os.getloadavg()]
+
+
+def describe(source: dict) -> str:
+    """The machine in a line or two."""
+    machine = source["machine"]
+    versions = ", ".join(f"{name} {source['versions'][name]}" for name in ("python", "jax", "flax", "torch"))
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator']}; {versions}; load average "
+        f"{source['load_average'][0]:.2f}; limits: {machine['matmul_gflop_per_s']:.0f} GFLOP/s in a float32 matrix product, "
+        f"{machine['copy_gb_per_s']:.0f} GB/s copied"
+    )
+
+
+def measure(case: Case, rounds: int) -> list[dict]:
+    """A row for each number of a case."""
+    case.ours()
+    form, tried = fastest(case)
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(case.ours())
+        if form:
+            time.sleep(PAUSE_S)
+            theirs.append(case.peers[form]())
+            time.sleep(PAUSE_S)
+    rows = []
+    for i, (name, unit) in enumerate(case.rows):
+        values, limit = [numbers[i] for numbers in ours], case.limits[i]
+        row = {"name": name, "unit": unit, "ours": statistics.median(values), "ours_range": [min(values), max(values)]}
+        if form:
+            peers = [numbers[i] for numbers in theirs]
+            row |= {"peer": statistics.median(peers), "peer_range": [min(peers), max(peers)], "peer_form": form}
+            row["peer_forms"] = {name: numbers[i] for name, numbers in tried.items()}
+            row["ratio"] = statistics.median(gain(a, b, unit) for a, b in zip(values, peers, strict=True))
+        else:
+            row |= {"peer": case.no_peer or "not installed", "ratio": None}
+        row |= {"limit": limit, "share_of_limit": gain(row["ours"], limit, unit) if limit else None}
+        rows.append(row | {"rounds": rounds, "contains": case.contains})
+    return rows
+
+
+def fastest(case: Case) -> tuple[str | None, dict[str, tuple[float, ...]]]:
+    """The form of PyTorch that is to be measured, and one measurement of each if there are several; the first number counts."""
+    for name, run in list(case.peers.items()):
+        try:
+            run()
+        except Exception as error:
+            if "compiled" not in name:
+                raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            print(f"PyTorch, {name}, does not run here: {reason[:200]}", file=sys.stderr)
+            del case.peers[name]
+    if len(case.peers) < 2:
+        return next(iter(case.peers), None), {}
+    tried = {name: run() for name, run in case.peers.items()}
+    unit = case.rows[0][1]
+    return max(tried, key=lambda name: gain(tried[name][0], 1.0, unit)), tried
+
+
+def gain(ours: float, theirs: float, unit: str) -> float:
+    """How much better ours is, as a factor: more is better of what is counted per second, less of anything else."""
+    return ours / theirs if unit.endswith("/s") else theirs / ours
+
+
+def line(row: dict) -> str:
+    """A row as text."""
+    ours = f"{number(row['ours'])} ({number(row['ours_range'][0])} to {number(row['ours_range'][1])}) {row['unit']}"
+    if row["ratio"] is None:
+        theirs = row["peer"]
+    else:
+        low, high = map(number, row["peer_range"])
+        theirs = f"{number(row['peer'])} ({low} to {high}) {row['peer_form']}"
+    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+    share = "-" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
+    return f"  {row['name']}: {ours} | PyTorch: {theirs} | ratio {ratio} | of the limit {share}"
+
+
+def number(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run_tool(define_flags, main, sys.argv))
