@@ -29,6 +29,7 @@ from common.errors import UserError
 from common.writer import write_atomic
 from scripts import benchmark_suites
 from scripts.benchmark_suites import SUITES, Case, Setting
+from scripts.report import number
 
 PAUSE_S = 0.02  # between the sides: threads that have just worked go on asking for work for some milliseconds
 
@@ -51,7 +52,7 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--json={flag_values.json}: no such folder")
     source = machine(flag_values)
     print(describe(source))
-    rows = []
+    rows, said = [], ""
     for name in flag_values.suite or SUITES:
         print(f"\n{name}: {SUITES[name].__doc__}")
         with tempfile.TemporaryDirectory() as work:
@@ -59,7 +60,8 @@ def main(flag_values: flags.FlagValues) -> None:
                 measured = measure(case, 1 if flag_values.smallest else case.rounds or flag_values.rounds)
                 for row in measured:
                     print(line(row), flush=True)
-                print(textwrap.fill(case.contains, 120, initial_indent="    ", subsequent_indent="    "))
+                if case.contains != said:
+                    print(textwrap.fill(said := case.contains, 120, initial_indent="    ", subsequent_indent="    "))
                 rows += [{"suite": name} | row for row in measured]
                 del case
                 gc.collect()  # what was compiled, and both networks
@@ -158,11 +160,6 @@ def line(row: dict) -> str:
     ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}x"
     share = "-" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
     return f"  {row['name']}: {ours} | PyTorch: {theirs} | ratio {ratio} | of the limit {share}"
-
-
-def number(value: float) -> str:
-    """Three digits or more."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def fill(page: str, results: dict[str, list[dict]]) -> str:
     tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
     tables |= {"lenet_tries": tries_table, "machine": machine_line}
     tables |= {"alexnet": alexnet_table, "alexnet_commands": alexnet_commands_table, "alexnet_agreement": agreement_line}
+    tables |= {"benchmark": benchmark_table}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -196,6 +197,40 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
         f"{result['versions']['torch']}'s by {result['logits_relative_difference']:.1e} of the largest (target 1e-4), "
         f"gradients by at most {result['gradients_relative_difference']:.1e} (target 1e-3)."
     )
+
+
+def benchmark_table(results: dict[str, list[dict]]) -> str:
+    """Ours beside PyTorch's, and the share of what the machine allows; nothing before it was measured."""
+    if "benchmark" not in results:
+        return ""
+    (result,) = results["benchmark"]
+    rows = ["| what | unit | ours | PyTorch, its fastest form | ratio | share of the limit |", "|---|---|---|---|---|---|"]
+    for row in result["rows"]:
+        ours, theirs, ratio = with_range(row, "ours"), row["peer"], "–"
+        if row["ratio"] is not None:
+            theirs, ratio = f"{with_range(row, 'peer')}, {row['peer_form']}", f"**{row['ratio']:.2f}**"
+        share = "–" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
+        rows.append(f"| `{row['suite']}`: {row['name']} | {row['unit']} | {ours} | {theirs} | {ratio} | {share} |")
+    machine, versions = result["machine"], result["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "torch"))
+    where = (
+        f"`{result['command']}`, commit `{(result['commit'] or 'none')[:8]}`: {machine['processor']}, {machine['cores']} "
+        f"cores, {machine['accelerator']}, {packages}, load average {result['load_average'][0]:.2f} before and "
+        f"{result['load_average_after'][0]:.2f} after. Limits: {machine['matmul_gflop_per_s']:.0f} GFLOP/s in a float32 matrix "
+        f"product, {machine['copy_gb_per_s']:.0f} GB/s read and written by a copy."
+    )
+    return "\n".join([*rows, "", where])
+
+
+def with_range(row: dict, side: str) -> str:
+    """The median, and the least and most where there is more than one round."""
+    low, high = row[f"{side}_range"]
+    return number(row[side]) + (f" ({number(low)} to {number(high)})" if low < high else "")
+
+
+def number(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def machine_line(results: dict[str, list[dict]]) -> str:

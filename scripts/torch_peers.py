@@ -244,7 +244,7 @@ def sgd(learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0) 
     )
 
 
-def cifar_sgd(net: str, factors: dict) -> Callable:
+def cifar_sgd(factors: dict[str, float]) -> Callable:
     """The presets' own: each layer's weight decay is 0.004 times its factor, biases have none and twice the rate."""
 
     def make(model):

@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 
 import alexnet.config
 import lenet.config
-from scripts import compare_with_torch, evaluate, prepare_data, report, summarize
+from scripts import benchmark, compare_with_torch, evaluate, prepare_data, report, summarize
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
@@ -73,11 +73,17 @@ def test_alexnets_table_has_every_row_and_its_killed_run():
             assert killed["state_sha256"] == straight["state_sha256"] and "same SHA-256" in row
 
 
+def test_the_benchmark_was_run_in_full_from_a_commit():
+    for result in report.load_results(ROOT / "results").get("benchmark", []):
+        assert result["rounds"] >= 5 and not result["smallest"] and not result["commit"].endswith("-dirty")
+        assert {row["suite"] for row in result["rows"]} == set(benchmark.SUITES)
+
+
 def test_every_flag_named_exists():
     known = {"workdir", "flagfile", "help"} | {"all"}  # of test.sh
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
-    for tool in (compare_with_torch, evaluate, prepare_data, report, summarize):
+    for tool in (benchmark, compare_with_torch, evaluate, prepare_data, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in report.PAGES:
