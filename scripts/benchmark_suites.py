@@ -11,7 +11,6 @@ import importlib.util
 import itertools
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -158,13 +157,21 @@ def forms(setting: Setting, *, one_thread: bool = False) -> list[str]:
     return [name for name in names if not (setting.smallest and "compiled" in name)] if PEERS else []
 
 
-def in_process(module: str, call: str, **environment: str) -> list[float]:
-    """What a call of a function of `module` gives, in a Python of its own."""
-    command = [sys.executable, "-c", f"import json, {module} as module\nprint(json.dumps(module.{call}))"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+def in_process(module: str, call: str, **environment: str) -> tuple[float, float]:
+    """What a call of a function of `module` gives in a Python of its own, and the most memory (MB) that this ever had."""
+    # On Linux ru_maxrss would begin with the memory of the process that started it.
+    code = f"""
+import json, re, resource, sys, {module} as module
+number = module.{call}
+peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+if sys.platform == "linux":
+    peak_mb = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**10
+print(json.dumps([number, peak_mb]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{call}: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
 # ---- LeNet-5
@@ -724,27 +731,22 @@ def growth_case(setting: Setting, what: str, call: str, contains: str, no_peer: 
     )
 
 
-def peak_mb() -> float:
-    """The most memory that this process has had, in MB (of Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def growth_of_training(batch_size: int) -> tuple[float, float]:
-    """(microseconds per image, peak MB) of LeNet-5's training."""
+def growth_of_training(batch_size: int) -> float:
+    """Microseconds per image of LeNet-5's training."""
     steps = max(4096 // batch_size, 1)
     training = LeNetTraining(lenet.config.Config(batch_size=batch_size), embedded_digits(), steps)
     training.run()
-    return 1e6 * statistics.median(seconds(training.run) for _ in range(5)) / (steps * batch_size), peak_mb()
+    return 1e6 * statistics.median(seconds(training.run) for _ in range(5)) / (steps * batch_size)
 
 
-def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> tuple[float, float]:
-    """(microseconds per image, peak MB) of reading batches of 128 without workers."""
+def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
+    """Microseconds per image of reading batches of 128 without workers."""
     records = data.open_records("tiles", "train", [data_dir])
     records = dataclasses.replace(records, stretches=records.stretches * repeats)
     settings = dict(first_step=0, batch_size=128, seed=0, num_workers=0)
     with contextlib.closing(alexnet.data.training_batches(records, **settings)) as batches:
         (images_per_s,) = drained_rate(batches, ahead=5, num_batches=num_batches, count=128, use=place_on_device)
-    return 1e6 / images_per_s, peak_mb()
+    return 1e6 / images_per_s
 
 
 # ---- the whole way

@@ -7,7 +7,6 @@ imported: some of this runs in processes of its own, whose start and memory coun
 
 import contextlib
 import dataclasses
-import resource
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -408,11 +407,6 @@ def save_and_load(path: Path, arrays: list[np.ndarray]) -> tuple[float, float, f
 # ---- in a process of their own
 
 
-def peak_mb() -> float:
-    """The most memory that this process has had, in MB; on Linux."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def first_step(data_dir: str) -> None:
     """Reads the embedded digits, trains one eager step and says so: what `lenet.train` does at its start."""
     from common import data
@@ -424,8 +418,8 @@ def first_step(data_dir: str) -> None:
     print("first step", flush=True)
 
 
-def growth_of_training(batch_size: int) -> tuple[float, float]:
-    """(microseconds per image, peak MB) of LeNet-5's eager training."""
+def growth_of_training(batch_size: int) -> float:
+    """Microseconds per image of LeNet-5's eager training."""
     trainer = Trainer(lenet(np.ones((5, 5, 6, 16), np.float32)), sgd(0.1), FORMS["eager"], prepare=digits)
     images, labels = torch.randint(256, (batch_size, 28, 28, 1), dtype=torch.uint8), torch.randint(10, (batch_size,))
     steps = max(4096 // batch_size, 1)
@@ -435,11 +429,11 @@ def growth_of_training(batch_size: int) -> tuple[float, float]:
         for _ in range(steps):
             trainer.step(images, labels)
         seconds.append(time.perf_counter() - start)
-    return 1e6 * float(np.median(seconds[1:])) / (steps * batch_size), peak_mb()
+    return 1e6 * float(np.median(seconds[1:])) / (steps * batch_size)
 
 
-def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> tuple[float, float]:
-    """(microseconds per image, peak MB) of reading batches of 128 by DataLoader without workers."""
+def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
+    """Microseconds per image of reading batches of 128 by DataLoader without workers."""
     from common import data
 
     records = data.open_records("tiles", "train", [data_dir])
@@ -449,4 +443,4 @@ def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> tuple[flo
     start = time.perf_counter()
     for _ in range(num_batches):
         next(batches)
-    return 1e6 * (time.perf_counter() - start) / (128 * num_batches), peak_mb()
+    return 1e6 * (time.perf_counter() - start) / (128 * num_batches)
