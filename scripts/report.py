@@ -200,9 +200,9 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
 
 
 def benchmark_table(results: dict[str, list[dict]]) -> str:
-    """Ours beside PyTorch's, and the share of what the machine allows; nothing before it was measured."""
+    """Ours beside PyTorch's, and the share of what the machine allows."""
     if "benchmark" not in results:
-        return ""
+        return "Not measured yet."
     (result,) = results["benchmark"]
     rows = ["| what | unit | ours | PyTorch, its fastest form | ratio | share of the limit |", "|---|---|---|---|---|---|"]
     for row in result["rows"]:

@@ -228,7 +228,7 @@ def test_table():
     assert lines[2] == "| `ops`: LRN | ms | 65.4 (60 to 70) | 1,234, eager | **18.88** | 15% |"
     assert lines[3] == "| `ops`: devices | ms | 65.4 (60 to 70) | none: no such thing | – | – |"
     assert "commit `01234567`" in lines[-1] and "200 GFLOP/s" in lines[-1]
-    assert report.benchmark_table({}) == ""
+    assert "|" not in report.benchmark_table({})
 
 
 # ---- the command
