@@ -719,7 +719,8 @@ def growth(setting: Setting) -> Iterator[Case]:
 
 def growth_case(setting: Setting, what: str, call: str, contains: str, no_peer: str = "", **environment: str) -> Case:
     """Time and memory of a call that both modules have; once, as the times are medians already."""
-    theirs = {"eager": functools.partial(in_process, "scripts.torch_peers", call)}
+    form = "DataLoader" if "stream" in call else "eager"
+    theirs = {form: functools.partial(in_process, "scripts.torch_peers", call)}
     return Case(
         ((f"{what}: time per image", "us"), (f"{what}: memory", "MB")),
         functools.partial(in_process, "scripts.benchmark_suites", call, **environment),

@@ -15,11 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch._inductor.config
 from torch import nn
 from torch.nn import functional as F
-
-torch._inductor.config.compile_threads = 1  # more would be processes that live on beside what is timed
 
 
 class Form(NamedTuple):
@@ -261,6 +258,17 @@ def adam(learning_rate: float) -> Callable:
     return lambda model: torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
 
 
+def compiled(function: Callable, **options) -> Callable:
+    """torch.compile; its modules are imported here, as they would slow down the start of what is not compiled."""
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1  # more would be processes that live on beside what is timed
+    # One function serves many networks here; beyond the limit, eight, the next would run uncompiled.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+    return torch.compile(function, options=options or None)
+
+
 def layout(form: Form) -> torch.memory_format:
     return torch.channels_last if form.channels_last else torch.contiguous_format
 
@@ -281,7 +289,7 @@ class Trainer:
             x = prepare(images).contiguous(memory_format=layout(form))
             return F.cross_entropy(self.model(x), labels)
 
-        self.loss = torch.compile(loss) if form.compiled else loss
+        self.loss = compiled(loss) if form.compiled else loss
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         torch.set_num_threads(self.form.threads or CORES)
@@ -309,7 +317,7 @@ def scorer(model: nn.Module, form: Form, prepare: Callable) -> Callable:
         logits = model(prepare(images).contiguous(memory_format=layout(form)))
         return F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) != labels).sum()
 
-    run = torch.compile(score, options={"freezing": True}) if form.compiled else score
+    run = compiled(score, freezing=True) if form.compiled else score
 
     def call(images, labels):
         torch.set_num_threads(form.threads or CORES)
@@ -344,7 +352,7 @@ def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, comp
             return values.requires_grad_(backward)
 
         tensors = [tensor(array) for array in arrays]
-        run = torch.compile(function) if form.compiled else function
+        run = compiled(function) if form.compiled else function
         with torch.no_grad():
             cotangent = torch.ones_like(function(*tensors))
 
