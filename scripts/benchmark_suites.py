@@ -471,7 +471,7 @@ def op_cases(setting, name, function, theirs, arrays, their_arrays, limits, word
         placed, peers, times = [jnp.asarray(array) for array in arrays], {}, 1 if setting.smallest else 5
         if PEERS:
             for prefix, their_function in theirs(torch_peers()).items():
-                settings = dict(backward=backward, compiled="compiled" in forms(setting))
+                settings = dict(backward=backward, with_compiler="compiled" in forms(setting))
                 found = torch_peers().function_forms(their_function, *their_arrays, **settings)
                 peers |= {prefix + form: span(run, times, 1e-3) for form, run in found.items()}
         run = functools.partial(jax.jit(with_gradients(function) if backward else function), *placed)

@@ -342,7 +342,7 @@ def convolution(mask: np.ndarray) -> Callable:
     return lambda x, kernel: F.conv2d(x, kernel if mask is None else kernel * mask)
 
 
-def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, compiled: bool) -> dict[str, Callable]:
+def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, with_compiler: bool) -> dict[str, Callable]:
     """Form -> one call of `function` of (B, H, W, C) arrays (others as they are), and of its gradients by all of them."""
 
     def in_form(form: Form) -> Callable:
@@ -365,7 +365,7 @@ def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, comp
 
         return call
 
-    names = ["eager", "channels-last"] + ["compiled"] * compiled
+    names = ["eager", "channels-last"] + ["compiled"] * with_compiler
     return {name: in_form(FORMS[name]) for name in names}
 
 
