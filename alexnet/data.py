@@ -32,6 +32,8 @@ IN_MEMORY_PX = 64  # sets of images up to this size are held in memory, larger o
 READ_AHEAD = 2  # batches that each reader has ready
 CHUNK_PIXELS = 2**22  # that statistics are computed from at once
 
+AUGMENTATION = 2**31  # folded into key(seed) first: apart from the keys of initial weights (0, 1, ...) and of dropout
+
 VIEWS = 10  # four corners and the centre, then their mirror images (section 4.1)
 COLOR_NOISE = 0.1  # standard deviation of the factors on the principal components (section 4.1)
 
@@ -139,7 +141,7 @@ def require_fit(examples, crop_size: int) -> None:
     height, width, channels = examples.image_shape
     if channels != 3 or min(height, width) < crop_size:
         raise DataError(
-            f"crops of {crop_size}x{crop_size} pixels are cut from RGB images at least as large; those of {examples.name} have "
+            f"--crop_size={crop_size} cuts squares from RGB images at least as large; those of {examples.name} have "
             f"{height}x{width} pixels and {channels} channels"
         )
 
@@ -358,6 +360,8 @@ def prepare_function(
     """
     mean, scale = np.asarray(statistics.mean_image, np.float32), np.float32(1)
     if scaling == "standardized":
+        if np.diag(statistics.covariance).min() <= 0:
+            raise DataError("a color channel of the training images is constant: --scaling=standardized would divide by zero")
         mean = np.broadcast_to(mean.mean(axis=(0, 1), dtype=np.float64).astype(np.float32), mean.shape)
         scale = (1 / np.sqrt(np.diag(statistics.covariance))).astype(np.float32)  # (3,)
     margins = ((pad, pad), (pad, pad), (0, 0))
@@ -370,7 +374,8 @@ def prepare_function(
         return jnp.where(mirrored, x[:, ::-1], x)
 
     def augment(image, draw):
-        place_key, mirror_key, color_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), draw), 3)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), draw)
+        place_key, mirror_key, color_key = jax.random.split(key, 3)
         mirrored = jax.random.bernoulli(mirror_key)
         if augmentation == "none":
             x = crop(image, mean, _centre(image, crop_size), False)

@@ -201,8 +201,8 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
 def machine_line(results: dict[str, list[dict]]) -> str:
     """Where the numbers were made."""
     places = set()
-    for name, *_ in MAIN_ROWS:
-        for result in results.get(f"lenet_{name}", []):
+    for name in [*(f"lenet_{name}" for name, *_ in MAIN_ROWS), *(f"alexnet_{name}" for name, *_ in ALEXNET_ROWS)]:
+        for result in results.get(name, []):
             machine, versions = result["machine"], result["versions"]
             packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "optax", "orbax-checkpoint"))
             cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"

@@ -106,9 +106,10 @@ def restored(config, workdir, num_classes=10, image_shape=(40, 40, 3)) -> train.
 
 def same_end(straight, stopped, folder):
     """The state, the scores and the lines of the runs straight and stopped are the same."""
-    assert stopped["state_sha256"] == straight["state_sha256"]
-    for name in ("confusion_matrix", "top1_error_pct", "top5_error_pct", "train_error_pct", "validation_error_pct"):
-        assert stopped[name] == straight[name], name
+    times = ("images_per_s", "wall_time_s")
+    assert {name: stopped[name] for name in stopped if name not in times} == {
+        name: straight[name] for name in straight if name not in times
+    }
     assert lines(folder / "stopped") == lines(folder / "straight")
     places = [(line["step"], line["split"]) for line in lines(folder / "stopped")]
     assert len(places) == len(set(places))
@@ -317,7 +318,7 @@ def test_dropout_and_augmentation_are_a_function_of_seed_and_use():
 # For each setting that changes the result: the config in which it is read, and another value for it.
 CHANGES = {
     "dataset": (TINY, "noise12"),
-    "train_split": (TINY, "test"),
+    "train_split": (TINY, "train[5:]"),
     "test_split": (TINY, "test[16:32]"),
     "train_size": (TINY, 17),
     "validation_size": (TINY, 20),
