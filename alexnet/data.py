@@ -92,8 +92,7 @@ def load_splits(
     """The training, validation and test examples, each `Examples` (images of at most 64 pixels), `Records` (larger) or `Noise`.
 
     Args:
-      dataset: a prepared set of RGB images, or `fake`: noise of 256 or 32 pixels, 1,024 examples to train on, 256 to test
-        and at most 256 to validate.
+      dataset: a prepared set of RGB images, or `fake`, whose validation takes 256 at most.
       data_dir: as for `common.data.data_dirs`.
       train_split, test_split: splits or slices as TFDS writes them; no test_split means `test`, or `validation` in a set that
         has no `test`.
@@ -107,14 +106,9 @@ def load_splits(
       UserError: the sizes do not fit the set.
     """
     if dataset == "fake":
-        size = 32 if crop_size <= 32 else 256
         validation_size = min(validation_size, 256)
-        train = Noise(range(1024 + validation_size), (size, size, 3), seed)
-        test = dataclasses.replace(train, numbers=range(len(train), len(train) + 256))
-    else:
-        sizes = data.split_sizes(dataset, data.data_dirs(data_dir))
-        test_split = test_split or ("test" if "test" in sizes else "validation")
-        train, test = (open_split(dataset, data_dir, split) for split in (train_split, test_split))
+    test_split = find_test_split(dataset, data_dir, test_split)
+    train, test = (open_split(dataset, data_dir, split, crop_size=crop_size, seed=seed) for split in (train_split, test_split))
     require_fit(train, crop_size)
     if train.image_shape != test.image_shape:
         raise DataError(f"{dataset}: training images have shape {train.image_shape}, test images {test.image_shape}")
@@ -129,8 +123,24 @@ def load_splits(
     return train[: train_size or available], train[available:], test
 
 
-def open_split(dataset: str, data_dir: str, split: str) -> data.Examples | data.Records:
-    """One split of a prepared set: in memory if its images have at most 64 pixels, else as records. Raises DataError."""
+def find_test_split(dataset: str, data_dir: str, test_split: str = "") -> str:
+    """`test_split` if there is one; else `test`, or `validation` in a set that has no `test`. Raises DataError."""
+    if test_split or dataset == "fake":
+        return test_split or "test"
+    return "test" if "test" in data.split_sizes(dataset, data.data_dirs(data_dir)) else "validation"
+
+
+def open_split(dataset: str, data_dir: str, split: str, *, crop_size: int = 227, seed: int = 0):
+    """One split of a prepared set: in memory if its images have at most 64 pixels, else as records. Raises DataError.
+
+    Of `fake` it is noise, of 32 pixels for crops up to that, else of 256: 1,280 examples in `train`, 256 in `test`.
+    """
+    if dataset == "fake":
+        numbers = {"train": range(1280), "test": range(1280, 1536)}
+        if split not in numbers:
+            raise DataError(f"no split {split!r} in fake; available: {', '.join(numbers)}")
+        size = 32 if crop_size <= 32 else 256
+        return Noise(numbers[split], (size, size, 3), seed)
     folders = data.data_dirs(data_dir)
     records = data.open_records(dataset, split, folders)
     return data.load(dataset, split, folders) if max(records.image_shape[:2]) <= IN_MEMORY_PX else records

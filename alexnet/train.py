@@ -288,13 +288,13 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         log.flush()
         tracked_sums = score(state, tracked)
         log.write(step, config.track, tracked_sums)
-        if config.schedule != "plateau":
+        if config.schedule != "plateau" or step == num_steps:  # there is nothing to slow down after the last step
             return state
         one = placement.take_state(state)
         error_pct = metrics.summarize(tracked_sums)["error_pct"]
         plateau = drop_on_plateau(one.plateau, error_pct, patience=config.patience, num_drops=config.num_drops)
         if plateau.drops > one.plateau.drops:
-            log.say(f"{config.patience} epochs without a new best validation error: the learning rate drops to a tenth")
+            log.say(f"no new best validation error (--patience={config.patience}): the learning rate drops to a tenth")
         return placement.place_state(one._replace(plateau=plateau))
 
     # ---- train

@@ -342,7 +342,11 @@ def test_presets_train_at_full_size(preset, tmp_path):
         (["--validation_size=68"], 2, "leaves 0 to train on"),
         (["--dataset=imagenet_64"], 65, "data set 'imagenet_64' not found"),
         (["--dataset=grey"], 65, "RGB images at least as large; those of grey have 32x32 pixels and 1 channels"),
-        (["--crop_size=33"], 65, "crops of 33x33 pixels"),
+        (
+            ["--crop_size=33"],
+            65,
+            "--crop_size=33 cuts squares from RGB images at least as large; those of noise10 have 32x32 pixels",
+        ),
         (["--crop_size=7", "--dataset=tiny"], 2, "--crop_size=7 leaves nothing after pool5; this conv1 needs at least 8"),
         (["--optimizer=adamw"], 2, "add --momentum=0"),
         (["--num_classes=9"], 2, "--num_classes=9 is less than the 10 classes of noise10"),
