@@ -176,7 +176,7 @@ def test_the_plateau_and_its_drops_survive_a_resume(tmp_path):
     assert [*drops, int(plateau.drops)] == [0, 0, 1, 2]
     assert (float(plateau.best_error_pct), int(plateau.epochs_since_best)) == (errors[0], 0)
     jax.tree.map(np.testing.assert_array_equal, plateau, restored(config, tmp_path / "straight").plateau)
-    assert stopped["state_sha256"] == straight["state_sha256"]  # with the score of the last epoch in it
+    assert stopped["state_sha256"] == straight["state_sha256"]
 
 
 @pytest.mark.slow
