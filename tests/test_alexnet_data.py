@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused(tmp_path, photos):
             splits_of("set", tmp_path / str(images.shape))
         assert "\n" not in str(caught.value)
     splits_of("photos", photos, crop_size=256)
-    with pytest.raises(DataError, match="crops of 257x257 pixels"):
+    with pytest.raises(DataError, match="--crop_size=257 "):
         splits_of("photos", photos, crop_size=257)
     with pytest.raises(UserError, match="23 training examples; --validation_size=23 leaves 0"):
         splits_of("photos", photos, validation_size=23)
