@@ -6,13 +6,16 @@ import re
 from common.errors import UserError
 from common.flags import setting
 
+# What the CIFAR-10 networks do not read.
+ALEXNET_ONLY = ("widths", "conv1_padding", "norm_order", "dropout_at", "dropout_scaling", "initialization", "hidden_bias")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A run's settings. Raises UserError where settings exclude each other."""
 
     # data
-    dataset: str = setting("imagenet_256", "Prepared set of RGB images: imagenet_256, cifar10, ...; fake: noise.")
+    dataset: str = setting("imagenet_256", "Prepared set of RGB images: imagenet_256, cifar10 ...; fake: noise, no splits.")
     data_dir: str = setting("", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", changes_result=False)
     train_split: str = setting("train", "Where training and validation examples come from; a split or a slice of one.")
     test_split: str = setting("", "What is scored at the end; empty: `test`, or `validation` where the set has no `test`.")
@@ -31,7 +34,8 @@ class Config:
     pad: int = setting(0, "Pixels of background (the mean) on each side before a random crop.", lower_bound=0)
     augmentation: str = setting(
         "crop_flip",
-        "none: the centre crop; crop_flip: random crop and mirror image (4.1); resized_crop_flip: random size and shape too.",
+        "none: the centre crop; crop_flip: random crop and mirror image (4.1); resized_crop_flip: random size and shape too. "
+        "--color_pca is a flag of its own.",
         choices=("none", "crop_flip", "resized_crop_flip"),
     )
     color_pca: bool = setting(True, "Noise along the principal components of the RGB values (4.1).")
@@ -168,6 +172,14 @@ class Config:
             raise UserError("--initialization=torch draws the biases too; add --hidden_bias=0")
         if self.pad and self.augmentation != "crop_flip":
             raise UserError(f"--pad={self.pad} needs --augmentation=crop_flip")
+        if self.net != "alexnet":
+            for field in dataclasses.fields(self):
+                if field.name in ALEXNET_ONLY and getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name} is for --net=alexnet: the layers of {self.net} are its own")
+        if self.net != "alexnet" and self.scaling != "mean_image":
+            raise UserError(f"--net={self.net} starts from weights for pixels of 0 to 255: it needs --scaling=mean_image")
+        if self.lrn == "within_tower" and self.towers == 1:
+            raise UserError("--lrn=within_tower needs --towers=2; with one tower it is --lrn=across")
         if self.net != "alexnet" and self.dropout:
             raise UserError(f"--net={self.net} has no dropout; add --dropout=0")
         if self.net != "alexnet" and self.towers == 2:

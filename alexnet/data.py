@@ -32,6 +32,8 @@ IN_MEMORY_PX = 64  # sets of images up to this size are held in memory, larger o
 READ_AHEAD = 2  # batches that each reader has ready
 CHUNK_PIXELS = 2**22  # that statistics are computed from at once
 
+AUGMENTATION = 2**31  # folded into key(seed) first: apart from the keys of initial weights (0, 1, ...) and of dropout
+
 VIEWS = 10  # four corners and the centre, then their mirror images (section 4.1)
 COLOR_NOISE = 0.1  # standard deviation of the factors on the principal components (section 4.1)
 
@@ -90,8 +92,7 @@ def load_splits(
     """The training, validation and test examples, each `Examples` (images of at most 64 pixels), `Records` (larger) or `Noise`.
 
     Args:
-      dataset: a prepared set of RGB images, or `fake`: noise of 256 or 32 pixels, 1,024 examples to train on, 256 to test
-        and at most 256 to validate.
+      dataset: a prepared set of RGB images, or `fake`, whose validation takes 256 at most.
       data_dir: as for `common.data.data_dirs`.
       train_split, test_split: splits or slices as TFDS writes them; no test_split means `test`, or `validation` in a set that
         has no `test`.
@@ -105,14 +106,9 @@ def load_splits(
       UserError: the sizes do not fit the set.
     """
     if dataset == "fake":
-        size = 32 if crop_size <= 32 else 256
         validation_size = min(validation_size, 256)
-        train = Noise(range(1024 + validation_size), (size, size, 3), seed)
-        test = dataclasses.replace(train, numbers=range(len(train), len(train) + 256))
-    else:
-        sizes = data.split_sizes(dataset, data.data_dirs(data_dir))
-        test_split = test_split or ("test" if "test" in sizes else "validation")
-        train, test = (open_split(dataset, data_dir, split) for split in (train_split, test_split))
+    test_split = find_test_split(dataset, data_dir, test_split)
+    train, test = (open_split(dataset, data_dir, split, crop_size=crop_size, seed=seed) for split in (train_split, test_split))
     require_fit(train, crop_size)
     if train.image_shape != test.image_shape:
         raise DataError(f"{dataset}: training images have shape {train.image_shape}, test images {test.image_shape}")
@@ -127,8 +123,24 @@ def load_splits(
     return train[: train_size or available], train[available:], test
 
 
-def open_split(dataset: str, data_dir: str, split: str) -> data.Examples | data.Records:
-    """One split of a prepared set: in memory if its images have at most 64 pixels, else as records. Raises DataError."""
+def find_test_split(dataset: str, data_dir: str, test_split: str = "") -> str:
+    """`test_split` if there is one; else `test`, or `validation` in a set that has no `test`. Raises DataError."""
+    if test_split or dataset == "fake":
+        return test_split or "test"
+    return "test" if "test" in data.split_sizes(dataset, data.data_dirs(data_dir)) else "validation"
+
+
+def open_split(dataset: str, data_dir: str, split: str, *, crop_size: int = 227, seed: int = 0):
+    """One split of a prepared set: in memory if its images have at most 64 pixels, else as records. Raises DataError.
+
+    Of `fake` it is noise, of 32 pixels for crops up to that, else of 256: 1,280 examples in `train`, 256 in `test`.
+    """
+    if dataset == "fake":
+        numbers = {"train": range(1280), "test": range(1280, 1536)}
+        if split not in numbers:
+            raise DataError(f"no split {split!r} in fake; available: {', '.join(numbers)}")
+        size = 32 if crop_size <= 32 else 256
+        return Noise(numbers[split], (size, size, 3), seed)
     folders = data.data_dirs(data_dir)
     records = data.open_records(dataset, split, folders)
     return data.load(dataset, split, folders) if max(records.image_shape[:2]) <= IN_MEMORY_PX else records
@@ -139,7 +151,7 @@ def require_fit(examples, crop_size: int) -> None:
     height, width, channels = examples.image_shape
     if channels != 3 or min(height, width) < crop_size:
         raise DataError(
-            f"crops of {crop_size}x{crop_size} pixels are cut from RGB images at least as large; those of {examples.name} have "
+            f"--crop_size={crop_size} cuts squares from RGB images at least as large; those of {examples.name} have "
             f"{height}x{width} pixels and {channels} channels"
         )
 
@@ -358,6 +370,8 @@ def prepare_function(
     """
     mean, scale = np.asarray(statistics.mean_image, np.float32), np.float32(1)
     if scaling == "standardized":
+        if np.diag(statistics.covariance).min() <= 0:
+            raise DataError("a color channel of the training images is constant: --scaling=standardized would divide by zero")
         mean = np.broadcast_to(mean.mean(axis=(0, 1), dtype=np.float64).astype(np.float32), mean.shape)
         scale = (1 / np.sqrt(np.diag(statistics.covariance))).astype(np.float32)  # (3,)
     margins = ((pad, pad), (pad, pad), (0, 0))
@@ -370,7 +384,8 @@ def prepare_function(
         return jnp.where(mirrored, x[:, ::-1], x)
 
     def augment(image, draw):
-        place_key, mirror_key, color_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), draw), 3)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), draw)
+        place_key, mirror_key, color_key = jax.random.split(key, 3)
         mirrored = jax.random.bernoulli(mirror_key)
         if augmentation == "none":
             x = crop(image, mean, _centre(image, crop_size), False)

@@ -1,4 +1,4 @@
-"""Local response normalisation, and its neighbour in the 2012 code that the paper never mentions.
+"""Local response normalization, and its neighbour in the 2012 code that the paper never mentions.
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, 2012, section 3.3. An activity a
 becomes
@@ -33,7 +33,7 @@ def local_response_normalization(
     alpha_over_n: bool = False,
     towers: int = 1,
 ) -> jax.Array:
-    """(..., channels) -> the same shape and dtype: each channel normalised by `size` channels around it, itself the middle one.
+    """(..., channels) -> the same shape and dtype: each channel normalized by `size` channels around it, itself the middle one.
 
     Sums are float32 whatever the dtype of x. Defaults are the paper's.
 
@@ -41,7 +41,7 @@ def local_response_normalization(
       size: channels in a window, odd; n in the paper.
       alpha_over_n: alpha / size takes the place of alpha.
       towers: the channels fall into so many equal groups, and no window crosses from one to the next. The paper's network ran
-        on two devices, where each normalised its own 48 and 128 maps; Caffe normalises across all 96 and 256.
+        on two devices, where each normalized its own 48 and 128 maps; Caffe normalizes across all 96 and 256.
     """
     if x.shape[-1] % towers:
         raise UserError(f"{x.shape[-1]} channels do not divide into {towers} towers")
@@ -53,9 +53,9 @@ def local_response_normalization(
 def within_map_normalization(
     x: jax.Array, *, size: int = 5, alpha: float = 1e-3, beta: float = 0.75, k: float = 1.0, alpha_over_n: bool = True
 ) -> jax.Array:
-    """(B, H, W, maps) -> the same shape and dtype: each pixel normalised by the size x size pixels around it in its own map.
+    """(B, H, W, maps) -> the same shape and dtype: each pixel normalized by the size x size pixels around it in its own map.
 
-    cuda-convnet's `rnorm`, which the 2012 code has once more after conv2's normalisation. Its defaults, too.
+    cuda-convnet's `rnorm`, which the 2012 code has once more after conv2's normalization. Its defaults, too.
 
     Args:
       size: pixels of a window's side, odd.

@@ -130,7 +130,7 @@ class Plateau(NamedTuple):
 
 def new_plateau() -> Plateau:
     """Before the first epoch: no error is worse than 100%."""
-    return Plateau(jnp.full((), 100.0), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return Plateau(jnp.full((), 100.0, jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def drop_on_plateau(plateau: Plateau, error_pct, *, patience: int, num_drops: int) -> Plateau:

@@ -29,13 +29,17 @@ from alexnet.optimizer import Plateau, drop_on_plateau, learning_rate_schedule, 
 from common import checkpoint, conv, data, launch, metrics, parallel, writer
 from common.errors import DataError, UserError
 
-EVAL_VALUES = 10_000_000  # input values of the network in one batch of evaluation: 64 crops of 227x227x3
+DROPOUT = 2**31 + 1  # folded into key(seed) first: apart from the keys of initial weights and of augmentation
+EVAL_VALUES = 10_000_000  # input values of the network in one batch of evaluation on one device: 64 crops of 227x227x3
+MAX_TRAIN_SCORED = 50_000  # training examples that are scored at the end
 MAX_CONFUSION_CLASSES = 100  # a confusion matrix is kept up to here
 
-NOT_LEARNING = (
-    "Deep networks with large biases may start so: try --hidden_bias=0.1 or 0, --initialization=he, another --learning_rate, "
-    "or another --seed."
-)
+NOT_LEARNING = {
+    "alexnet": "Deep networks with large biases may start so: try --hidden_bias=0.1 or 0, --initialization=he, another "
+    "--learning_rate, or another --seed.",
+    "cifar18": "Try another --learning_rate.",
+    "cifar13": "Try another --learning_rate.",
+}
 
 
 class TrainState(NamedTuple):
@@ -52,14 +56,14 @@ class TrainState(NamedTuple):
 # ---- what a config describes
 
 
-def build_model(config: Config, num_classes: int, in_channels: int = 3) -> nnx.Module:
+def build_model(config: Config, num_classes: int) -> nnx.Module:
     """The network, its weights drawn from `config.seed`."""
     names = ("lrn", "lrn_size", "lrn_alpha", "lrn_alpha_over_n", "lrn_k", "activation", "pooling")
     if config.net == "alexnet":
         names += ("widths", "conv1_padding", "towers", "norm_order", "dropout", "dropout_at", "dropout_scaling")
         names += ("initialization", "hidden_bias")
     settings = {name: getattr(config, name) for name in names}
-    settings |= dict(input_size=config.crop_size, num_classes=num_classes, in_channels=in_channels)
+    settings |= dict(input_size=config.crop_size, num_classes=num_classes)
     settings |= dict(convolution=conv.convolution(), rngs=nnx.Rngs(config.seed))
     return AlexNet(**settings) if config.net == "alexnet" else CifarNet(config.net, **settings)
 
@@ -126,8 +130,8 @@ def make_train_step(graphdef, tx, loss, prepare, average_decay: float, seed: int
     `reduce` adds a tree of sums up over the devices (common/parallel.py).
     """
 
-    def dropout_key(draw):  # of one image; those of its crop, mirror image and colour come from key(seed) itself
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), draw)
+    def dropout_key(draw):  # of one image
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), draw)
 
     def train_step(state: TrainState, batch, reduce):
         images = prepare(batch["image"], batch["draw"])  # (B, crop, crop, 3)
@@ -163,13 +167,11 @@ def make_eval_step(graphdef, loss, prepare, num_views: int = 1) -> Callable:
     @jax.jit
     def eval_step(params, batch):
         model = nnx.merge(graphdef, params)
-        if num_views == 1:
-            images = prepare(batch["image"])[None]  # (1, B, crop, crop, 3)
-        else:
-            images = jnp.stack([prepare(batch["image"], view=view) for view in range(num_views)])  # (10, B, crop, crop, 3)
-        logits = model(images.reshape(-1, *images.shape[2:]))  # (views * B, classes)
-        scores = jax.nn.log_softmax(logits).reshape(num_views, -1, logits.shape[-1])
-        scores = jax.nn.logsumexp(scores, axis=0) - math.log(num_views)  # (B, classes): log of the mean probability
+        views = [None] if num_views == 1 else range(num_views)  # None: the centre
+        images = jnp.stack([prepare(batch["image"], view=view) for view in views], axis=1)  # (B, views, crop, crop, 3)
+        logits = model(images.reshape(-1, *images.shape[2:]))  # (B * views, classes)
+        scores = jax.nn.log_softmax(logits).reshape(-1, num_views, logits.shape[-1])
+        scores = jax.nn.logsumexp(scores, axis=1) - math.log(num_views)  # (B, classes): log of the mean probability
         label, mask = batch["label"], batch["mask"]
         _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))  # (B, 5)
         hits = best == label[:, None]
@@ -188,15 +190,31 @@ def make_eval_step(graphdef, loss, prepare, num_views: int = 1) -> Callable:
 
 
 def eval_batch_size(config: Config, num_views: int) -> int:
-    """How many examples are scored at once: what fits EVAL_VALUES, and at most 1,000."""
+    """How many examples a device scores at once: what fits EVAL_VALUES, and at most 1,000."""
     return min(max(EVAL_VALUES // (num_views * 3 * config.crop_size**2), 1), 1000)
 
 
-def evaluate(eval_step, params, examples, place_batch=jax.device_put, num_devices: int = 1, *, batch_size: int) -> dict:
-    """The sums of `eval_step` over all examples, each counted once: {"loss", "errors", "top5_errors", "count", ...}."""
-    batch_size = -(-min(batch_size, len(examples)) // num_devices) * num_devices
-    sums = [eval_step(params, place_batch(batch)) for batch in data.eval_batches(examples, batch_size)]
-    return jax.tree.map(lambda *parts: np.sum(jax.device_get(parts), axis=0), *sums)
+def evaluate(
+    eval_step,
+    params,
+    examples,
+    place_batch=jax.device_put,
+    num_devices: int = 1,
+    *,
+    batch_size: int,
+    stop_requested: Callable[[], int | None] = lambda: None,
+) -> dict:
+    """The sums of `eval_step` over all examples, each counted once: {"loss", "errors", "top5_errors", "count", ...}.
+
+    `batch_size` is that of each device. Raises Interrupted between batches once `stop_requested()` gives a signal's number.
+    """
+    batch_size = min(batch_size, -(-len(examples) // num_devices)) * num_devices
+    sums = []
+    for batch in data.eval_batches(examples, batch_size):
+        if stop_signal := stop_requested():
+            raise launch.Interrupted(stop_signal)
+        sums.append(jax.device_get(eval_step(params, place_batch(batch))))
+    return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *sums)
 
 
 # ---- a run
@@ -226,9 +244,14 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
 
     def score(state: TrainState, examples, views: int = 1) -> dict:
         params = evaluated_params(placement.take_state(state))
-        batch_size = eval_batch_size(config, views)
         return evaluate(
-            eval_steps[views], params, examples, placement.place_batch, placement.num_devices, batch_size=batch_size
+            eval_steps[views],
+            params,
+            examples,
+            placement.place_batch,
+            placement.num_devices,
+            batch_size=eval_batch_size(config, views),
+            stop_requested=stop_requested,
         )
 
     # ---- restore or start
@@ -248,15 +271,36 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         steps_per_epoch=epoch_steps,
         before=meta["totals"],
         chance_loss=math.log(num_classes),
-        hint=NOT_LEARNING,
+        hint=NOT_LEARNING[config.net],
     )
     unlogged = meta["unlogged"]  # sums of the steps since the last line
     batches = training_batches(
         train, first_step=step, batch_size=config.batch_size, seed=config.seed, num_workers=config.num_workers
     )
 
+    def save() -> None:
+        log.flush()
+        part = [{name: np.asarray(number).item() for name, number in sums.items()} for sums in unlogged]
+        checkpointer.save(step, placement.take_state(state), {"totals": log.totals, "unlogged": part} | facts)
+
+    def end_epoch() -> TrainState:
+        """Scores the tracked split; returns the state with what the schedule makes of it."""
+        log.flush()
+        tracked_sums = score(state, tracked)
+        log.write(step, config.track, tracked_sums)
+        if config.schedule != "plateau" or step == num_steps:  # there is nothing to slow down after the last step
+            return state
+        one = placement.take_state(state)
+        error_pct = metrics.summarize(tracked_sums)["error_pct"]
+        plateau = drop_on_plateau(one.plateau, error_pct, patience=config.patience, num_drops=config.num_drops)
+        if plateau.drops > one.plateau.drops:
+            log.say(f"no new best validation error (--patience={config.patience}): the learning rate drops to a tenth")
+        return placement.place_state(one._replace(plateau=plateau))
+
     # ---- train
     with contextlib.closing(checkpointer), log, contextlib.closing(batches):
+        if step and step % epoch_steps == 0:
+            state = end_epoch()  # a checkpoint at the end of an epoch is made before the epoch is scored
         sums = ()
         while step < num_steps:
             before, (state, sums) = sums, placement.run(state, placement.place_training(next(batches)))
@@ -267,28 +311,23 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
             if step % config.log_every_steps == 0 or end_of_epoch:
                 log.write(step, "train", jax.tree.map(lambda *parts: parts, *unlogged))
                 unlogged = []
-            if end_of_epoch:
-                log.flush()
-                tracked_sums = score(state, tracked)
-                log.write(step, config.track, tracked_sums)
-                if config.schedule == "plateau":
-                    error_pct = metrics.summarize(tracked_sums)["error_pct"]
-                    state = placement.take_state(state)
-                    plateau = drop_on_plateau(state.plateau, error_pct, patience=config.patience, num_drops=config.num_drops)
-                    state = placement.place_state(state._replace(plateau=plateau))
             stop_signal = stop_requested()
             due = end_of_epoch and step // epoch_steps % config.save_every_epochs == 0
             if due or step % config.save_every_steps == 0 or step == num_steps or stop_signal:
-                log.flush()
-                part = [{name: np.asarray(number).item() for name, number in sums.items()} for sums in unlogged]
-                checkpointer.save(step, placement.take_state(state), {"totals": log.totals, "unlogged": part} | facts)
-            if stop_signal and step < num_steps:
+                save()
+            if stop_signal:
                 raise launch.Interrupted(stop_signal)
+            if end_of_epoch:
+                try:
+                    state = end_epoch()
+                except launch.Interrupted:
+                    save()
+                    raise
 
     # ---- the final scores; without --track=test nothing saw the test split before
     on_test = score(state, test)
     top1, top5 = (metrics.summarize(on_test)[name] for name in ("error_pct", "top5_error_pct"))
-    others = {"train": train} | ({"validation": validation} if len(validation) else {})
+    others = {"train": train[:MAX_TRAIN_SCORED]} | ({"validation": validation} if len(validation) else {})
     result = {
         "test_error_pct": top1,  # under the name that LeNet-5's results have
         "top1_error_pct": top1,

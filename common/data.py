@@ -250,7 +250,8 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
         )
     raise DataError(
         f"data set {dataset!r} not found (looked in {places}): name the folder that has it with --data_dir or $TFDS_DATA_DIR, "
-        "or prepare it (`python -m scripts.prepare_data --help` lists what can be downloaded); --dataset=mnist10k is embedded"
+        "or prepare it (`python -m scripts.prepare_data --help` lists what can be downloaded); "
+        "--dataset=mnist10k, for LeNet-5, is embedded"
     )
 
 

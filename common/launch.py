@@ -341,6 +341,6 @@ def _headline(workdir: Path) -> str:
     errors = "".join(
         f"{name.removesuffix('_error_pct')} error {value:.2f}%, "
         for name, value in result.items()
-        if name.endswith("error_pct")
+        if name.endswith("error_pct") and name != "top1_error_pct"  # test_error_pct is the same number
     )
     return f"complete: {errors}{num_steps:,} steps; {path}"

@@ -171,7 +171,7 @@ class Writer:
         if abs(loss - self._chance_loss) > 0.01 * self._chance_loss:
             self._chance_start, self._chance_steps = step, CHANCE_STEPS
         elif step - self._chance_start >= self._chance_steps:
-            self._say(
+            self.say(
                 f"not learning: for {step - self._chance_start:,} steps the training loss has been {loss:.3f}; guessing gives "
                 f"{self._chance_loss:.3f}. {self._hint}"
             )
@@ -203,17 +203,18 @@ class Writer:
                 self._task, completed=step, epoch=epoch, speed=f"{self.images_per_s:,.0f} images/s", refresh=True, **shown
             )
             if split != "train":
-                self._say(line)
+                self.say(line)
         elif split != "train":
-            self._say(line)
+            self.say(line)
         elif time.monotonic() >= self._line_due:
             self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
             done, elapsed = step - self._first_step, time.monotonic() - self._start
             remaining = timedelta(seconds=round(elapsed / max(done, 1) * (self._num_steps - step)))
             speed = f"  {self.images_per_s:,.0f} images/s  {remaining} left" if self.images_per_s else ""
-            self._say(line + speed)
+            self.say(line + speed)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Prints a line, above the progress bar where there is one."""
         if self._progress:
             self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:

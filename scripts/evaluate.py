@@ -18,7 +18,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "The run's folder; required.", flag_values=flag_values)
     flags.DEFINE_string("dataset", "", "A prepared set; the run's own if empty.", flag_values=flag_values)
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; the run's own if empty.", flag_values=flag_values)
-    flags.DEFINE_string("split", "test", "A split or a slice of one: test, train[55000:].", flag_values=flag_values)
+    split_help = "A split or a slice of one: test, train[55000:]; the run's test split if empty."
+    flags.DEFINE_string("split", "", split_help, flag_values=flag_values)
     flags.DEFINE_enum("crops", "center", ["center", "ten"], "AlexNet: what it sees of an image.", flag_values=flag_values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=flag_values)
 
@@ -51,20 +52,22 @@ def is_alexnet(workdir: Path) -> bool:
 
 def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
     """What was scored, and its sums."""
+    if flag_values.crops != "center":
+        raise UserError(f"--crops={flag_values.crops} is for AlexNet; {workdir} holds a LeNet-5 run")
     run = lenet.train.load_run(workdir)
-    dataset = flag_values.dataset or run.config.dataset
+    dataset, split = flag_values.dataset or run.config.dataset, flag_values.split or "test"
     folders = data.data_dirs(flag_values.data_dir or run.config.data_dir, lenet.data.DIGITS)
-    examples = data.load(dataset, flag_values.split, folders)
+    examples = data.load(dataset, split, folders)
     lenet.data.require_fit(examples)
     if not len(examples):
-        raise UserError(f"--split={flag_values.split} is empty")
+        raise UserError(f"--split={split} is empty")
     if examples.images.shape[-1] != run.in_channels or examples.num_classes > run.num_classes:
         raise DataError(
             f"{dataset} has {examples.images.shape[-1]} channels and {examples.num_classes} classes; "
             f"the run in {workdir} takes {run.in_channels} and {run.num_classes}"
         )
     sums = lenet.train.evaluate(run.eval_step, run.params, examples)
-    return {"dataset": dataset, "split": flag_values.split, "step": run.step}, sums
+    return {"dataset": dataset, "split": split, "step": run.step}, sums
 
 
 def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
@@ -72,9 +75,10 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
     run = alexnet.train.load_run(workdir)
     dataset = flag_values.dataset or run.config.dataset
     data_dir = flag_values.data_dir or run.config.data_dir
-    examples = alexnet.data.open_split(dataset, data_dir, flag_values.split)
+    split = flag_values.split or alexnet.data.find_test_split(dataset, data_dir, run.config.test_split)
+    examples = alexnet.data.open_split(dataset, data_dir, split, crop_size=run.config.crop_size, seed=run.config.seed)
     if not len(examples):
-        raise UserError(f"--split={flag_values.split} is empty")
+        raise UserError(f"--split={split} is empty")
     if examples.image_shape != run.image_shape or examples.num_classes > run.num_classes:
         raise DataError(
             f"{dataset} has images of shape {examples.image_shape} and {examples.num_classes} classes; "
@@ -83,7 +87,7 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
     views = alexnet.data.VIEWS if flag_values.crops == "ten" else 1
     batch_size = alexnet.train.eval_batch_size(run.config, views)
     sums = alexnet.train.evaluate(run.eval_steps[views], run.params, examples, batch_size=batch_size)
-    return {"dataset": dataset, "split": flag_values.split, "crops": flag_values.crops, "step": run.step}, sums
+    return {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": run.step}, sums
 
 
 if __name__ == "__main__":

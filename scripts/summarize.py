@@ -20,7 +20,9 @@ import lenet.config
 import lenet.model
 import lenet.train
 from common import launch
+from common.errors import UserError
 
+NUM_CLASSES = {"imagenet_256": 1000, "fake": 1000, "cifar10": 10}  # where --num_classes is 0: no data is needed here
 CONFIGS = {"lenet": lenet.config.Config, "alexnet": alexnet.config.Config}
 
 
@@ -47,7 +49,9 @@ def summarize(config) -> dict:
     if isinstance(config, lenet.config.Config):
         layers = lenet.model.layer_table(lenet.train.build_model(config))
     else:
-        num_classes = config.num_classes or (1000 if config.dataset == "imagenet_256" else 10)
+        num_classes = config.num_classes or NUM_CLASSES.get(config.dataset)
+        if num_classes is None:
+            raise UserError(f"--dataset={config.dataset}: how many classes has it? Add --num_classes=N")
         model = nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes))
         layers = alexnet.model.layer_table(model, config.crop_size)
     counts = [name for name in layers[0] if name not in ("name", "output")]

@@ -118,14 +118,14 @@ def test_the_limit_between_memory_and_disk(tmp_path, size, limit):
 def test_what_does_not_fit_is_refused(tmp_path, photos):
     for images, words in (
         (np.zeros((2, 32, 32, 1), np.uint8), "32x32 pixels and 1 channels"),
-        (np.zeros((2, 40, 31, 3), np.uint8), "crops of 32x32 pixels .* those of set have 40x31 pixels"),
+        (np.zeros((2, 40, 31, 3), np.uint8), "--crop_size=32 .* those of set have 40x31 pixels"),
     ):
         write(tmp_path / str(images.shape), "set", images)
         with pytest.raises(DataError, match=words) as caught:
             splits_of("set", tmp_path / str(images.shape))
         assert "\n" not in str(caught.value)
     splits_of("photos", photos, crop_size=256)
-    with pytest.raises(DataError, match="crops of 257x257 pixels"):
+    with pytest.raises(DataError, match="--crop_size=257 "):
         splits_of("photos", photos, crop_size=257)
     with pytest.raises(UserError, match="23 training examples; --validation_size=23 leaves 0"):
         splits_of("photos", photos, validation_size=23)

@@ -106,9 +106,10 @@ def restored(config, workdir, num_classes=10, image_shape=(40, 40, 3)) -> train.
 
 def same_end(straight, stopped, folder):
     """The state, the scores and the lines of the runs straight and stopped are the same."""
-    assert stopped["state_sha256"] == straight["state_sha256"]
-    for name in ("confusion_matrix", "top1_error_pct", "top5_error_pct", "train_error_pct", "validation_error_pct"):
-        assert stopped[name] == straight[name], name
+    times = ("images_per_s", "wall_time_s")
+    assert {name: stopped[name] for name in stopped if name not in times} == {
+        name: straight[name] for name in straight if name not in times
+    }
     assert lines(folder / "stopped") == lines(folder / "straight")
     places = [(line["step"], line["split"]) for line in lines(folder / "stopped")]
     assert len(places) == len(set(places))
@@ -130,15 +131,17 @@ def same_end(straight, stopped, folder):
     ids=["cifar18", "cifar13", "everything", "pmap", "fake", "streamed"],
 )
 def test_stopped_anywhere_it_ends_the_same(config, tmp_path):
-    """Stopped after each of the 12 steps: between lines, at lines, and at the ends of epochs."""
+    """Asked after each step and before each batch of an evaluation: stopped at every second question, thus after steps 1, 3, 5,
+    7, 9 and 11, while the split is scored at the end of each epoch, and in the final scores.
+    """
     straight = run(config, tmp_path / "straight")
-    stopped = run(config, tmp_path / "stopped", stop_at=range(1, 13))
+    stopped = run(config, tmp_path / "stopped", stop_at=range(1, 20, 2))
     same_end(straight, stopped, tmp_path)
 
 
 def test_stopped_between_two_lines_it_ends_the_same(tmp_path):
-    """The sums of step 5 stand in no line yet; step 8 is the end of an epoch; two starts in a row add a step each."""
-    same_end(run(TINY, tmp_path / "straight"), run(TINY, tmp_path / "stopped", stop_at=(5, 8, 9)), tmp_path)
+    """After steps 5 and 7, whose sums stand in no line yet; and at the end of the first epoch, before its score."""
+    same_end(run(TINY, tmp_path / "straight"), run(TINY, tmp_path / "stopped", stop_at=(4, 6, 8)), tmp_path)
 
 
 @pytest.mark.slow
@@ -157,20 +160,23 @@ def test_the_full_widths_stopped_in_an_epoch_end_the_same(tmp_path):
 def test_the_plateau_and_its_drops_survive_a_resume(tmp_path):
     """At a rate of 0 no error is better than the first: with patience 1 the rate drops after epochs 2 and 3, then no more."""
     config = dataclasses.replace(TINY, learning_rate=0.0, num_drops=2, num_epochs=4)
-    run(config, tmp_path / "straight")
+    straight = run(config, tmp_path / "straight")
     errors = [line["error_pct"] for line in lines(tmp_path / "straight") if line["split"] == "validation"]
     assert len(errors) == 4 and len(set(errors)) == 1 and errors[0] < 100
+
+    (tmp_path / "stopped").mkdir()
     drops = []
-    for _ in range(4):
-        with pytest.raises(launch.Interrupted) if len(drops) < 3 else pytest.MonkeyPatch.context():
-            calls = iter([None, None, None, 15])  # at the end of the next epoch
-            (tmp_path / "stopped").mkdir(exist_ok=True)
-            train.train_and_evaluate(config, tmp_path / "stopped", lambda calls=calls: next(calls))
+    for questions in (4, 5, 5):  # the end of an epoch, before its score: asked after 4 steps, and for the score of the last one
+        asked = iter([None] * (questions - 1) + [15])
+        with pytest.raises(launch.Interrupted):
+            train.train_and_evaluate(config, tmp_path / "stopped", lambda asked=asked: next(asked))
         drops.append(int(restored(config, tmp_path / "stopped").plateau.drops))
-    assert drops == [0, 1, 2, 2]
+    stopped = train.train_and_evaluate(config, tmp_path / "stopped", lambda: None)
     plateau = restored(config, tmp_path / "stopped").plateau
-    assert (float(plateau.best_error_pct), int(plateau.epochs_since_best)) == (errors[0], 1)
+    assert [*drops, int(plateau.drops)] == [0, 0, 1, 2]
+    assert (float(plateau.best_error_pct), int(plateau.epochs_since_best)) == (errors[0], 0)
     jax.tree.map(np.testing.assert_array_equal, plateau, restored(config, tmp_path / "straight").plateau)
+    assert stopped["state_sha256"] == straight["state_sha256"]
 
 
 @pytest.mark.slow
@@ -206,7 +212,7 @@ def test_a_train_step_is_compiled_once(tmp_path, monkeypatch):
         return train_step
 
     monkeypatch.setattr(train, "make_train_step", counting)
-    run(TINY, tmp_path / "run", stop_at=(5,))
+    run(TINY, tmp_path / "run", stop_at=(6,))
     assert len(traces) == 2 and traces[0] == traces[1]  # once before the stop, once after
 
 
@@ -249,7 +255,7 @@ def test_two_steps_against_the_papers_rule_written_out(drops_before):
 
     @jax.jit
     def of_one_image(params, image, label, draw):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), draw)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 2**31 + 1), draw)
 
         def loss_of(params):
             logits = nnx.merge(graphdef, params)(prepare(image[None], draw[None]), key[None])[0]
@@ -317,13 +323,13 @@ def test_dropout_and_augmentation_are_a_function_of_seed_and_use():
 # For each setting that changes the result: the config in which it is read, and another value for it.
 CHANGES = {
     "dataset": (TINY, "noise12"),
-    "train_split": (TINY, "test"),
+    "train_split": (TINY, "train[5:]"),
     "test_split": (TINY, "test[16:32]"),
     "train_size": (TINY, 17),
     "validation_size": (TINY, 20),
     "track": (COSINE, "test"),
     "num_classes": (TINY, 11),
-    "scaling": (TINY, "standardized"),
+    "scaling": (SMALL, "mean_image"),
     "crop_size": (TINY, 10),
     "pad": (TINY, 2),
     "augmentation": (TINY, "none"),

@@ -1,4 +1,4 @@
-"""Local response normalisation against the formula of section 3.3 written as float64 loops, and against PyTorch's."""
+"""Local response normalization against the formula of section 3.3 written as float64 loops, and against PyTorch's."""
 
 import jax
 import jax.numpy as jnp

@@ -136,6 +136,10 @@ def test_flags_override_a_preset():
         (["--initialization=torch"], "--initialization=torch .*--hidden_bias=0"),
         (["--pad=4", "--augmentation=none"], "--pad=4 .*--augmentation=crop_flip"),
         (["--net=cifar18"], "--net=cifar18 .*--dropout=0"),
+        (["--net=cifar18", "--dropout=0", "--widths=small"], "--widths .*--net=alexnet.* cifar18"),
+        (["--net=cifar13", "--dropout=0", "--hidden_bias=0"], "--hidden_bias .*--net=alexnet.* cifar13"),
+        (["--net=cifar18", "--dropout=0", "--scaling=standardized"], "--net=cifar18 .*--scaling=mean_image"),
+        (["--lrn=within_tower"], "--lrn=within_tower .*--towers=2.*--lrn=across"),
         (["--net=cifar13", "--dropout=0", "--towers=2"], "--net=cifar13 .*--towers=1"),
     ],
 )

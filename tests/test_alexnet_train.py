@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from alexnet.train import load_run
+from alexnet.train import build_model, load_run
 from common.checkpoint import saved_steps
 
 TINY = [
@@ -291,17 +292,18 @@ def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
         assert np.sum(runs[name]["confusion_matrix"]) == runs[name]["num_test_examples"] == 68
     assert runs["jit"]["machine"]["devices"] == 8
 
-    longer = [*flags, "--num_epochs=40", "--save_every_steps=3"]
+    longer = [*CIFAR18, "--num_epochs=12", "--save_every_steps=3"]
     process = subprocess.Popen(command(tmp_path / "moved", *longer), stderr=subprocess.DEVNULL)
     wait_for_checkpoint(process, tmp_path / "moved")
     process.kill()
     process.wait()
     moved = train(tmp_path / "moved", *longer, devices=8)
-    assert moved["machine"]["devices"] == 8 and moved["num_steps"] == 120
     straight = train(tmp_path / "straight", *longer)
-    ours, theirs = (load_run(tmp_path / name).params for name in ("moved", "straight"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
-    assert straight["machine"]["devices"] == 1
+    assert (moved["machine"]["devices"], straight["machine"]["devices"]) == (8, 1) and moved["num_steps"] == 36
+    ours, theirs = (load_run(tmp_path / name) for name in ("moved", "straight"))
+    start = nnx.to_pure_dict(nnx.state(build_model(theirs.config, 10), nnx.Param))
+    distance = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), theirs.params, start)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=distance / 1000), ours.params, theirs.params)
 
 
 # Presets at full size
@@ -340,7 +342,11 @@ def test_presets_train_at_full_size(preset, tmp_path):
         (["--validation_size=68"], 2, "leaves 0 to train on"),
         (["--dataset=imagenet_64"], 65, "data set 'imagenet_64' not found"),
         (["--dataset=grey"], 65, "RGB images at least as large; those of grey have 32x32 pixels and 1 channels"),
-        (["--crop_size=33"], 65, "crops of 33x33 pixels"),
+        (
+            ["--crop_size=33"],
+            65,
+            "--crop_size=33 cuts squares from RGB images at least as large; those of noise10 have 32x32 pixels",
+        ),
         (["--crop_size=7", "--dataset=tiny"], 2, "--crop_size=7 leaves nothing after pool5; this conv1 needs at least 8"),
         (["--optimizer=adamw"], 2, "add --momentum=0"),
         (["--num_classes=9"], 2, "--num_classes=9 is less than the 10 classes of noise10"),
@@ -360,7 +366,7 @@ def test_batch_must_be_divisible_by_the_devices(tmp_path):
 
 @pytest.mark.slow
 def test_the_workdir_of_a_lenet_run_is_refused_and_the_reverse(tmp_path, tiny):
-    lenet = ["--dataset=mnist10k", "--train_size=64", "--validation_size=64", "--num_epochs=1"]
+    lenet = ["--dataset=mnist10k", "--train_size=64", "--validation_size=64", "--num_epochs=1", "--batch_size=32"]
     subprocess.run(command(tmp_path / "lenet", *lenet, module="lenet.train"), check=True, capture_output=True)
     for workdir, module, flags in ((tmp_path / "lenet", "alexnet.train", TINY), (tiny[0], "lenet.train", lenet)):
         done = subprocess.run(command(workdir, *flags, module=module), capture_output=True, text=True)

@@ -108,7 +108,7 @@ def test_set_not_found_says_where_it_looked_and_what_to_do(tmp_path):
         "--data_dir",
         "$TFDS_DATA_DIR",
         "python -m scripts.prepare_data --help`",
-        "--dataset=mnist10k is embedded",
+        "--dataset=mnist10k, for LeNet-5, is embedded",
     ):
         assert part in message
 
