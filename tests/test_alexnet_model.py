@@ -483,7 +483,7 @@ def test_without_keys_or_without_dropout_nothing_is_random():
 
 def test_the_halves_of_conv2_conv4_and_conv5_do_not_see_each_other():
     model = small(initialization="he")
-    for name, inputs in (("conv2", 24), ("conv3", 48), ("conv4", 64), ("conv5", 64)):
+    for name, inputs in (("conv2", 16), ("conv3", 48), ("conv4", 64), ("conv5", 64)):
         x = np.random.default_rng(0).standard_normal((2, 7, 7, inputs), np.float32)
         run = jax.jit(lambda x, name=name: model.layer(name, x))
         before = np.asarray(run(x))
@@ -505,7 +505,7 @@ def test_towers_stay_apart_up_to_conv3(lrn, apart):
     model = small(lrn=lrn, norm_order="norm_pool", initialization="he")
     x = 60 * jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     x = model.layer("conv1", x)
-    changed = x.at[..., :12].multiply(2.0)
+    changed = x.at[..., :8].multiply(2.0)
     for name in ("activation1", "norm1", "pool1", "conv2", "activation2", "norm2", "pool2"):
         x, changed = model.layer(name, x), model.layer(name, changed)
         half = x.shape[-1] // 2
