@@ -266,17 +266,17 @@ def is_alive(pid: int) -> bool:
 READER = """
 import contextlib, multiprocessing, signal, sys, time
 from alexnet import data
+interrupted = []  # as in common/launch.py, no handler raises in the middle of a read
 signal.signal(signal.SIGTERM, lambda *_: print("SIGTERM", flush=True))
+signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
 train, _, _ = data.load_splits("photos", sys.argv[1], train_size=0, validation_size=0, crop_size=227, seed=0)
 with contextlib.closing(data.training_batches(train, first_step=0, batch_size=4, seed=0, num_workers=2)) as batches:
     next(batches)
     print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
-    try:
-        while True:
-            next(batches)
-            time.sleep(0.01)
-    except KeyboardInterrupt:
-        print("SIGINT", flush=True)
+    while not interrupted:
+        next(batches)
+        time.sleep(0.01)
+    print("SIGINT", flush=True)
 """
 
 

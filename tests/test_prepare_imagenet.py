@@ -609,8 +609,12 @@ def test_ctrl_c(tmp_path, moment, start):
         assert (int(blocked, 16) | int(ignored, 16)) >> (signal.SIGINT - 1) & 1
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, error = process.communicate(timeout=20)
-    assert (process.returncode, error) == (130, "interrupted; the same command goes on from here.\n")
-    assert len(list((tmp_path / "sets").glob("imagenet_256/*/imagenet_256-*"))) < 6  # the rest is not waited for
+    shards = list((tmp_path / "sets").glob("imagenet_256/*/imagenet_256-*"))
+    if moment == "first shard" and process.returncode == 0:  # a quick machine was through with all six before it heard
+        assert error == "" and len(shards) == 6
+    else:
+        assert (process.returncode, error) == (130, "interrupted; the same command goes on from here.\n")
+        assert len(shards) < 6 or moment == "first shard"  # the rest is not waited for
     wait_until(lambda: not any(map(running, workers)), 5)
 
 
