@@ -114,13 +114,7 @@ def load_splits(
         raise DataError(f"{dataset}: training images have shape {train.image_shape}, test images {test.image_shape}")
     if not len(test):
         raise UserError(f"{dataset} has no examples in --test_split={test_split}")
-    available = len(train) - validation_size
-    if available < max(train_size, 1):
-        raise UserError(
-            f"{dataset} has {len(train)} training examples; --validation_size={validation_size} leaves {max(available, 0)} "
-            "to train on" + (f", fewer than --train_size={train_size}" if train_size else "")
-        )
-    return train[: train_size or available], train[available:], test
+    return *data.hold_out(train, train_size=train_size, validation_size=validation_size), test
 
 
 def find_test_split(dataset: str, data_dir: str, test_split: str = "") -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from common.errors import DataError
+from common.errors import DataError, UserError
 
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
@@ -294,6 +294,19 @@ def order_of_uses(population: int, uses: np.ndarray, seed: int, *, reshuffle: bo
         here = passes == number_of_pass
         chosen[here] = order[places[here]]
     return chosen
+
+
+def hold_out(examples, *, train_size: int, validation_size: int) -> tuple:
+    """(training, validation): validation takes the last `validation_size` examples, training the first `train_size` of the
+    others, or all of them (0). Raises UserError if there are too few.
+    """
+    available = len(examples) - validation_size
+    if available < max(train_size, 1):
+        raise UserError(
+            f"{examples.name} has {len(examples)} training examples; --validation_size={validation_size} leaves "
+            f"{max(available, 0)} to train on" + (f", fewer than --train_size={train_size}" if train_size else "")
+        )
+    return examples[: train_size or available], examples[available:]
 
 
 def eval_batches(examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

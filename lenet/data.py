@@ -31,13 +31,7 @@ def load_splits(dataset: str, data_dir: str, *, train_size: int, validation_size
     require_fit(train)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(f"{dataset}: training images have shape {train.images.shape[1:]}, test images {test.images.shape[1:]}")
-    available = len(train) - validation_size
-    if available < max(train_size, 1):
-        raise UserError(
-            f"{dataset} has {len(train)} training examples; --validation_size={validation_size} leaves {max(available, 0)} "
-            "to train on" + (f", fewer than --train_size={train_size}" if train_size else "")
-        )
-    return train[: train_size or available], train[available:], test
+    return *data.hold_out(train, train_size=train_size, validation_size=validation_size), test
 
 
 def require_fit(examples: data.Examples) -> None:
