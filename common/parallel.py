@@ -1,7 +1,8 @@
 """One train step, placed on one device or many: jit over a mesh (the default) or pmap (the older interface).
 
-A train step computes sums over its part of the batch and calls `reduce` on them: under jit the part is the whole batch and
-`reduce` is the identity, because the compiler inserts the collectives that the shardings ask for; under pmap it is `lax.psum`.
+A train step computes sums over its device's part of the batch and calls `reduce`, `lax.psum`, on them. That is what pmap does;
+under jit `shard_map` does it. (Left to itself, the compiler gathers the activations of batch-last convolutions from all
+devices, because their products run over columns and batch together.)
 """
 
 from collections.abc import Callable
@@ -80,10 +81,20 @@ def place(train: Callable, *, mode: str, batch_size: int, batch_axis: int = 0) -
             count,
         )
 
-    run = jax.jit(lambda state, batches, *numbers: train(state, batches, *numbers, reduce=lambda sums: sums), donate_argnums=0)
-    training_sharding = NamedSharding(mesh, P(*[None] * batch_axis, "data"))
+    split_batches = P(*[None] * batch_axis, "data")
+
+    def run(state, batches, *numbers):
+        return jax.shard_map(
+            lambda state, batches, *numbers: train(state, batches, *numbers, reduce=lambda sums: lax.psum(sums, "data")),
+            mesh=mesh,
+            in_specs=(P(), split_batches, *[P()] * len(numbers)),
+            out_specs=P(),
+            check_vma=False,  # or the gradient of replicated parameters would be a sum already
+        )(state, batches, *numbers)
+
+    training_sharding = NamedSharding(mesh, split_batches)
     return Placement(
-        run,
+        jax.jit(run, donate_argnums=0),
         lambda state: jax.device_put(state, replicated),
         lambda state: state,
         lambda batches: jax.device_put(batches, training_sharding),

@@ -5,18 +5,19 @@ LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Reco
     input   C1 conv 5x5   S2 2x2     C3 conv 5x5, Table I   S4 2x2    C5 conv 5x5   F6    output
     32x32   28x28x6       14x14x6    10x10x16               5x5x16    1x1x120       84    10
 
-In shapes: B examples, height and width in pixels, then feature maps.
+In shapes: B examples, H rows and W columns of pixels. Between C1 and C5 arrays are (H, maps, W, B): with the batch last, a
+vector instruction works on sixteen images at once, where the few maps of LeNet-5 would not fill it (common/conv.py).
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
-from common.conv import masked
+from common.conv import lax_convolution, masked
 
 LAYERS = ("c1", "s2", "c3", "s4", "c5", "f6", "output")
 
@@ -51,7 +52,7 @@ class LeNet5(nnx.Module):
       initialization: weights from U(-2.4 / F, 2.4 / F) ('fan_in', the paper's text, section III.B) or
         U(-2.4 / sqrt F, 2.4 / sqrt F) ('sqrt_fan_in'), F the inputs of the unit, in C3 those of the map: 75, 100 or 150.
         Coefficients start at 1, biases at 0.
-      convolution: a function with the signature of `lax.conv_general_dilated`.
+      convolution: `lax_convolution` or a faster form of it (common/conv.py).
     """
 
     def __init__(
@@ -65,22 +66,23 @@ class LeNet5(nnx.Module):
         initialization: str = "sqrt_fan_in",
         in_channels: int = 1,
         num_classes: int = 10,
-        convolution=lax.conv_general_dilated,
+        convolution=lax_convolution,
         rngs: nnx.Rngs,
     ):
         self.connections = nnx.static(tuple(map(tuple, connections)))
         mask = c3_mask(connections)
 
-        def conv(inputs: int, features: int, mask: np.ndarray | None = None) -> nnx.Conv:
+        def conv(inputs: int, features: int, mask: np.ndarray | None = None) -> Convolution:
             function = convolution if mask is None else masked(convolution, mask)
-            kernel_init = uniform_by_fan_in(initialization, mask)
-            settings = dict(padding="VALID", kernel_init=kernel_init, conv_general_dilated=function, rngs=rngs)
-            return nnx.Conv(inputs, features, (5, 5), **settings)
+            return Convolution(inputs, features, function, uniform_by_fan_in(initialization, mask), rngs=rngs)
+
+        def subsampling(maps: int) -> Subsampling:
+            return Subsampling(maps, trainable=pooling == "trainable", pool=max_2x2 if pooling == "max" else mean_2x2)
 
         self.c1 = conv(in_channels, 6)
-        self.s2 = Subsampling(6, trainable=pooling == "trainable", reduce=jnp.max if pooling == "max" else jnp.mean)
+        self.s2 = subsampling(6)
         self.c3 = conv(6, 16, mask)
-        self.s4 = Subsampling(16, trainable=pooling == "trainable", reduce=jnp.max if pooling == "max" else jnp.mean)
+        self.s4 = subsampling(16)
         self.c5 = conv(16, 120)
         self.f6 = nnx.Linear(120, 84, kernel_init=uniform_by_fan_in(initialization), rngs=rngs)
         if output == "rbf":
@@ -93,34 +95,65 @@ class LeNet5(nnx.Module):
         self.before_pooling = (lambda a: a) if pooling == "max" else self.activation
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = self.before_pooling(self.c1(images))  # (B, 28, 28, 6)
-        x = self.activation(self.s2(x))  # (B, 14, 14, 6)
-        x = self.before_pooling(self.c3(x))  # (B, 10, 10, 16)
-        x = self.activation(self.s4(x))  # (B, 5, 5, 16)
-        x = self.activation(self.c5(x))  # (B, 1, 1, 120)
-        x = self.activation(self.f6(x.reshape(-1, 120)))  # (B, 84)
+        x = images.transpose(1, 3, 2, 0)  # (32, in, 32, B)
+        x = self.before_pooling(self.c1(x))  # (28, 6, 28, B)
+        x = self.activation(self.s2(x))  # (14, 6, 14, B)
+        x = self.before_pooling(self.c3(x))  # (10, 16, 10, B)
+        x = self.activation(self.s4(x))  # (5, 16, 5, B)
+        x = self.activation(self.c5(x))  # (1, 120, 1, B)
+        x = self.activation(self.f6(x.reshape(120, -1).T))  # (B, 84)
         return self.output(x)  # (B, num_classes)
 
 
+class Convolution(nnx.Module):
+    """(H, in, W, B) -> (H - 4, features, W - 4, B): 5x5 without padding, plus a bias a map. `kernel`: (5, 5, in, features)."""
+
+    def __init__(self, inputs: int, features: int, convolution, kernel_init, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (5, 5, inputs, features)))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.convolution = convolution
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.convolution(x, self.kernel[...]) + self.bias[:, None, None]
+
+
 class Subsampling(nnx.Module):
-    """(B, H, W, maps) -> (B, H/2, W/2, maps): the mean or maximum of each 2x2 square.
+    """(H, maps, W, B) -> (H/2, maps, W/2, B): `pool`, the mean or maximum of each 2x2 square.
 
     If `trainable`, times a coefficient plus a bias, one of each per map. The paper says both that a unit takes the average
     (II.A) and that it adds its four inputs (II.B); this is the average.
     """
 
-    def __init__(self, maps: int, *, trainable: bool, reduce=jnp.mean):
-        self.reduce = reduce
+    def __init__(self, maps: int, *, trainable: bool, pool):
+        self.pool = pool
         self.trainable = trainable
         if trainable:
             self.coefficient = nnx.Param(jnp.ones(maps))
             self.bias = nnx.Param(jnp.zeros(maps))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, maps = x.shape
-        squares = x.reshape(batch, height // 2, 2, width // 2, 2, maps)
-        pooled = self.reduce(squares, axis=(2, 4))
-        return pooled * self.coefficient[...] + self.bias[...] if self.trainable else pooled
+        pooled = self.pool(x)
+        if self.trainable:
+            return pooled * self.coefficient[:, None, None] + self.bias[:, None, None]
+        return pooled
+
+
+def mean_2x2(x: jax.Array) -> jax.Array:
+    """(H, maps, W, B) -> (H/2, maps, W/2, B)."""
+    return sum(corners(x)) * 0.25
+
+
+def max_2x2(x: jax.Array) -> jax.Array:
+    """(H, maps, W, B) -> (H/2, maps, W/2, B)."""
+    return functools.reduce(jnp.maximum, corners(x))
+
+
+def corners(x: jax.Array) -> list[jax.Array]:
+    """The four pixels of each 2x2 square of (H, maps, W, B), each (H/2, maps, W/2, B); slices, which XLA is faster with than
+    with a reduction."""
+    height, maps, width, batch = x.shape
+    squares = x.reshape(height // 2, 2, maps, width // 2, 2, batch)
+    return [squares[:, i, :, :, j] for i in (0, 1) for j in (0, 1)]
 
 
 class EuclideanRBF(nnx.Module):
@@ -205,24 +238,26 @@ def layer_table(model: LeNet5, in_channels: int = 1) -> list[dict]:
     `connections` as the paper counts them: each output unit's inputs and its bias. `multiply_adds` counts the weights'
     multiplications only.
     """
-    shape, rows = (1, 32, 32, in_channels), []
+    shape, rows = (32, in_channels, 32, 1), []
     for name in LAYERS:
         layer = getattr(model, name)
         inputs = shape
         if name == "f6":
             inputs = (1, 120)
         shape = jax.eval_shape(layer, jax.ShapeDtypeStruct(inputs, jnp.float32)).shape
-        positions = int(np.prod(shape[1:-1]))  # units in each map
+        height, maps, width = shape[:3] if len(shape) == 4 else (1, shape[-1], 1)
+        positions = height * width  # units in each map
         if isinstance(layer, Subsampling):
-            parameters = 2 * shape[-1] if layer.trainable else 0
-            connections = positions * shape[-1] * (5 if layer.trainable else 4)
-            multiply_adds = positions * shape[-1] if layer.trainable else 0
+            parameters = 2 * maps if layer.trainable else 0
+            connections = positions * maps * (5 if layer.trainable else 4)
+            multiply_adds = positions * maps if layer.trainable else 0
         elif isinstance(layer, EuclideanRBF):
-            parameters, connections, multiply_adds = 0, inputs[-1] * shape[-1], inputs[-1] * shape[-1]
+            parameters, connections, multiply_adds = 0, inputs[-1] * maps, inputs[-1] * maps
         else:
             weights = layer.kernel[...].size if name != "c3" else int(c3_mask(model.connections).sum())
-            parameters = weights + shape[-1]
+            parameters = weights + maps
             connections, multiply_adds = positions * parameters, positions * weights
         counts = dict(parameters=int(parameters), connections=int(connections), multiply_adds=int(multiply_adds))
-        rows.append({"name": name, "output": list(shape[1:]), **counts})
+        output = [height, width, maps] if len(shape) == 4 else [maps]
+        rows.append({"name": name, "output": output, **counts})
     return rows

@@ -79,11 +79,11 @@ def curvature(model: nnx.Module, images: jax.Array, labels: jax.Array, loss) -> 
       images: (B, 32, 32, channels); labels: (B,); loss: (B, classes) logits and labels -> (B,).
     """
     names = ("c1", "s2", "c3", "s4", "c5", "f6")
-    x, seen = images, {}
+    x, seen = images.transpose(1, 3, 2, 0), {}  # (32, channels, 32, B): the layout of the layers up to C5
     for name in names:
         layer = getattr(model, name)
-        x = x.reshape(-1, 120) if name == "f6" else x
-        inputs = mean_2x2(x) if name in ("s2", "s4") else x
+        x = x.reshape(120, -1).T if name == "f6" else x
+        inputs = layer.pool(x) if name in ("s2", "s4") else x
         x, slope = jax.jvp(model.activation, (layer(x),), (jnp.ones_like(layer(x)),))
         seen[name] = inputs, slope
 
@@ -97,7 +97,7 @@ def curvature(model: nnx.Module, images: jax.Array, labels: jax.Array, loss) -> 
     for name in reversed(names):
         inputs, slope = seen[name]
         layer = getattr(model, name)
-        h = h.reshape(slope.shape) * slope**2
+        h = (h.T.reshape(slope.shape) if name == "c5" else h) * slope**2
         if name in ("s2", "s4"):
             linear, params = scale_and_shift, {"coefficient": layer.coefficient[...], "bias": layer.bias[...]}
         else:
@@ -106,16 +106,10 @@ def curvature(model: nnx.Module, images: jax.Array, labels: jax.Array, loss) -> 
         _, pull_back = jax.vjp(linear, jax.tree.map(jnp.square, params), jnp.square(inputs))
         result[name], h = pull_back(h)
         if name in ("s2", "s4"):
-            h = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2) / 16
+            h = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=2) / 16
     return jax.tree.map(lambda h: h / len(images), result)
-
-
-def mean_2x2(x: jax.Array) -> jax.Array:
-    """(B, H, W, C) -> (B, H/2, W/2, C): the average of each 2x2 square."""
-    batch, height, width, maps = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, maps).mean(axis=(2, 4))
 
 
 def scale_and_shift(params, x):
     """The linear part of a subsampling unit, of the average x."""
-    return x * params["coefficient"] + params["bias"]
+    return x * params["coefficient"][:, None, None] + params["bias"][:, None, None]

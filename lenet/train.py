@@ -47,7 +47,7 @@ def build_model(config: Config, in_channels: int = 1, num_classes: int = 10) -> 
         initialization=config.initialization,
         in_channels=in_channels,
         num_classes=num_classes,
-        convolution=conv.convolution(),
+        convolution=conv.batch_last_convolution(),
         rngs=nnx.Rngs(config.seed),
     )
 

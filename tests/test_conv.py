@@ -1,35 +1,62 @@
 """The fast convolutions are the plain ones: values and gradients against `lax.conv_general_dilated`."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from common.conv import block_columns, convolution, cpu_convolution, masked
+from common.conv import (
+    banded_convolution,
+    batch_last_convolution,
+    block_of_outputs,
+    convolution,
+    cpu_convolution,
+    lax_convolution,
+    masked,
+)
 
 NHWC = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def value_and_gradients(convolution, x, kernel, weight, strides=(1, 1), padding="VALID", **options):
-    def loss(x, kernel):
-        return jnp.sum(weight * convolution(x, kernel, strides, padding, **NHWC, **options))
+def draws(*shapes):
+    draw = np.random.default_rng(0)
+    return [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
 
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, kernel)
+
+def value_and_gradients(convolution, x, kernel, weight):
+    return jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(weight * convolution(x, kernel)), argnums=(0, 1)))(x, kernel)
+
+
+def assert_same(fast, plain, x, kernel):
+    """Values and gradients of both functions of (x, kernel)."""
+    expected = plain(x, kernel)
+    np.testing.assert_allclose(fast(x, kernel), expected, rtol=1e-5, atol=1e-4)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape), jnp.float32)
+    mine, theirs = (jax.tree.leaves(value_and_gradients(function, x, kernel, weight)) for function in (fast, plain))
+    for gradient, other in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     "shape, kernel_shape",
     [
-        ((3, 32, 32, 1), (5, 5, 1, 6)),  # C1
-        ((3, 14, 14, 6), (5, 5, 6, 16)),  # C3
-        ((3, 5, 5, 16), (5, 5, 16, 120)),  # C5
-        ((1, 32, 32, 3), (5, 5, 3, 6)),  # C1 on RGB images
-        ((2, 9, 15, 2), (3, 5, 2, 4)),  # 11 columns: a prime number
+        ((32, 1, 32, 3), (5, 5, 1, 6)),  # C1
+        ((14, 6, 14, 3), (5, 5, 6, 16)),  # C3
+        ((5, 16, 5, 3), (5, 5, 16, 120)),  # C5
+        ((32, 3, 32, 1), (5, 5, 3, 6)),  # C1 on RGB images
+        ((15, 2, 9, 2), (5, 3, 2, 4)),  # 11 rows: a prime number
     ],
 )
 def test_lenets_convolutions(shape, kernel_shape):
-    assert_same(shape, kernel_shape, (1, 1), "VALID")
+    x, kernel = draws(shape, kernel_shape)
+    assert_same(banded_convolution, lax_convolution, x, kernel)
+    images = x.transpose(3, 0, 2, 1)
+    usual = lax.conv_general_dilated(images, kernel, (1, 1), "VALID", **NHWC)
+    np.testing.assert_allclose(lax_convolution(x, kernel), usual.transpose(1, 3, 2, 0), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +71,7 @@ def test_lenets_convolutions(shape, kernel_shape):
     ],
 )
 def test_strided_convolutions(shape, kernel_shape, stride, padding):
-    assert_same(shape, kernel_shape, (stride, stride), padding)
+    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding)
 
 
 @pytest.mark.parametrize(
@@ -57,28 +84,19 @@ def test_strided_convolutions(shape, kernel_shape, stride, padding):
     ],
 )
 def test_grouped_convolutions(shape, kernel_shape, stride, padding, groups):
-    assert_same(shape, kernel_shape, (stride, stride), padding, feature_group_count=groups)
+    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding, feature_group_count=groups)
 
 
-def assert_same(shape, kernel_shape, strides, padding, **options):
-    """Values and gradients of the fast form and of the plain one."""
-    draw = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(draw.normal(size=s), jnp.float32) for s in (shape, kernel_shape))
-    ours = cpu_convolution(x, kernel, strides, padding, **NHWC, **options)
-    plain = lax.conv_general_dilated(x, kernel, strides, padding, **NHWC, **options)
-    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
-    weight = jnp.asarray(draw.normal(size=plain.shape), jnp.float32)
-    for mine, theirs in zip(
-        jax.tree.leaves(value_and_gradients(cpu_convolution, x, kernel, weight, strides, padding, **options)),
-        jax.tree.leaves(value_and_gradients(lax.conv_general_dilated, x, kernel, weight, strides, padding, **options)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-3)
+def assert_same_as_lax(shape, kernel_shape, strides, padding, **options):
+    settings = dict(window_strides=strides, padding=padding) | NHWC | options
+    fast, plain = (partial(function, **settings) for function in (cpu_convolution, lax.conv_general_dilated))
+    assert_same(fast, plain, *draws(shape, kernel_shape))
 
 
 @pytest.mark.parametrize(
     "shape, strides, padding, options",
     [
+        ((2, 9, 9, 4), (1, 1), "VALID", {}),
         ((2, 9, 9, 4), (1, 1), "SAME", {}),
         ((2, 9, 9, 4), (2, 2), "SAME", {}),
         ((2, 9, 9, 4), (1, 1), [(1, 1), (0, 0)], {}),
@@ -117,22 +135,19 @@ def test_the_backend_chooses(monkeypatch):
     for backend, expected in (("cpu", cpu_convolution), ("gpu", lax.conv_general_dilated), ("tpu", lax.conv_general_dilated)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert convolution() is expected
+        assert batch_last_convolution() is (banded_convolution if backend == "cpu" else lax_convolution)
 
 
-def test_blocks_divide_the_columns():
-    for columns in range(1, 60):
-        assert columns % block_columns(columns) == 0
+def test_blocks_divide_the_outputs():
+    for rows, columns in itertools.product(range(1, 60), (10, 28, 31)):
+        n, m = block_of_outputs(rows, columns)
+        assert rows % n == columns % m == 0
 
 
-@pytest.mark.parametrize("function", [cpu_convolution, lax.conv_general_dilated])
+@pytest.mark.parametrize("function", [banded_convolution, lax_convolution])
 def test_masked_weights_have_no_effect_and_exactly_zero_gradient(function):
-    draw = np.random.default_rng(0)
-    x, kernel = (
-        jnp.asarray(draw.normal(size=(2, 14, 14, 6)), jnp.float32),
-        jnp.asarray(draw.normal(size=(5, 5, 6, 16)), jnp.float32),
-    )
-    mask = (draw.uniform(size=kernel.shape) < 0.6).astype(np.float32)
-    weight = jnp.asarray(draw.normal(size=(2, 10, 10, 16)), jnp.float32)
+    x, kernel, weight = draws((14, 6, 14, 2), (5, 5, 6, 16), (10, 16, 10, 2))
+    mask = (np.random.default_rng(1).uniform(size=kernel.shape) < 0.6).astype(np.float32)
     value, (_, gradient) = value_and_gradients(masked(function, mask), x, kernel, weight)
     moved, _ = value_and_gradients(masked(function, mask), x, kernel + 7 * (1 - mask), weight)
     plain, (_, unmasked) = value_and_gradients(function, x, kernel * mask, weight)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from common.conv import convolution
+from common.conv import batch_last_convolution
 from lenet.codes import digit_codes, smallest_distance
 from lenet.config import Config
 from lenet.model import C3_TABLE, LeNet5, c3_connections, c3_mask, layer_table, loss_function
@@ -152,7 +152,8 @@ def test_forward_against_numpy(config):
 def test_max_pooling_takes_the_maximum_and_squashes_once():
     model = LeNet5(pooling="max", activation="relu", rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 6))
-    np.testing.assert_array_equal(model.s2(x), nnx.max_pool(x, (2, 2), (2, 2)))
+    pooled = model.s2(x.transpose(1, 3, 2, 0)).transpose(3, 0, 2, 1)
+    np.testing.assert_array_equal(pooled, nnx.max_pool(x, (2, 2), (2, 2)))
     assert model.before_pooling(-1.0) == -1.0
 
 
@@ -233,6 +234,6 @@ def test_logits_and_gradients_against_pytorch(config, torch):
 
 
 def test_rgb_images_and_other_class_counts():
-    model = LeNet5(in_channels=3, num_classes=47, convolution=convolution(), rngs=nnx.Rngs(0))
+    model = LeNet5(in_channels=3, num_classes=47, convolution=batch_last_convolution(), rngs=nnx.Rngs(0))
     assert model(jnp.zeros((2, 32, 32, 3))).shape == (2, 47)
     assert layer_table(model, in_channels=3)[0]["parameters"] == 6 * (3 * 25 + 1)
