@@ -83,9 +83,12 @@ def place(train: Callable, *, mode: str, batch_size: int, batch_axis: int = 0) -
 
     split_batches = P(*[None] * batch_axis, "data")
 
+    def reduce(sums):
+        return lax.psum(sums, "data") if count > 1 else sums  # even of one device XLA copies what it adds up
+
     def run(state, batches, *numbers):
         return jax.shard_map(
-            lambda state, batches, *numbers: train(state, batches, *numbers, reduce=lambda sums: lax.psum(sums, "data")),
+            lambda state, batches, *numbers: train(state, batches, *numbers, reduce=reduce),
             mesh=mesh,
             in_specs=(P(), split_batches, *[P()] * len(numbers)),
             out_specs=P(),
