@@ -58,6 +58,7 @@ class CifarNet(nnx.Module):
       activation: a key of ACTIVATIONS.
       pooling: 'overlapping' (3x3 windows, 2 apart) or 'non_overlapping' (2x2); both halve the size, rounded down.
       convolution: a function with the signature of `lax.conv_general_dilated`.
+      dtype: what the layers compute in; parameters are float32, logits too.
 
     Raises UserError if nothing of an image is left after the last pool.
     """
@@ -77,6 +78,7 @@ class CifarNet(nnx.Module):
         num_classes: int = 10,
         in_channels: int = 3,
         convolution=lax.conv_general_dilated,
+        dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.order = nnx.static(tuple(name for name in ORDERS[net].split() if lrn != "none" or "norm" not in name))
@@ -88,7 +90,7 @@ class CifarNet(nnx.Module):
                     raise UserError(f"--crop_size={input_size} leaves nothing after {name} of {net}")
             if name not in DEVIATIONS[net]:
                 continue
-            options = dict(kernel_init=nnx.initializers.normal(DEVIATIONS[net][name]), rngs=rngs)
+            options = dict(kernel_init=nnx.initializers.normal(DEVIATIONS[net][name]), dtype=dtype, rngs=rngs)
             outputs = MAPS[net].get(name, num_classes)
             if name.startswith("conv"):
                 options |= dict(padding=[(2, 2), (2, 2)], conv_general_dilated=convolution)
@@ -111,7 +113,7 @@ class CifarNet(nnx.Module):
         x = images
         for name in self.order:
             x = self.layer(name, x, keys)
-        return x  # (B, num_classes)
+        return x.astype(jnp.float32)  # (B, num_classes)
 
     def layer(self, name: str, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """One layer of `order`."""
@@ -133,15 +135,17 @@ class LocallyConnected(nnx.Module):
     rows, columns and inputs of its 3x3 window, in this order. `bias` is (size, size, features).
     """
 
-    def __init__(self, size: int, in_features: int, features: int, *, kernel_init, rngs: nnx.Rngs):
+    def __init__(self, size: int, in_features: int, features: int, *, kernel_init, dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, 9 * in_features, features)))
         self.bias = nnx.Param(jnp.zeros((size, size, features)))
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         _, height, width, _ = x.shape
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, self.kernel[...], self.bias[...]))
         # One product of (B, 9 * in) and (9 * in, out) a pixel. With the pixels in front, as the product has them, half the time
         # of an einsum on (B, H, W, 9 * in).
         x = jnp.pad(x.transpose(1, 2, 0, 3), ((1, 1), (1, 1), (0, 0), (0, 0)))  # (H + 2, W + 2, B, in)
         windows = [x[i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        outputs = jnp.matmul(jnp.concatenate(windows, axis=-1), self.kernel[...])  # (H, W, B, out)
-        return outputs.transpose(2, 0, 1, 3) + self.bias[...]
+        outputs = jnp.matmul(jnp.concatenate(windows, axis=-1), kernel)  # (H, W, B, out)
+        return outputs.transpose(2, 0, 1, 3) + bias

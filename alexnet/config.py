@@ -127,6 +127,11 @@ class Config:
     num_epochs: int = setting(90, "Passes over the training set.", lower_bound=1)
     seed: int = setting(0, "Decides initial weights, order, augmentation and dropout.", lower_bound=0, upper_bound=2**32 - 1)
     ten_crop: bool = setting(True, "At the end, score the test split by ten crops too (4.1).", changes_result=False)
+    compute_dtype: str = setting(
+        "float32",
+        "What layers compute in; weights, losses, sums and updates are float32 either way.",
+        choices=("float32", "bfloat16"),
+    )
     parallel: str = setting(
         "jit",
         "jit over a mesh of all devices, or pmap; same numbers within float tolerance.",

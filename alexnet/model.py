@@ -64,6 +64,7 @@ class AlexNet(nnx.Module):
         (weights and biases from U(-1 / sqrt F, 1 / sqrt F)).
       hidden_bias: where the biases of HIDDEN_BIAS start.
       convolution: a function with the signature of `lax.conv_general_dilated`.
+      dtype: what the layers compute in; parameters are float32, logits too.
 
     Raises UserError if nothing of an image is left after pool5.
     """
@@ -91,6 +92,7 @@ class AlexNet(nnx.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         convolution=lax.conv_general_dilated,
+        dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         features, hidden, (kernel_size, stride) = WIDTHS[widths]
@@ -104,7 +106,7 @@ class AlexNet(nnx.Module):
         def initial(name: str, fan_in: int) -> dict:
             bias = hidden_bias if name in HIDDEN_BIAS else 0.0
             kernel_init, bias_init = initializers(initialization, name, fan_in, bias)
-            return dict(kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
+            return dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
         def conv(name: str, inputs: int, outputs: int, size: int, padding: tuple[int, int], strides: int = 1) -> nnx.Conv:
             groups = towers if name in TOWERS else 1
@@ -139,7 +141,7 @@ class AlexNet(nnx.Module):
         x = images
         for name in self.order:
             x = self.layer(name, x, keys)
-        return x  # (B, num_classes)
+        return x.astype(jnp.float32)  # (B, num_classes)
 
     def layer(self, name: str, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """One layer of `order`."""

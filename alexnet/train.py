@@ -64,7 +64,7 @@ def build_model(config: Config, num_classes: int) -> nnx.Module:
         names += ("initialization", "hidden_bias")
     settings = {name: getattr(config, name) for name in names}
     settings |= dict(input_size=config.crop_size, num_classes=num_classes)
-    settings |= dict(convolution=conv.convolution(), rngs=nnx.Rngs(config.seed))
+    settings |= dict(convolution=conv.convolution(), dtype=jnp.dtype(config.compute_dtype), rngs=nnx.Rngs(config.seed))
     return AlexNet(**settings) if config.net == "alexnet" else CifarNet(config.net, **settings)
 
 

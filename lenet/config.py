@@ -102,6 +102,11 @@ class Config:
     batch_size: int = setting(128, "Examples per update, over all devices together.", lower_bound=1)
     num_epochs: int = setting(20, "Passes over the training set; distorted copies do not make a pass longer.", lower_bound=1)
     seed: int = setting(0, "Decides initial weights, order and distortions.", lower_bound=0, upper_bound=2**32 - 1)
+    compute_dtype: str = setting(
+        "float32",
+        "What layers compute in; weights, losses, sums and updates are float32 either way.",
+        choices=("float32", "bfloat16"),
+    )
     parallel: str = setting(
         "jit",
         "jit over a mesh of all devices, or pmap; same numbers within float tolerance.",

@@ -53,6 +53,7 @@ class LeNet5(nnx.Module):
         U(-2.4 / sqrt F, 2.4 / sqrt F) ('sqrt_fan_in'), F the inputs of the unit, in C3 those of the map: 75, 100 or 150.
         Coefficients start at 1, biases at 0.
       convolution: `lax_convolution` or a faster form of it (common/conv.py).
+      dtype: what the layers compute in; parameters are float32, logits too.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LeNet5(nnx.Module):
         in_channels: int = 1,
         num_classes: int = 10,
         convolution=lax_convolution,
+        dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.connections = nnx.static(tuple(map(tuple, connections)))
@@ -74,7 +76,7 @@ class LeNet5(nnx.Module):
 
         def conv(inputs: int, features: int, mask: np.ndarray | None = None) -> Convolution:
             function = convolution if mask is None else masked(convolution, mask)
-            return Convolution(inputs, features, function, uniform_by_fan_in(initialization, mask), rngs=rngs)
+            return Convolution(inputs, features, function, uniform_by_fan_in(initialization, mask), dtype, rngs=rngs)
 
         def subsampling(maps: int) -> Subsampling:
             return Subsampling(maps, trainable=pooling == "trainable", pool=max_2x2 if pooling == "max" else mean_2x2)
@@ -84,11 +86,12 @@ class LeNet5(nnx.Module):
         self.c3 = conv(6, 16, mask)
         self.s4 = subsampling(16)
         self.c5 = conv(16, 120)
-        self.f6 = nnx.Linear(120, 84, kernel_init=uniform_by_fan_in(initialization), rngs=rngs)
+        self.f6 = nnx.Linear(120, 84, kernel_init=uniform_by_fan_in(initialization), dtype=dtype, rngs=rngs)
         if output == "rbf":
             self.output = EuclideanRBF(codes)
         else:
-            self.output = nnx.Linear(84, num_classes, kernel_init=uniform_by_fan_in(initialization), rngs=rngs)
+            kernel_init = uniform_by_fan_in(initialization)
+            self.output = nnx.Linear(84, num_classes, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.activation = ACTIVATIONS[activation]
         # The maximum of four squashed values is the squashed maximum, if the function is monotone (silu is not, and the order
         # makes a difference there): squash once, after pooling.
@@ -102,19 +105,20 @@ class LeNet5(nnx.Module):
         x = self.activation(self.s4(x))  # (5, 16, 5, B)
         x = self.activation(self.c5(x))  # (1, 120, 1, B)
         x = self.activation(self.f6(x.reshape(120, -1).T))  # (B, 84)
-        return self.output(x)  # (B, num_classes)
+        return self.output(x).astype(jnp.float32)  # (B, num_classes)
 
 
 class Convolution(nnx.Module):
     """(H, in, W, B) -> (H - 4, features, W - 4, B): 5x5 without padding, plus a bias a map. `kernel`: (5, 5, in, features)."""
 
-    def __init__(self, inputs: int, features: int, convolution, kernel_init, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, features: int, convolution, kernel_init, dtype, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (5, 5, inputs, features)))
         self.bias = nnx.Param(jnp.zeros(features))
-        self.convolution = convolution
+        self.convolution, self.dtype = convolution, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.convolution(x, self.kernel[...]) + self.bias[:, None, None]
+        x = self.convolution(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return (x + self.bias[:, None, None]).astype(self.dtype)  # added in float32, for its gradient is a sum over all units
 
 
 class Subsampling(nnx.Module):
@@ -134,7 +138,7 @@ class Subsampling(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         pooled = self.pool(x)
         if self.trainable:
-            return pooled * self.coefficient[:, None, None] + self.bias[:, None, None]
+            return (pooled * self.coefficient[:, None, None] + self.bias[:, None, None]).astype(x.dtype)  # added in float32
         return pooled
 
 
@@ -163,7 +167,7 @@ class EuclideanRBF(nnx.Module):
         self.codes = nnx.static(tuple(map(tuple, codes.tolist())))  # constants of the program, not state
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        codes = jnp.asarray(self.codes, x.dtype)  # (10, 84)
+        codes = jnp.asarray(self.codes, jnp.float32)  # (10, 84)
         return -jnp.sum((x[:, None, :] - codes) ** 2, axis=-1)
 
 

@@ -48,6 +48,7 @@ def build_model(config: Config, in_channels: int = 1, num_classes: int = 10) -> 
         in_channels=in_channels,
         num_classes=num_classes,
         convolution=conv.batch_last_convolution(),
+        dtype=jnp.dtype(config.compute_dtype),
         rngs=nnx.Rngs(config.seed),
     )
 

@@ -25,6 +25,7 @@ class Form(NamedTuple):
     channels_last: bool = False
     compiled: bool = False
     threads: int = 0  # 0: a thread a core
+    bfloat16: bool = False  # of what PyTorch's autocast computes in it
 
 
 FORMS = {
@@ -269,6 +270,11 @@ def compiled(function: Callable, **options) -> Callable:
     return torch.compile(function, options=options or None)
 
 
+def precision(form: Form):
+    """What a form computes in, as a context; weights and losses are float32 either way."""
+    return torch.autocast("cpu", torch.bfloat16) if form.bfloat16 else contextlib.nullcontext()
+
+
 def layout(form: Form) -> torch.memory_format:
     return torch.channels_last if form.channels_last else torch.contiguous_format
 
@@ -287,7 +293,9 @@ class Trainer:
 
         def loss(images, labels):
             x = prepare(images).contiguous(memory_format=layout(form))
-            return F.cross_entropy(self.model(x), labels)
+            with precision(form):
+                logits = self.model(x)
+            return F.cross_entropy(logits.float(), labels)
 
         self.loss = compiled(loss) if form.compiled else loss
 
@@ -296,6 +304,10 @@ class Trainer:
         self.optimizer.zero_grad()
         self.loss(self.augment(images), labels).backward()
         self.optimizer.step()
+
+    def set_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
 
     def error_pct(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Of all examples at once, eager."""
@@ -314,7 +326,9 @@ def scorer(model: nn.Module, form: Form, prepare: Callable) -> Callable:
     model = model.to(memory_format=layout(form)).eval()
 
     def score(images, labels):
-        logits = model(prepare(images).contiguous(memory_format=layout(form)))
+        x = prepare(images).contiguous(memory_format=layout(form))
+        with precision(form):
+            logits = model(x).float()
         return F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) != labels).sum()
 
     run = compiled(score, freezing=True) if form.compiled else score

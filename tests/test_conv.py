@@ -94,6 +94,21 @@ def assert_same_as_lax(shape, kernel_shape, strides, padding, **options):
 
 
 @pytest.mark.parametrize(
+    "channels, side, padding, options",
+    [
+        (96, 5, [(2, 2), (2, 2)], {}),  # conv2
+        (96, 5, [(2, 2), (2, 2)], dict(feature_group_count=2)),  # conv2 of the paper
+        (48, 6, "SAME", {}),
+        (48, 5, "VALID", {}),
+        (48, 5, [(0, 1), (3, 2)], {}),
+    ],
+)
+def test_large_kernels_on_many_channels(channels, side, padding, options):
+    groups = options.get("feature_group_count", 1)
+    assert_same_as_lax((2, 9, 8, channels), (side, side, channels // groups, 8), (1, 1), padding, **options)
+
+
+@pytest.mark.parametrize(
     "shape, strides, padding, options",
     [
         ((2, 9, 9, 4), (1, 1), "VALID", {}),

@@ -1,0 +1,72 @@
+"""bfloat16 computes what float32 does, coarsely, and nothing but the layers' own arithmetic is in it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import alexnet.config
+import alexnet.train
+import lenet.config
+import lenet.train
+
+PAPER = dict(
+    scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm", momentum=0.0
+)
+MODELS = {
+    "lenet deck": lambda dtype: lenet.train.build_model(lenet.config.Config(compute_dtype=dtype)),
+    "lenet paper": lambda dtype: lenet.train.build_model(lenet.config.Config(compute_dtype=dtype, **PAPER)),
+    "alexnet small": lambda dtype: alexnet.train.build_model(
+        alexnet.config.Config(widths="small", crop_size=32, compute_dtype=dtype, initialization="he"), 10
+    ),
+    "cifar13": lambda dtype: alexnet.train.build_model(
+        alexnet.config.Config(net="cifar13", crop_size=24, compute_dtype=dtype, dropout=0.0), 10
+    ),
+}
+SHAPES = {
+    "lenet deck": (4, 32, 32, 1),
+    "lenet paper": (4, 32, 32, 1),
+    "alexnet small": (4, 32, 32, 3),
+    "cifar13": (4, 24, 24, 3),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_float32_coarsely(name):
+    """Every layer rounds: the difference is a few times what rounding the parameters and the images alone makes. (A sum of
+    thousands of gradients in bfloat16, as for LeNet's biases, would be 17% away, not 0.5%.)"""
+    images = jnp.asarray(np.random.default_rng(0).uniform(0, 1, SHAPES[name]), jnp.float32)
+    if name == "cifar13":
+        images = 255 * images - 128
+
+    def logits_and_gradients(dtype, rounding=lambda array: array):
+        graphdef, state = nnx.split(MODELS[name](dtype))
+        params = jax.tree.map(rounding, nnx.to_pure_dict(state))
+
+        def score(params):
+            logits = nnx.merge(graphdef, params)(rounding(images))
+            return jnp.sum(jax.nn.log_softmax(logits)[:, 3]), logits
+
+        gradients, logits = jax.jit(jax.grad(score, has_aux=True))(params)
+        assert {leaf.dtype for leaf in jax.tree.leaves((params, logits, gradients))} == {jnp.dtype("float32")}
+        return jax.tree.leaves((logits, gradients))
+
+    exact = logits_and_gradients("float32")
+    rounded = logits_and_gradients("float32", lambda array: array.astype(jnp.bfloat16).astype(jnp.float32))
+    coarse = logits_and_gradients("bfloat16")
+    for e, r, c in zip(exact, rounded, coarse, strict=True):
+        assert np.any(e != c)  # it is not the same arithmetic
+        assert np.linalg.norm(e - c) <= 5 * np.linalg.norm(e - r) + 0.01 * np.linalg.norm(e)
+
+
+def test_a_run_in_bfloat16_learns(tmp_path):
+    command = [sys.executable, "-m", "lenet.train", f"--workdir={tmp_path}", "--dataset=mnist10k", "--train_size=2000"]
+    command += ["--validation_size=500", "--num_epochs=4", "--compute_dtype=bfloat16", "--batch_size=32"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split("test error")[1].split("%")[0]) < 10
