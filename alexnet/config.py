@@ -5,6 +5,7 @@ import re
 
 from common.errors import UserError
 from common.flags import setting
+from common.parallel import mesh_shape
 
 # What the CIFAR-10 networks do not read.
 ALEXNET_ONLY = ("widths", "conv1_padding", "norm_order", "dropout_at", "dropout_scaling", "initialization", "hidden_bias")
@@ -138,6 +139,16 @@ class Config:
         choices=("jit", "pmap"),
         changes_result=False,
     )
+    reduction: str = setting(
+        "fast",
+        "fast: a batch is summed up as the devices like; fixed: in one order, with the same bits on 1, 2, 4 and 8 devices.",
+        choices=("fast", "fixed"),
+    )
+    mesh: str = setting(
+        "",
+        "Devices per axis, such as data:4,model:2: `model` splits fc6 to fc8 of --net=alexnet; all devices on `data` if empty.",
+        changes_result=False,
+    )
     num_workers: int = setting(
         2, "Processes that read and decode streamed images; 0: threads.", lower_bound=0, changes_result=False
     )
@@ -187,6 +198,8 @@ class Config:
             raise UserError("--lrn=within_tower needs --towers=2; with one tower it is --lrn=across")
         if self.net != "alexnet" and self.dropout:
             raise UserError(f"--net={self.net} has no dropout; add --dropout=0")
+        if mesh_shape(self.mesh).get("model", 1) > 1 and self.net != "alexnet":
+            raise UserError(f"--mesh with a model axis splits fc6 to fc8 of --net=alexnet; --net={self.net} has none of them")
         if self.net != "alexnet" and self.towers == 2:
             raise UserError(f"--net={self.net} has no towers; add --towers=1")
 

@@ -157,11 +157,11 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def training_batch(examples, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
-    """The batch of one step, a pure function of (seed, step): {"image": (B, H, W, 3) uint8, "label": (B,) int32,
+def training_batch(examples, step: int, *, batch_size: int, seed: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    """The `rows` of the batch of one step, a pure function of (seed, step): {"image": (B, H, W, 3) uint8, "label": (B,) int32,
     "draw": (B,) uint32}. `draw` is the number of this use of an example, from 1: crops and colours are drawn from it.
     """
-    uses = step * batch_size + np.arange(batch_size)  # (B,): how many examples came before this one
+    uses = step * batch_size + np.arange(batch_size)[rows]  # (B,): how many examples came before this one
     images, labels = examples.read(data.order_of_uses(len(examples), uses, seed))
     return {"image": images, "label": labels, "draw": (1 + uses).astype(np.uint32)}
 
@@ -169,8 +169,8 @@ def training_batch(examples, step: int, *, batch_size: int, seed: int) -> dict[s
 class _Batches:
     """All batches of a stream without end, for Grain: item k is that of step k."""
 
-    def __init__(self, examples, batch_size: int, seed: int):
-        self.examples, self.settings = examples, dict(batch_size=batch_size, seed=seed)
+    def __init__(self, examples, **settings):
+        self.examples, self.settings = examples, settings
 
     def __len__(self) -> int:
         return 2**40  # Grain wants a length
@@ -180,7 +180,7 @@ class _Batches:
 
 
 def training_batches(
-    examples, *, first_step: int, batch_size: int, seed: int, num_workers: int
+    examples, *, first_step: int, batch_size: int, seed: int, num_workers: int, rows: slice = slice(None)
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of steps first_step, first_step + 1, ... without end, read ahead: those of `training_batch`, whatever reads.
 
@@ -195,7 +195,7 @@ def training_batches(
       UserError: a worker was ended from outside.
     """
     parallel = num_workers > 0 and not isinstance(examples, data.Examples)
-    stream = grain.MapDataset.source(_Batches(examples, batch_size, seed))[first_step:]
+    stream = grain.MapDataset.source(_Batches(examples, batch_size=batch_size, seed=seed, rows=rows))[first_step:]
     stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD))
     if parallel:
         options = grain.MultiprocessingOptions(num_workers=num_workers)

@@ -65,6 +65,8 @@ class AlexNet(nnx.Module):
       hidden_bias: where the biases of HIDDEN_BIAS start.
       convolution: a function with the signature of `lax.conv_general_dilated`.
       dtype: what the layers compute in; parameters are float32, logits too.
+      before_fc: applied to the (B, values) that enter the fully connected layers; where these are split over devices, it brings
+        together what the convolutions split (common/parallel.py).
 
     Raises UserError if nothing of an image is left after pool5.
     """
@@ -93,6 +95,7 @@ class AlexNet(nnx.Module):
         in_channels: int = 3,
         convolution=lax.conv_general_dilated,
         dtype=jnp.float32,
+        before_fc=lambda x: x,
         rngs: nnx.Rngs,
     ):
         features, hidden, (kernel_size, stride) = WIDTHS[widths]
@@ -132,7 +135,7 @@ class AlexNet(nnx.Module):
         self.norm = normalizations.normalization(lrn, towers=towers, **numbers)
         # cnorm2 of layers-145.cfg: rnorm with size 5, scale 0.001, pow 0.75.
         self.map_norm = normalizations.normalization("within_map", size=5, alpha=1e-3, alpha_over_n=True, k=1.0, towers=1)
-        self.dropout, self.dropout_scaling = dropout, dropout_scaling
+        self.dropout, self.dropout_scaling, self.before_fc = dropout, dropout_scaling, before_fc
         names = f"{CONV_ORDERS[norm_order]} {FC_ORDERS[dropout_at]}".split()
         self.order = nnx.static(tuple(name for name in names if lrn != "none" or "norm" not in name))
 
@@ -151,7 +154,7 @@ class AlexNet(nnx.Module):
         if kind in ("activation", "pool", "norm", "map_norm"):
             return getattr(self, kind)(x)
         if kind == "fc":
-            x = x.reshape(len(x), -1)  # (B, 6, 6, 256) -> (B, 9216)
+            x = self.before_fc(x.reshape(len(x), -1))  # (B, 6, 6, 256) -> (B, 9216)
         return getattr(self, name)(x)
 
 

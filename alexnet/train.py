@@ -34,6 +34,8 @@ EVAL_VALUES = 10_000_000  # input values of the network in one batch of evaluati
 MAX_TRAIN_SCORED = 50_000  # training examples that are scored at the end
 MAX_CONFUSION_CLASSES = 100  # a confusion matrix is kept up to here
 
+FULLY_CONNECTED = ("fc6", "fc7", "fc8")  # what a model axis splits: 94% of the weights
+
 NOT_LEARNING = {
     "alexnet": "Deep networks with large biases may start so: try --hidden_bias=0.1 or 0, --initialization=he, another "
     "--learning_rate, or another --seed.",
@@ -56,13 +58,14 @@ class TrainState(NamedTuple):
 # ---- what a config describes
 
 
-def build_model(config: Config, num_classes: int) -> nnx.Module:
-    """The network, its weights drawn from `config.seed`."""
+def build_model(config: Config, num_classes: int, before_fc: Callable = lambda x: x) -> nnx.Module:
+    """The network, its weights drawn from `config.seed`; `before_fc` is AlexNet's."""
     names = ("lrn", "lrn_size", "lrn_alpha", "lrn_alpha_over_n", "lrn_k", "activation", "pooling")
     if config.net == "alexnet":
         names += ("widths", "conv1_padding", "towers", "norm_order", "dropout", "dropout_at", "dropout_scaling")
         names += ("initialization", "hidden_bias")
     settings = {name: getattr(config, name) for name in names}
+    settings |= dict(before_fc=before_fc) if config.net == "alexnet" else {}
     settings |= dict(input_size=config.crop_size, num_classes=num_classes)
     settings |= dict(convolution=conv.convolution(), dtype=jnp.dtype(config.compute_dtype), rngs=nnx.Rngs(config.seed))
     return AlexNet(**settings) if config.net == "alexnet" else CifarNet(config.net, **settings)
@@ -125,25 +128,28 @@ def evaluated_params(state: TrainState):
 
 
 def make_train_step(graphdef, tx, loss, prepare, average_decay: float, seed: int) -> Callable:
-    """Returns train_step(state, batch, reduce) -> (state, sums).
+    """Returns train_step(state, batch, add_up) -> (state, sums).
 
-    `reduce` adds a tree of sums up over the devices (common/parallel.py).
+    `add_up(sums_of, batch)` adds the sums of the batch's parts up, over all devices (common/parallel.py).
     """
 
     def dropout_key(draw):  # of one image
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), draw)
 
-    def train_step(state: TrainState, batch, reduce):
-        images = prepare(batch["image"], batch["draw"])  # (B, crop, crop, 3)
-        keys = jax.vmap(dropout_key)(batch["draw"])  # (B,): a function of the seed, the step and the place in the batch
+    def train_step(state: TrainState, batch, add_up):
+        def sums_of(part):
+            images = prepare(part["image"], part["draw"])  # (B, crop, crop, 3)
+            keys = jax.vmap(dropout_key)(part["draw"])  # (B,): a function of the seed, the step and the place in the batch
 
-        def sum_of_losses(params):
-            logits = nnx.merge(graphdef, params)(images, keys)  # (B, classes)
-            return loss(logits, batch["label"]).sum(), logits
+            def sum_of_losses(params):
+                logits = nnx.merge(graphdef, params)(images, keys)  # (B, classes)
+                return loss(logits, part["label"]).sum(), logits
 
-        (loss_sum, logits), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(state.params)
-        sums = {"loss": loss_sum, "errors": jnp.sum(logits.argmax(-1) != batch["label"]), "count": len(images)}
-        grads, sums = reduce((grads, sums))
+            (loss_sum, logits), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(state.params)
+            errors = jnp.sum(logits.argmax(-1) != part["label"])
+            return grads, {"loss": loss_sum, "errors": errors, "count": len(images)}
+
+        grads, sums = add_up(sums_of, batch)
         grads = jax.tree.map(lambda grad: grad / sums["count"], grads)
         drops = state.plateau.drops if state.plateau != () else 0
         updates, opt_state = tx.update(grads, state.opt_state, state.params, drops=drops)
@@ -198,8 +204,7 @@ def evaluate(
     eval_step,
     params,
     examples,
-    place_batch=jax.device_put,
-    num_devices: int = 1,
+    placement: parallel.Placement | None = None,
     *,
     batch_size: int,
     stop_requested: Callable[[], int | None] = lambda: None,
@@ -208,12 +213,14 @@ def evaluate(
 
     `batch_size` is that of each device. Raises Interrupted between batches once `stop_requested()` gives a signal's number.
     """
+    num_devices = placement.num_devices if placement else 1
     batch_size = min(batch_size, -(-len(examples) // num_devices)) * num_devices
+    rows, put = (placement.rows(batch_size), placement.place_batch) if placement else (slice(None), jax.device_put)
     sums = []
-    for batch in data.eval_batches(examples, batch_size):
+    for batch in data.eval_batches(examples, batch_size, rows):
         if stop_signal := stop_requested():
             raise launch.Interrupted(stop_signal)
-        sums.append(jax.device_get(eval_step(params, place_batch(batch))))
+        sums.append(jax.device_get(eval_step(params, put(batch))))
     return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *sums)
 
 
@@ -232,15 +239,17 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         raise UserError(f"--num_classes={num_classes} is less than the {train.num_classes} classes of {config.dataset}")
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
     num_steps = config.num_epochs * epoch_steps
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes)))
+    before_fc = parallel.gather_before_split_layers(config.mesh)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, before_fc)))
     measured = jax.tree.map(np.float32, statistics(train))
     facts = {"num_classes": num_classes, "image_shape": list(measured.mean_image.shape)}
 
     # ---- model, optimizer, steps
     tx, loss, prepare = build_optimizer(config, epoch_steps), build_loss(config), build_prepare(config, measured)
     train_step = make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
-    placement = parallel.place(train_step, mode=config.parallel, batch_size=config.batch_size)
-    eval_steps = {views: make_eval_step(graphdef, loss, prepare, views) for views in (1, VIEWS)}
+    modes = dict(mode=config.parallel, reduction=config.reduction, mesh=config.mesh, split_layers=FULLY_CONNECTED)
+    placement = parallel.place(train_step, **modes, batch_size=config.batch_size)
+    eval_steps = {views: placement.over_devices(make_eval_step(graphdef, loss, prepare, views)) for views in (1, VIEWS)}
 
     def score(state: TrainState, examples, views: int = 1) -> dict:
         params = evaluated_params(placement.take_state(state))
@@ -248,8 +257,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
             eval_steps[views],
             params,
             examples,
-            placement.place_batch,
-            placement.num_devices,
+            placement,
             batch_size=eval_batch_size(config, views),
             stop_requested=stop_requested,
         )
@@ -275,7 +283,12 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     )
     unlogged = meta["unlogged"]  # sums of the steps since the last line
     batches = training_batches(
-        train, first_step=step, batch_size=config.batch_size, seed=config.seed, num_workers=config.num_workers
+        train,
+        first_step=step,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        rows=placement.rows(config.batch_size),
     )
 
     def save() -> None:

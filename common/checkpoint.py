@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from common.errors import NonFiniteError, StorageError, UserError
+from common.parallel import from_first_process, in_all_processes, is_first_process
 
 
 def state_sha256(state) -> str:
@@ -103,13 +104,17 @@ class Checkpointer:
         """
         steps = saved_steps(self._workdir)
         for step in reversed(steps):
+            failure = None
             try:
                 with _one_failure_at_a_time():
-                    return step, *self._restore(step, target)
+                    restored = self._restore(step, target)
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # says nothing about the files
                 raise
             except Exception as error:
-                self._set_aside(step, error)
+                failure = error
+            if in_all_processes(failure is None):
+                return step, *restored
+            self._set_aside(step, _one_line(failure) if failure else "another process could not read it")
         if steps or any(self._directory.glob("*.corrupt*")):  # set aside by an earlier start: must not begin anew unasked
             raise StorageError(
                 f"no checkpoint in {self._directory} is intact. To train from the start, use another --workdir; "
@@ -152,17 +157,18 @@ class Checkpointer:
                 raise ValueError(f"{path} does not match its digest")
         return state, content["meta"]
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        reason = _one_line(error)
+    def _set_aside(self, step: int, reason: str) -> None:
         if self._read_only:
             print(f"warning: checkpoint {step} is damaged ({reason}); trying the one before.", file=sys.stderr, flush=True)
             return
         aside = self._directory / f"{step}.corrupt"
         while aside.exists():
             aside = aside.with_name(aside.name + "_")
-        (self._directory / str(step)).rename(aside)
+        if is_first_process():
+            (self._directory / str(step)).rename(aside)
+            print(f"warning: checkpoint {step} is damaged ({reason}); set aside as {aside.name}.", file=sys.stderr, flush=True)
+        from_first_process(step)  # the others wait for it here
         self._manager.reload()  # or Orbax would silently refuse to save this step again
-        print(f"warning: checkpoint {step} is damaged ({reason}); set aside as {aside.name}.", file=sys.stderr, flush=True)
 
     def _explain(self, error: Exception) -> None:
         """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays what it is."""

@@ -309,7 +309,7 @@ def hold_out(examples, *, train_size: int, validation_size: int) -> tuple:
     return examples[: train_size or available], examples[available:]
 
 
-def eval_batches(examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(examples, batch_size: int, rows: slice = slice(None)) -> Iterator[dict[str, np.ndarray]]:
     """All examples in order, in batches of one shape, so that one compiled function scores them.
 
     The next two batches are read by a thread while the last one is used.
@@ -317,6 +317,7 @@ def eval_batches(examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     Args:
       examples: N of them: Examples, Records, or what else has a length and `read`.
       batch_size: B >= 1, the global batch size.
+      rows: which of the B places are wanted: this process's, where several share the work.
 
     Yields:
       ceil(N / B) times {"image": (B, H, W, C) uint8, "label": (B,) int32, "mask": (B,) bool}. The last batch is filled up with
@@ -324,12 +325,13 @@ def eval_batches(examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """
 
     def read(start: int) -> dict[str, np.ndarray]:
-        stop = min(start + batch_size, len(examples))
-        images, labels = examples.read(np.arange(start, stop))
-        missing = batch_size - len(labels)
+        places = np.arange(start, start + batch_size)[rows]
+        mask = places < len(examples)
+        images, labels = examples.read(places[mask])
+        missing = len(places) - len(labels)
         if missing:
             images, labels = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]), np.pad(labels, (0, missing))
-        return {"image": images, "label": labels, "mask": np.arange(batch_size) < stop - start}
+        return {"image": images, "label": labels, "mask": mask}
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         ahead = collections.deque()

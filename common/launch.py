@@ -21,6 +21,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import jax
@@ -28,11 +29,34 @@ from absl import app, flags, logging
 
 import common.flags
 from common.errors import LockedError, StorageError, UserError
+from common.parallel import agreed, from_first_process, is_first_process
 from common.writer import write_atomic
 
 
 class Interrupted(Exception):
     """Raised by a training loop that was asked to stop, once its state is saved. `Interrupted(signal_number)`."""
+
+
+class Processes(NamedTuple):
+    """The flags that make several processes one run; none of them is a setting of the run."""
+
+    multihost: bool
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+
+    def start(self) -> None:
+        """Joins the processes. Raises UserError where that fails."""
+        if not self.multihost:
+            return
+        by_hand = {name: value for name, value in self._asdict().items() if value not in ("", -1) and name != "multihost"}
+        try:
+            jax.distributed.initialize(**by_hand)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--multihost: {' '.join(str(error).split())[:200]}. Outside SLURM, Kubernetes and TPU slices add "
+                "--coordinator_address=HOST:PORT --num_processes=N --process_id=K, the same address in all, K from 0 to N - 1."
+            ) from error
 
 
 def main(config_class, train_and_evaluate: Callable) -> None:
@@ -118,10 +142,14 @@ def provenance(config) -> dict:
 
 
 def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tuple:
-    """(config, workdir) of a command line. Raises UserError for whatever it gets wrong."""
+    """(config, workdir, processes) of a command line. Raises UserError for whatever it gets wrong."""
     common.flags.define(config_class, flag_values)
-    help_text = "The run's folder: made if absent, resumed if it holds the same run."
-    flags.DEFINE_string("workdir", "", help_text, flag_values=flag_values)
+    own = dict(flag_values=flag_values)
+    flags.DEFINE_string("workdir", "", "The run's folder: made if absent, resumed if it holds the same run.", **own)
+    flags.DEFINE_boolean("multihost", False, "Several processes, this being one of them, are one run.", **own)
+    flags.DEFINE_string("coordinator_address", "", "--multihost by hand: HOST:PORT of process 0.", **own)
+    flags.DEFINE_integer("num_processes", -1, "--multihost by hand: how many processes.", lower_bound=-1, **own)
+    flags.DEFINE_integer("process_id", -1, "--multihost by hand: which of them this is, from 0.", lower_bound=-1, **own)
     try:
         leftover = flag_values(argv)[1:]
     except (flags.Error, UnicodeDecodeError) as error:
@@ -130,26 +158,33 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
         raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
     if not flag_values.workdir:
         raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first.")
-    return common.flags.read(config_class, flag_values), Path(flag_values.workdir).expanduser()
+    processes = Processes(*(flag_values[name].value for name in Processes._fields))
+    by_hand = [bool(processes.coordinator_address), processes.num_processes > 0, processes.process_id >= 0]
+    if any(by_hand) and not (processes.multihost and all(by_hand) and processes.process_id < processes.num_processes):
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id (0 to --num_processes - 1) need each other and --multihost"
+        )
+    return common.flags.read(config_class, flag_values), Path(flag_values.workdir).expanduser(), processes
 
 
-def _run(config, workdir: Path, train_and_evaluate: Callable) -> int:
+def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
     # Orbax logs what fails in its threads with a traceback; the same error reaches us as an exception, and becomes one line.
     logging.set_verbosity(logging.FATAL)
     keep_freed_memory()
     try:
-        with _locked(workdir):
-            _require_same_config(config, workdir)
-            if not (workdir / "result.json").exists():
-                write_atomic(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-                write_atomic(workdir / "flags.txt", common.flags.to_flagfile(config))
+        processes.start()
+        with _claimed(config, workdir) as finished:
+            if not finished:
                 _use_compilation_cache()
                 source = provenance(config)
-                print(_summary(source), file=sys.stderr, flush=True)
+                if is_first_process():
+                    print(_summary(source), file=sys.stderr, flush=True)
                 with _stop_signals() as stop_requested:
-                    metrics = train_and_evaluate(config, workdir, stop_requested)
-                write_atomic(workdir / "result.json", _result_text(metrics | source))
-            print(_headline(workdir))
+                    metrics = train_and_evaluate(config, workdir, agreed(stop_requested))
+                if is_first_process():
+                    write_atomic(workdir / "result.json", _result_text(metrics | source))
+            if is_first_process():
+                print(_headline(workdir))
             return 0
     except Interrupted as interrupted:
         number = interrupted.args[0]
@@ -171,6 +206,30 @@ def _flag_error(error: Exception) -> str:
 def _fail(message: str, exit_code: int, kind: str = "error: ") -> int:
     print(kind + message, file=sys.stderr, flush=True)
     return exit_code
+
+
+@contextlib.contextmanager
+def _claimed(config, workdir: Path):
+    """Makes `workdir` this run's alone, its config written; gives whether the run is finished already.
+
+    The first process does so for all, and the others raise UserError where it does.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal, finished = None, False
+        if is_first_process():
+            try:
+                stack.enter_context(_locked(workdir))
+                _require_same_config(config, workdir)
+                finished = (workdir / "result.json").exists()
+                if not finished:
+                    write_atomic(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+                    write_atomic(workdir / "flags.txt", common.flags.to_flagfile(config))
+            except UserError as error:
+                refusal = error
+        refused, finished = from_first_process(refusal is not None, finished)
+        if refused:
+            raise refusal or UserError("the first process refuses this run; it says why.")
+        yield finished
 
 
 @contextlib.contextmanager
@@ -270,6 +329,8 @@ def _help(config_class) -> str:
         f"usage: {_program()} --workdir=DIR [--flagfile=PRESET] [--name=value ...]",
         "  --workdir=DIR\n      The run's folder: made if absent, resumed if it holds the same run.",
         "  --flagfile=FILE\n      Flags from a file, one a line; flags after it on the command line override it.",
+        "  --multihost [--coordinator_address=HOST:PORT --num_processes=N --process_id=K]\n"
+        "      Several processes are one run; under SLURM and Kubernetes and on TPU slices --multihost is enough.",
     ]
     for field in dataclasses.fields(config_class):
         if isinstance(field.default, bool):

@@ -20,6 +20,7 @@ from rich.console import Console
 from common.checkpoint import last_good
 from common.errors import NonFiniteError
 from common.metrics import summarize
+from common.parallel import is_first_process
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_DRAWINGS = 30
@@ -27,7 +28,7 @@ CHANCE_STEPS = 200  # so long may a training loss stay within 1% of chance befor
 
 
 class Writer:
-    """Writes the metrics of one run; a context manager.
+    """Writes the metrics of one run; a context manager. Of several processes the first alone writes.
 
     A line of metrics.jsonl holds `step`, `epoch`, `split` and the metrics. Each step stands there once per split, whatever
     happened before: lines after `first_step`, and a last line torn by a kill, are dropped at the start.
@@ -66,13 +67,15 @@ class Writer:
         self._last_finite = ""
         self._chance_loss, self._hint = chance_loss, hint
         self._chance_start, self._chance_steps = first_step, CHANCE_STEPS
-        path = self._workdir / "metrics.jsonl"
-        self._written = _keep_lines(path, first_step)
+        self._silent = not is_first_process()
+        path = Path(os.devnull) if self._silent else self._workdir / "metrics.jsonl"
+        self._written = set() if self._silent else _keep_lines(path, first_step)
         self._file = path.open("a")
         # TensorBoard hides what an earlier attempt wrote from this step on.
-        self._events = SummaryWriter(str(workdir), purge_step=first_step + 1 if first_step else 0)
+        purge_step = first_step + 1 if first_step else 0
+        self._events = SummaryWriter(str(workdir), purge_step=purge_step, write_to_disk=not self._silent)
         self._progress = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._silent:
             self._progress = _progress_bar()
             self._task = self._progress.add_task(
                 "", completed=first_step, total=num_steps, epoch=first_step / steps_per_epoch, speed="", metrics="",
@@ -91,7 +94,8 @@ class Writer:
                 self._progress.stop()
             self._file.close()
             self._events.close()
-            draw_curves(self._workdir)
+            if not self._silent:
+                draw_curves(self._workdir)
 
     @property
     def images(self) -> int:
@@ -215,6 +219,8 @@ class Writer:
 
     def say(self, line: str) -> None:
         """Prints a line, above the progress bar where there is one."""
+        if self._silent:
+            return
         if self._progress:
             self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:

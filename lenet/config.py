@@ -113,6 +113,11 @@ class Config:
         choices=("jit", "pmap"),
         changes_result=False,
     )
+    reduction: str = setting(
+        "fast",
+        "fast: a batch is summed up as the devices like; fixed: in one order, with the same bits on 1, 2, 4 and 8 devices.",
+        choices=("fast", "fixed"),
+    )
     save_every_epochs: int = setting(1, "A checkpoint after every N epochs.", lower_bound=1, changes_result=False)
 
     def __post_init__(self):

@@ -61,8 +61,10 @@ def training_chunk(
     seed: int,
     reshuffle: bool,
     copies: int,
+    rows: slice = slice(None),
 ):
-    """The batches of `num_steps` steps: {"image": (S, B, H, W, C) uint8, "label": (S, B) int32, "draw": (S, B) uint32}.
+    """The batches of `num_steps` steps: {"image": (S, B, H, W, C) uint8, "label": (S, B) int32, "draw": (S, B) uint32}, of each
+    batch its `rows`.
 
     S is `padded_to`, so that one compiled function serves every chunk; only the first `num_steps` are meant to be used.
     Batch k is a pure function of (seed, k). `draw` says which distortion an image gets, 0 for none: with copies, the training
@@ -72,7 +74,7 @@ def training_chunk(
     originals = len(examples)
     population = originals * (1 + copies)  # a number n stands for example n % originals
     steps = first_step + np.minimum(np.arange(padded_to), num_steps - 1)
-    uses = steps[:, None] * batch_size + np.arange(batch_size)  # (S, B): how many examples came before this one
+    uses = steps[:, None] * batch_size + np.arange(batch_size)[rows]  # (S, B): how many examples came before this one
     numbers = data.order_of_uses(population, uses, seed, reshuffle=reshuffle)
     indices = numbers % originals
     draw = np.where(numbers < originals, 0, numbers) if copies else 1 + uses

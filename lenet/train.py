@@ -90,21 +90,24 @@ def evaluated_params(state: TrainState):
 
 
 def make_train_steps(graphdef, tx, loss, prepare, average_decay: float) -> Callable:
-    """Returns train_steps(state, chunk, num_steps, reduce) -> (state, sums): the first `num_steps` batches of a chunk, in turn.
+    """Returns train_steps(state, chunk, num_steps, add_up) -> (state, sums): the first `num_steps` batches of a chunk, in turn.
 
-    `reduce` adds a tree of sums up over the devices (common/parallel.py).
+    `add_up(sums_of, batch)` adds the sums of the batch's parts up, over all devices (common/parallel.py).
     """
 
-    def train_step(state: TrainState, batch, reduce):
-        images = prepare(batch["image"], batch["draw"])  # (B, 32, 32, C)
+    def train_step(state: TrainState, batch, add_up):
+        def sums_of(part):
+            images = prepare(part["image"], part["draw"])  # (B, 32, 32, C)
 
-        def sum_of_losses(params):
-            logits = nnx.merge(graphdef, params)(images)  # (B, classes)
-            return loss(logits, batch["label"]).sum(), logits
+            def sum_of_losses(params):
+                logits = nnx.merge(graphdef, params)(images)  # (B, classes)
+                return loss(logits, part["label"]).sum(), logits
 
-        (loss_sum, logits), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(state.params)
-        sums = {"loss": loss_sum, "errors": jnp.sum(logits.argmax(-1) != batch["label"]), "count": len(images)}
-        grads, sums = reduce((grads, sums))
+            (loss_sum, logits), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(state.params)
+            errors = jnp.sum(logits.argmax(-1) != part["label"])
+            return grads, {"loss": loss_sum, "errors": errors, "count": len(images)}
+
+        grads, sums = add_up(sums_of, batch)
         grads = jax.tree.map(lambda grad: grad / sums["count"], grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -114,10 +117,10 @@ def make_train_steps(graphdef, tx, loss, prepare, average_decay: float) -> Calla
             average = optax.incremental_update(params, average, 1 - decay)
         return TrainState(state.step + 1, params, opt_state, average), sums
 
-    def train_steps(state, chunk, num_steps, reduce):
+    def train_steps(state, chunk, num_steps, add_up):
         def one_step(k, carry):
             state, total = carry
-            state, sums = train_step(state, jax.tree.map(lambda batches: batches[k], chunk), reduce)
+            state, sums = train_step(state, jax.tree.map(lambda batches: batches[k], chunk), add_up)
             return state, jax.tree.map(jnp.add, total, sums)
 
         zeros = {"loss": jnp.zeros(()), "errors": jnp.zeros((), jnp.int32), "count": jnp.zeros((), jnp.int32)}
@@ -154,10 +157,12 @@ def make_eval_step(graphdef, loss, prepare) -> Callable:
     return eval_step
 
 
-def evaluate(eval_step, params, examples: data.Examples, place_batch=jax.device_put, num_devices: int = 1) -> dict:
+def evaluate(eval_step, params, examples: data.Examples, placement: parallel.Placement | None = None) -> dict:
     """The sums of `eval_step` over all examples, each counted once: {"loss", "errors", "count", "confusion"}."""
+    num_devices = placement.num_devices if placement else 1
     batch_size = -(-min(EVAL_BATCH_SIZE, len(examples)) // num_devices) * num_devices
-    sums = [eval_step(params, place_batch(batch)) for batch in data.eval_batches(examples, batch_size)]
+    rows, put = (placement.rows(batch_size), placement.place_batch) if placement else (slice(None), jax.device_put)
+    sums = [eval_step(params, put(batch)) for batch in data.eval_batches(examples, batch_size, rows)]
     return jax.tree.map(lambda *parts: np.sum(jax.device_get(parts), axis=0), *sums)
 
 
@@ -186,14 +191,14 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, **facts)))
     tx, loss, prepare = build_optimizer(config, epoch_steps), build_loss(config), build_prepare(config)
     train_steps = make_train_steps(graphdef, tx, loss, prepare, config.average_decay)
-    placement = parallel.place(train_steps, mode=config.parallel, batch_size=config.batch_size, batch_axis=1)
-    eval_step = make_eval_step(graphdef, loss, prepare)
+    modes = dict(mode=config.parallel, reduction=config.reduction)
+    placement = parallel.place(train_steps, **modes, batch_size=config.batch_size, batch_axis=1)
+    eval_step = placement.over_devices(make_eval_step(graphdef, loss, prepare))
     curvature_loss = loss if config.curvature_loss == "same" else loss_function("mse", config.output)
     curvature_step = make_curvature_step(graphdef, curvature_loss, prepare)
 
     def score(state: TrainState, examples: data.Examples) -> dict:
-        params = evaluated_params(placement.take_state(state))
-        return evaluate(eval_step, params, examples, placement.place_batch, placement.num_devices)
+        return evaluate(eval_step, evaluated_params(placement.take_state(state)), examples, placement)
 
     # ---- restore or start
     new_state = jax.jit(lambda: initial_state(config, tx, **facts), out_shardings=placement.replicated)
@@ -223,6 +228,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
                 seed=config.seed,
                 reshuffle=config.reshuffle,
                 copies=config.distorted_copies,
+                rows=placement.rows(config.batch_size),
             )
             state, sums = placement.run(state, placement.place_training(chunk), count)
             step += count

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from absl import flags
 
+import alexnet.config
 from common import launch
 from common.errors import UserError
 from common.writer import write_atomic
+from scripts import summarize
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "lenet/README.md", "alexnet/README.md")
@@ -79,7 +81,7 @@ def fill(page: str, results: dict[str, list[dict]]) -> str:
     tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
     tables |= {"lenet_tries": tries_table, "machine": machine_line}
     tables |= {"alexnet": alexnet_table, "alexnet_commands": alexnet_commands_table, "alexnet_agreement": agreement_line}
-    tables |= {"benchmark": benchmark_table}
+    tables |= {"benchmark": benchmark_table, "scaling": scaling_table}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -224,6 +226,50 @@ def benchmark_table(results: dict[str, list[dict]]) -> str:
         f"product, {machine['copy_gb_per_s']:.0f} GB/s read and written by a copy."
     )
     return "\n".join([*rows, "", where])
+
+
+# What the prediction assumes of each GPU and its links: NVIDIA A100 in DGX A100 systems (NVIDIA's data sheets).
+PEAK_FLOP_PER_S = 156e12  # TF32, dense
+SHARE_OF_PEAK = 0.3  # assumed
+NVLINK_BYTES_PER_S = 300e9  # in each direction, among the 8 GPUs of a system
+NETWORK_BYTES_PER_S = 25e9  # of each GPU to other systems: 200 Gb/s
+IMAGES_PER_GPU = 128
+
+
+def scaling_table(results: dict[str, list[dict]]) -> str:
+    """AlexNet's predicted speed on 1 to 64 GPUs; nothing of it is measured."""
+    layers = summarize.summarize(alexnet.config.Config(dataset="fake"))["layers"]
+    multiply_adds = sum(layer["multiply_adds"] for layer in layers)
+    gradients = {  # bytes: all, and those of the convolutions
+        kind: 4 * sum(layer["parameters"] for layer in layers if layer["name"].startswith(kind)) for kind in ("conv", "fc")
+    }
+    step_s = 3 * 2 * multiply_adds * IMAGES_PER_GPU / (SHARE_OF_PEAK * PEAK_FLOP_PER_S)  # backward is two forwards
+    rows = ["| GPUs | images/s, data parallel | of the ideal | images/s, `model:8` in each system | of the ideal |"]
+    rows += ["|---" * 5 + "|"]
+    for n in (1, 2, 4, 8, 16, 32, 64):
+        link = NVLINK_BYTES_PER_S if n <= 8 else NETWORK_BYTES_PER_S
+        cells = []
+        for model in (1, 8):
+            sharers = n // model  # GPUs that hold the same part of the fully connected layers
+            if not sharers:
+                cells += ["–", "–"]
+                continue
+            times = [
+                2 * (copies - 1) / copies * size / link
+                for copies, size in ((n, gradients["conv"]), (sharers, gradients["fc"] / model))
+            ]
+            predicted = step_s + sum(times)
+            cells += [f"{n * IMAGES_PER_GPU / predicted:,.0f}", f"{100 * step_s / predicted:.0f}%"]
+        rows.append(f"| {n} | {' | '.join(cells)} |")
+    words = (
+        "Predicted, not measured: T(n) = T(1) + Σ 2 (n − 1) / n · bytes / link, a ring all-reduce that nothing hides. "
+        f"T(1) = {1e3 * step_s:.1f} ms for {IMAGES_PER_GPU} images: 6 x {multiply_adds / 1e9:.2f} G multiply-adds an image at "
+        f"{SHARE_OF_PEAK:.0%} (assumed) of {PEAK_FLOP_PER_S / 1e12:.0f} TFLOP/s. Gradients: {gradients['conv'] / 1e6:.0f} MB of "
+        f"the convolutions, {gradients['fc'] / 1e6:.0f} MB of fc6 to fc8. Links: {NVLINK_BYTES_PER_S / 1e9:.0f} GB/s up to 8 GPUs "
+        f"and {NETWORK_BYTES_PER_S / 1e9:.0f} GB/s beyond (A100, NVIDIA's data sheets). The activations that a model axis gathers "
+        "inside a system are left out."
+    )
+    return "\n".join([*rows, "", words])
 
 
 def with_range(row: dict, side: str) -> str:

@@ -1,12 +1,21 @@
 """The layer table of a network, computed from the module itself:
 
 python -m scripts.summarize --model=lenet|alexnet [--flagfile=lenet/presets/paper.flags] [--name=value ...]
+
+With --model=alexnet --mesh=data:4,model:2 also what devices send each other in a training step, read from the compiled program,
+beside that of the same devices without a model axis; the devices are virtual.
 """
 
+import dataclasses
 import json
+import math
+import re
 import sys
 from functools import partial
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from flax import nnx
 from rich.console import Console
@@ -19,7 +28,7 @@ import common.flags
 import lenet.config
 import lenet.model
 import lenet.train
-from common import launch
+from common import launch, parallel
 from common.errors import UserError
 
 NUM_CLASSES = {"imagenet_256": 1000, "fake": 1000, "cifar10": 10}  # where --num_classes is 0: no data is needed here
@@ -49,10 +58,7 @@ def summarize(config) -> dict:
     if isinstance(config, lenet.config.Config):
         layers = lenet.model.layer_table(lenet.train.build_model(config))
     else:
-        num_classes = config.num_classes or NUM_CLASSES.get(config.dataset)
-        if num_classes is None:
-            raise UserError(f"--dataset={config.dataset}: how many classes has it? Add --num_classes=N")
-        model = nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes))
+        model = nnx.eval_shape(lambda: alexnet.train.build_model(config, number_of_classes(config)))
         layers = alexnet.model.layer_table(model, config.crop_size)
     counts = [name for name in layers[0] if name not in ("name", "output")]
     summary = {"layers": layers, "total": {count: sum(layer[count] for layer in layers) for count in counts}}
@@ -64,9 +70,66 @@ def summarize(config) -> dict:
     return summary
 
 
+def number_of_classes(config) -> int:
+    """What --num_classes or a known set says. Raises UserError for others: their data is not looked at."""
+    num_classes = config.num_classes or NUM_CLASSES.get(config.dataset)
+    if num_classes is None:
+        raise UserError(f"--dataset={config.dataset}: how many classes has it? Add --num_classes=N")
+    return num_classes
+
+
+def collectives(config: alexnet.config.Config) -> dict[str, dict[str, int]]:
+    """What a training step of AlexNet sends: mesh -> {kind of collective: bytes of its results on one device}, for the config's
+    mesh and for one of as many devices without a model axis.
+    """
+    num_devices = math.prod(parallel.mesh_shape(config.mesh).values())
+    meshes = dict.fromkeys((f"data:{num_devices}", config.mesh))
+    return {mesh: collective_bytes(compiled_step(dataclasses.replace(config, mesh=mesh))) for mesh in meshes}
+
+
+def compiled_step(config: alexnet.config.Config) -> str:
+    """The compiled program (HLO) of a training step, for the devices of --mesh."""
+    size = config.crop_size
+    noise = alexnet.data.Statistics(np.full((size, size, 3), 127.5, np.float32), np.eye(3, dtype=np.float32))
+    num_classes = number_of_classes(config)
+    before_fc = parallel.gather_before_split_layers(config.mesh)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes, before_fc)))
+    tx, loss = alexnet.train.build_optimizer(config, 1), alexnet.train.build_loss(config)
+    prepare = alexnet.train.build_prepare(config, noise)
+    train_step = alexnet.train.make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
+    modes = dict(mode="jit", reduction=config.reduction, mesh=config.mesh, split_layers=alexnet.train.FULLY_CONNECTED)
+    placement = parallel.place(train_step, **modes, batch_size=config.batch_size)
+    state = jax.eval_shape(lambda: alexnet.train.initial_state(config, tx, num_classes, noise))
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        placement.state_shardings(state),
+    )
+    images = (config.batch_size, size, size, 3)
+    kinds = {"image": (images, jnp.uint8), "label": (images[:1], jnp.int32), "draw": (images[:1], jnp.uint32)}
+    split = placement.place_batch(np.zeros(config.batch_size)).sharding
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in kinds.items()}
+    return placement.run.lower(state, batch).compile().as_text()
+
+
+def collective_bytes(program: str) -> dict[str, int]:
+    """Kind of collective -> bytes of the results on one device, over all such instructions of an HLO text."""
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+    total = {}
+    for results, kind in re.findall(rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", program):
+        for bits, shape in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", results):
+            size = math.prod(int(n) for n in shape.split(",") if n) * max(int(bits or 8) // 8, 1)
+            total[kind] = total.get(kind, 0) + size
+    return total
+
+
 def main(flag_values: flags.FlagValues) -> None:
     config = common.flags.read(CONFIGS[flag_values.model], flag_values)
-    summary = summarize(config)
+    mesh = parallel.mesh_shape(getattr(config, "mesh", ""))
+    if mesh:  # as many virtual devices, before anything asks for one
+        jax.config.update("jax_num_cpu_devices", math.prod(mesh.values()))
+        jax.config.update("jax_platforms", "cpu")
+    summary = summarize(config) | ({"collectives": collectives(config)} if mesh else {})
     if flag_values.json:
         print(json.dumps(summary))
         return
@@ -87,6 +150,9 @@ def main(flag_values: flags.FlagValues) -> None:
             "computations, counted as in the lecture deck"
         )
     Console().print(table)
+    for name, sent in summary.get("collectives", {}).items():
+        parts = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(sent.items())) or "nothing"
+        print(f"--mesh={name}: {sum(sent.values()) / 1e6:.1f} MB a step and device ({parts}), batch {config.batch_size}")
 
 
 if __name__ == "__main__":

@@ -205,9 +205,9 @@ def test_a_train_step_is_compiled_once(tmp_path, monkeypatch):
     def counting(*arguments):
         step = make_train_step(*arguments)
 
-        def train_step(state, batch, reduce):
+        def train_step(state, batch, add_up):
             traces.append(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), state))
-            return step(state, batch, reduce)
+            return step(state, batch, add_up)
 
         return train_step
 

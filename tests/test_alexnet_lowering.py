@@ -37,7 +37,7 @@ def exported_step(name: str, platform: str):
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
         "draw": jax.ShapeDtypeStruct((config.batch_size,), jnp.uint32),
     }
-    step = jax.jit(lambda state, batch: train_step(state, batch, reduce=lambda sums: sums), donate_argnums=0)
+    step = jax.jit(lambda state, batch: train_step(state, batch, lambda sums_of, batch: sums_of(batch)), donate_argnums=0)
     return jax.export.export(step, platforms=[platform])(state, batch), state
 
 

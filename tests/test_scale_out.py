@@ -1,0 +1,205 @@
+"""Many devices and several processes, by the real commands: the same numbers everywhere, and what does not go together.
+
+Devices are virtual and processes on localhost; they share the cores of this machine.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common import parallel
+from common.checkpoint import saved_steps
+from common.errors import UserError
+
+LENET = [
+    "lenet.train", "--dataset=mnist10k", "--train_size=1600", "--validation_size=50", "--batch_size=32", "--num_epochs=2",
+    "--distortions=affine", "--reduction=fixed",
+]  # fmt: skip
+ALEXNET = [
+    "alexnet.train", "--flagfile=alexnet/presets/small.flags", "--dataset=noise10", "--validation_size=20", "--batch_size=16",
+    "--num_epochs=4", "--learning_rate=0.001", "--log_every_steps=1", "--reduction=fixed",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory, write_set):
+    """Where AlexNet's commands find their set."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_set(folder, "noise10", np.random.default_rng(0).integers(0, 256, (116, 32, 32, 3), np.uint8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield
+
+
+def start(workdir, module, *flags, devices=1, processes=1):
+    """The processes of a run, started: each with its share of `devices` virtual devices."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
+    command = [sys.executable, "-m", module, f"--workdir={workdir}", *flags]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            command += ["--multihost", f"--coordinator_address=localhost:{free.getsockname()[1]}"]
+        command += [f"--num_processes={processes}"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    number = [[f"--process_id={i}"] if processes > 1 else [] for i in range(processes)]
+    return [subprocess.Popen(command + number[i], env=environment, **pipes) for i in range(processes)]
+
+
+def ends(run, timeout=300):
+    """[(exit code, stdout, stderr)] of a run's processes."""
+    outputs = [process.communicate(timeout=timeout) for process in run]
+    return [(process.returncode, *output) for process, output in zip(run, outputs, strict=True)]
+
+
+def train(workdir, *command, **where):
+    """The result of a run that must succeed."""
+    for code, _, message in ends(start(workdir, *command, **where)):
+        assert code == 0, message
+    return json.loads((workdir / "result.json").read_text())
+
+
+def stop(workdir, *command, **where):
+    """Trains until there is a new checkpoint, then sends SIGTERM to the first process; returns the processes' ends."""
+    before, run = saved_steps(workdir), start(workdir, *command, **where)
+    while saved_steps(workdir) == before:
+        assert run[0].poll() is None, run[0].communicate()[1]
+        time.sleep(0.01)
+    run[0].send_signal(signal.SIGTERM)
+    return ends(run)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [LENET, ALEXNET], ids=["lenet", "alexnet"])
+def test_fixed_reduction_gives_the_same_bits_everywhere(command, tmp_path):
+    """Distortions or dropout and augmentation on: 1, 2, 4 and 8 devices, pmap, and two processes of two devices."""
+    hashes = {devices: train(tmp_path / f"{devices}", *command, devices=devices)["state_sha256"] for devices in (1, 2, 4, 8)}
+    hashes["pmap"] = train(tmp_path / "pmap", *command, "--parallel=pmap", devices=4)["state_sha256"]
+    hashes["two processes"] = train(tmp_path / "processes", *command, devices=4, processes=2)["state_sha256"]
+    assert len(set(hashes.values())) == 1, hashes
+    places = [(line["step"], line["split"]) for line in lines(tmp_path / "processes")]
+    assert places == [(line["step"], line["split"]) for line in lines(tmp_path / "4")]  # each line once: one process writes
+
+
+@pytest.mark.slow
+def test_a_run_moves_between_devices_and_processes(tmp_path):
+    """One device, then eight, then two processes, then two devices: in fixed order the bits of a run that never moved."""
+    command = [*LENET, "--num_epochs=40"]
+    clean = train(tmp_path / "clean", *command, devices=2)
+    for where in (dict(devices=1), dict(devices=8), dict(devices=4, processes=2)):
+        for code, _, message in stop(tmp_path / "moved", *command, **where):
+            assert code == 143, message
+    assert train(tmp_path / "moved", *command, devices=2)["state_sha256"] == clean["state_sha256"]
+    assert [line for line in lines(tmp_path / "moved") if line["split"] == "train"] == [
+        line for line in lines(tmp_path / "clean") if line["split"] == "train"
+    ]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path):
+    command = [*LENET, "--num_epochs=40"]
+    where = dict(devices=2, processes=2)
+    stop(tmp_path / "run", *command, **where)
+    stop(tmp_path / "run", *command, **where)
+    older, newest = saved_steps(tmp_path / "run")[-2:]
+    largest = max((tmp_path / "run/checkpoints" / str(newest)).rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    (first, second) = stop(tmp_path / "run", *command, **where)
+    assert (first[0], second[0]) == (143, 143)
+    assert f"checkpoint {newest} is damaged" in first[2] and "damaged" not in second[2]
+    assert (tmp_path / f"run/checkpoints/{newest}.corrupt").is_dir() and older < newest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["lenet", "alexnet"])
+def test_fast_reduction_stays_close(net, tmp_path):
+    """The loss of each of the first 100 steps, on one device and on eight: within 1e-5 of each other."""
+    steps = dict(lenet=["--batch_size=64", "--train_size=6400", "--num_epochs=1"], alexnet=["--num_epochs=17"])[net]
+    command = [*(LENET if net == "lenet" else ALEXNET)[:-1], *steps]
+    losses = []
+    for devices in (1, 8):
+        train(tmp_path / f"{devices}", *command, devices=devices)
+        found = [line["loss"] for line in lines(tmp_path / f"{devices}") if line["split"] == "train"]
+        losses.append(np.array(found[:100]))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path):
+    """Four devices as two pairs that share fc6 to fc8: the losses of four equal ones, also after a resume; fewer bytes."""
+    command = [*ALEXNET[:-1], "--num_epochs=6"]
+    plain = train(tmp_path / "plain", *command, devices=4)
+    stop(tmp_path / "split", *command, "--mesh=data:2,model:2", devices=4)
+    split = train(tmp_path / "split", *command, "--mesh=data:2,model:2", devices=4)
+    assert plain["num_steps"] == split["num_steps"] == 36
+    plain_losses, split_losses = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "split"))
+    np.testing.assert_allclose(plain_losses, split_losses, rtol=1e-5)
+
+    summary = [sys.executable, "-m", "scripts.summarize", "--model=alexnet", "--json", *ALEXNET[1:-1]]
+    summary += ["--num_classes=10", "--mesh=data:2,model:2"]
+    done = subprocess.run(summary, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    parameters = summary["total"]["parameters"]
+    sent = {mesh: sum(kinds.values()) for mesh, kinds in summary["collectives"].items()}
+    assert set(sent) == {"data:4", "data:2,model:2"}
+    assert 4 * parameters <= sent["data:4"] <= 4 * parameters + 100  # the gradients and three sums
+    fully_connected = sum(layer["parameters"] for layer in summary["layers"] if layer["name"].startswith("fc"))
+    assert sent["data:2,model:2"] < sent["data:4"] - 0.4 * 4 * fully_connected
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--num_processes=2"], "need each other and --multihost"),
+        (["--multihost", "--coordinator_address=localhost:1", "--num_processes=2", "--process_id=2"], "need each other"),
+        (["--multihost"], "--multihost: "),
+        (["--reduction=fixed", "--batch_size=12"], "must be a multiple of that"),
+        (["--reduction=exact"], "--reduction"),
+    ],
+)
+def test_wrong_modes_get_one_clear_line(tmp_path, flags, message):
+    before = time.monotonic()
+    ((code, _, error),) = ends(start(tmp_path / "run", *LENET, *flags))
+    assert code == 2 and message in error and error.count("\n") <= 2 and "Traceback" not in error
+    assert time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(mode="pmap", mesh="data:1,model:2"), "--mesh has 2 devices, and there are 1"),
+        (dict(mesh="data:0"), "must name devices per axis"),
+        (dict(mesh="model:2"), "must name devices per axis"),
+        (dict(reduction="fixed", batch_size=12), "--batch_size=12 must be a multiple"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        parallel.place(lambda state, batch, add_up: (state, {}), **dict(mode="jit", batch_size=16) | settings)
+
+
+def test_fixed_sums_are_those_of_the_parts_in_order():
+    """On one device: eight parts, added from the first to the last in float32."""
+    batch = jnp.asarray(np.random.default_rng(0).normal(size=(16, 1000)), jnp.float32)
+    add_up = parallel.adder("data", 1, 8)
+    sums = jax.vmap(lambda batch: add_up(lambda part: part.sum(axis=0), batch), axis_name="data")(batch[None])[0]
+    expected = np.zeros(1000, np.float32)
+    for part in np.asarray(batch).reshape(8, 2, 1000):
+        expected = expected + (part[0] + part[1])
+    np.testing.assert_array_equal(sums, expected)
