@@ -263,11 +263,11 @@ def scaling_table(results: dict[str, list[dict]]) -> str:
         rows.append(f"| {n} | {' | '.join(cells)} |")
     words = (
         "Predicted, not measured: T(n) = T(1) + Σ 2 (n − 1) / n · bytes / link, a ring all-reduce that nothing hides. "
-        f"T(1) = {1e3 * step_s:.1f} ms for {IMAGES_PER_GPU} images: 6 x {multiply_adds / 1e9:.2f} G multiply-adds an image at "
-        f"{SHARE_OF_PEAK:.0%} (assumed) of {PEAK_FLOP_PER_S / 1e12:.0f} TFLOP/s. Gradients: {gradients['conv'] / 1e6:.0f} MB of "
-        f"the convolutions, {gradients['fc'] / 1e6:.0f} MB of fc6 to fc8. Links: {NVLINK_BYTES_PER_S / 1e9:.0f} GB/s up to 8 GPUs "
-        f"and {NETWORK_BYTES_PER_S / 1e9:.0f} GB/s beyond (A100, NVIDIA's data sheets). The activations that a model axis gathers "
-        "inside a system are left out."
+        f"T(1) = {1e3 * step_s:.1f} ms for {IMAGES_PER_GPU} images: 6 x {multiply_adds / 1e9:.2f} G multiply-adds an image, at "
+        f"{SHARE_OF_PEAK:.0%} (assumed) of {PEAK_FLOP_PER_S / 1e12:.0f} TFLOP/s. Gradients: "
+        f"{gradients['conv'] / 1e6:.0f} MB of the convolutions, {gradients['fc'] / 1e6:.0f} MB of fc6 to fc8. Links: "
+        f"{NVLINK_BYTES_PER_S / 1e9:.0f} GB/s up to 8 GPUs, {NETWORK_BYTES_PER_S / 1e9:.0f} GB/s beyond (A100, NVIDIA's data "
+        "sheets). The activations that a model axis gathers inside a system are left out."
     )
     return "\n".join([*rows, "", words])
 
