@@ -150,7 +150,8 @@ def make_train_step(graphdef, tx, loss, prepare, average_decay: float, seed: int
             return grads, {"loss": loss_sum, "errors": errors, "count": len(images)}
 
         grads, sums = add_up(sums_of, batch)
-        grads = jax.tree.map(lambda grad: grad / sums["count"], grads)
+        scale = 1 / sums["count"]  # a product everywhere: of one device the compiler would make one of a division
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
         drops = state.plateau.drops if state.plateau != () else 0
         updates, opt_state = tx.update(grads, state.opt_state, state.params, drops=drops)
         params = optax.apply_updates(state.params, updates)

@@ -15,7 +15,6 @@ A mesh with a `model` axis splits the layers that are named for it along their o
 manner of Krizhevsky's 'one weird trick' (arXiv 1404.5997): there the compiler places what moves between devices (GSPMD).
 """
 
-import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -256,7 +255,10 @@ def adder(axis, num_devices: int, parts: int) -> Callable:
         mine = jax.tree.map(lambda array: array.reshape(parts // num_devices, -1, *array.shape[1:]), batch)
         sums = lax.map(sums_of, mine)  # one after the other, by one program: vmap would make another for each number
         sums = lax.all_gather(sums, axis, tiled=True)  # (parts, ...)
-        return jax.tree.map(lambda each: functools.reduce(jnp.add, [each[i] for i in range(parts)]), sums)
+        first, others = jax.tree.map(lambda each: each[0], sums), jax.tree.map(lambda each: each[1:], sums)
+        # A loop, because nothing fuses with it: of one device, where there is nothing to gather, the sum and the optimizer's
+        # update would become one kernel, which rounds once (fused multiply-add) where that of more devices rounds twice.
+        return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, part), None), first, others)[0]
 
     return fixed if parts else fast
 

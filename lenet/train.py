@@ -108,7 +108,8 @@ def make_train_steps(graphdef, tx, loss, prepare, average_decay: float) -> Calla
             return grads, {"loss": loss_sum, "errors": errors, "count": len(images)}
 
         grads, sums = add_up(sums_of, batch)
-        grads = jax.tree.map(lambda grad: grad / sums["count"], grads)
+        scale = 1 / sums["count"]  # a product everywhere: of one device the compiler would make one of a division
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average

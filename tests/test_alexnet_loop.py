@@ -251,7 +251,7 @@ def test_two_steps_against_the_papers_rule_written_out(drops_before):
     state = train.initial_state(config, tx, 10, statistics)
     drops = jnp.int32(drops_before)
     state = state._replace(plateau=Plateau(jnp.float32(90.0), jnp.int32(0), drops))
-    compiled = jax.jit(lambda state, batch: step(state, batch, lambda total: total))
+    compiled = jax.jit(lambda state, batch: step(state, batch, lambda sums_of, batch: sums_of(batch)))
 
     @jax.jit
     def of_one_image(params, image, label, draw):
@@ -306,7 +306,7 @@ def test_dropout_and_augmentation_are_a_function_of_seed_and_use():
         prepare = train.build_prepare(config, statistics)
         step = train.make_train_step(graphdef, tx, train.build_loss(config), prepare, 0.0, config.seed)
         state = train.initial_state(dataclasses.replace(config, seed=0), tx, 10, statistics)  # the same weights
-        _, sums = jax.jit(lambda state, batch: step(state, batch, lambda total: total))(
+        _, sums = jax.jit(lambda state, batch: step(state, batch, lambda sums_of, batch: sums_of(batch)))(
             state, batch | {"draw": np.array(draws, np.uint32)}
         )
         return float(sums["loss"])
@@ -365,6 +365,8 @@ CHANGES = {
     "bias_rate_factor": (TINY, 2.0),
     "drop_bias_rate": (TINY, False),
     "average_decay": (TINY, 0.9),
+    "compute_dtype": (TINY, "bfloat16"),
+    "reduction": (dataclasses.replace(TINY, batch_size=16), "fixed"),
     "batch_size": (TINY, 5),
     "num_epochs": (TINY, 2),
     "seed": (TINY, 1),
@@ -374,6 +376,7 @@ NO_CHANGES = {
     "data_dir": "sets",
     "ten_crop": True,
     "parallel": "pmap",  # up to rounding
+    "mesh": "data:1",
     "num_workers": 0,
     "log_every_steps": 5,
     "save_every_epochs": 2,

@@ -347,7 +347,7 @@ def run_here(monkeypatch):
     monkeypatch.setattr(launch, "_use_compilation_cache", lambda: None)  # belongs to the process
 
     def run(workdir, train=lambda *_: {"num_steps": 1}) -> int:
-        return launch._run(Config(), workdir, train)
+        return launch._run(Config(), workdir, launch.Processes(False, "", -1, -1), train)
 
     return run
 

@@ -116,7 +116,9 @@ def test_one_step_against_plain_optax():
     images, labels = draw.integers(0, 256, (3, 4, 28, 28, 1), np.uint8), draw.integers(0, 10, (3, 4)).astype(np.int32)
     chunk = {"image": images, "label": labels, "draw": np.ones((3, 4), np.uint32)}
     state = train.initial_state(config, tx, 1, 10)
-    state, sums = jax.jit(lambda state, chunk: steps(state, chunk, 2, lambda total: total))(state, chunk)  # two of three
+    state, sums = jax.jit(lambda state, chunk: steps(state, chunk, 2, lambda sums_of, batch: sums_of(batch)))(
+        state, chunk
+    )  # two of three
 
     average, velocity, loss_sum = params, jax.tree.map(jnp.zeros_like, params), 0.0
     for k in range(2):
@@ -162,6 +164,8 @@ CHANGES = {
     "average_decay": (TINY, 0.9),
     "curvature_examples": (PAPER, 10),
     "curvature_loss": (dataclasses.replace(PAPER, map_constant=200.0), "same"),
+    "compute_dtype": (TINY, "bfloat16"),
+    "reduction": (dataclasses.replace(TINY, batch_size=16), "fixed"),
     "batch_size": (TINY, 5),
     "num_epochs": (TINY, 2),
     "seed": (TINY, 1),

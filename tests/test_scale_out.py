@@ -183,7 +183,9 @@ def test_wrong_modes_get_one_clear_line(tmp_path, flags, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(mode="pmap", mesh="data:1,model:2"), "--mesh has 2 devices, and there are 1"),
+        (dict(mode="pmap", mesh="data:1,model:2"), "--parallel=pmap has no model axis"),
+        (dict(reduction="fixed", mesh="data:1,model:2"), "--reduction=fixed needs whole layers"),
+        (dict(mesh="data:2"), "--mesh has 2 devices, and there are 1"),
         (dict(mesh="data:0"), "must name devices per axis"),
         (dict(mesh="model:2"), "must name devices per axis"),
         (dict(reduction="fixed", batch_size=12), "--batch_size=12 must be a multiple"),
