@@ -142,7 +142,7 @@ class Writer:
             self._pending = (step, sums)
             return
         self._record(step, split, summarize(jax.device_get(sums)))
-        if time.monotonic() >= self._drawing_due:
+        if not self._silent and time.monotonic() >= self._drawing_due:
             draw_curves(self._workdir)
             self._drawing_due = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
         self._chunk_start = time.monotonic()
@@ -151,7 +151,8 @@ class Writer:
         """Puts everything given so far on disk. Call it before a checkpoint: a resume keeps the lines up to its step."""
         self._write_pending()
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if not self._silent:  # the null device cannot be synchronized
+            os.fsync(self._file.fileno())
         self._events.flush()
 
     def _write_pending(self) -> None:
