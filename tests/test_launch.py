@@ -251,6 +251,8 @@ def test_wrong_use_is_one_line_and_makes_nothing(program, arguments, named):
         (["--workdir=x", "--pooling=median"], "--pooling=median.*average|max"),
         (["--workdir=x", "--flagfile=absent.flags"], "absent.flags"),
         (["--workdir=x", "--flagfile=bytes.flags"], "can't decode byte 0xff"),
+        (["--workdir=x", "--flagfile=break.flags"], "--dataset must be one line without blanks around it"),
+        (["--workdir=x", "--dataset=a\n--seed=1"], "--dataset must be one line without blanks around it"),
         (["--workdir=x", "rate=1"], "unexpected argument 'rate=1'"),
         (["--rate=1"], "--workdir is required"),
         (["--workdir=x", "--seed=13"], "bad luck"),
@@ -259,6 +261,7 @@ def test_wrong_use_is_one_line_and_makes_nothing(program, arguments, named):
 def test_the_line_names_what_is_wrong(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bytes.flags").write_bytes(b"--rate=1\n\xff\xfe\n")
+    (tmp_path / "break.flags").write_text("--dataset=a\v--seed=1\n")
     with pytest.raises(UserError, match=message) as caught:
         launch._parse(Config, flags.FlagValues(), ["program", *arguments])
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
