@@ -152,6 +152,15 @@ class Config:
     num_workers: int = setting(
         2, "Processes that read and decode streamed images; 0: threads.", lower_bound=0, changes_result=False
     )
+    # A damaged record ends a run, or is replaced by a rule that does not know this number: it decides whether there is a
+    # result, not which, and a run that ended so may go on with a larger one.
+    max_bad_records: int = setting(
+        0,
+        "Damaged records to go on with, of sets read record by record: in training the next intact one stands for one, no "
+        "score counts it; more than N end the run.",
+        lower_bound=0,
+        changes_result=False,
+    )
     log_every_steps: int = setting(20, "A line of metrics after every N steps.", lower_bound=1, changes_result=False)
     save_every_epochs: int = setting(1, "A checkpoint after every N epochs.", lower_bound=1, changes_result=False)
     save_every_steps: int = setting(

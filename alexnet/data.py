@@ -5,6 +5,7 @@ The host only reads and decodes; crops, mirror images and colour noise are made 
 
 import contextlib
 import dataclasses
+import functools
 import math
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 from common import data
+from common.damage import DamagedRecords
 from common.errors import DataError, UserError
 
 IN_MEMORY_PX = 64  # sets of images up to this size are held in memory, larger ones are read record by record
@@ -102,7 +104,7 @@ def load_splits(
       seed: of the noise.
 
     Raises:
-      DataError: the set or a split cannot be read, images are not RGB, too small, or of another shape in the test split.
+      DataError: the set or a split cannot be read, images are not RGB or too small.
       UserError: the sizes do not fit the set.
     """
     if dataset == "fake":
@@ -110,8 +112,6 @@ def load_splits(
     test_split = find_test_split(dataset, data_dir, test_split)
     train, test = (open_split(dataset, data_dir, split, crop_size=crop_size, seed=seed) for split in (train_split, test_split))
     require_fit(train, crop_size)
-    if train.image_shape != test.image_shape:
-        raise DataError(f"{dataset}: training images have shape {train.image_shape}, test images {test.image_shape}")
     if not len(test):
         raise UserError(f"{dataset} has no examples in --test_split={test_split}")
     return *data.hold_out(train, train_size=train_size, validation_size=validation_size), test
@@ -157,13 +157,32 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def training_batch(examples, step: int, *, batch_size: int, seed: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+def training_batch(
+    examples, step: int, *, batch_size: int, seed: int, rows: slice = slice(None), max_bad_records: int = 0
+) -> dict[str, np.ndarray]:
     """The `rows` of the batch of one step, a pure function of (seed, step): {"image": (B, H, W, 3) uint8, "label": (B,) int32,
     "draw": (B,) uint32}. `draw` is the number of this use of an example, from 1: crops and colours are drawn from it.
+
+    Where `max_bad_records` allows damaged records, intact ones stand for them; a batch that met any has them as "damaged".
     """
     uses = step * batch_size + np.arange(batch_size)[rows]  # (B,): how many examples came before this one
-    images, labels = examples.read(data.order_of_uses(len(examples), uses, seed))
-    return {"image": images, "label": labels, "draw": (1 + uses).astype(np.uint32)}
+    indices, found = data.order_of_uses(len(examples), uses, seed), []
+    if max_bad_records and isinstance(examples, data.Records):
+        images, labels, found = examples.read_intact(indices, max_bad_records)
+    else:
+        images, labels = examples.read(indices)
+    batch = {"image": images, "label": labels, "draw": (1 + uses).astype(np.uint32)}
+    return batch | ({"damaged": found} if found else {})
+
+
+def require_first_batch(examples, batch_size: int, seed: int, max_bad_records: int) -> None:
+    """Reads the first batch for nothing but this: a wrong shape or label is told before anything is compiled.
+
+    Raises DataError: it has a damaged record, or more than `max_bad_records`.
+    """
+    if len(examples):
+        settings = dict(batch_size=min(batch_size, len(examples)), seed=seed, max_bad_records=max_bad_records)
+        DamagedRecords(examples.name, max_bad_records).add(training_batch(examples, 0, **settings).get("damaged", ()))
 
 
 class _Batches:
@@ -180,7 +199,14 @@ class _Batches:
 
 
 def training_batches(
-    examples, *, first_step: int, batch_size: int, seed: int, num_workers: int, rows: slice = slice(None)
+    examples,
+    *,
+    first_step: int,
+    batch_size: int,
+    seed: int,
+    num_workers: int,
+    rows: slice = slice(None),
+    damaged: DamagedRecords | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of steps first_step, first_step + 1, ... without end, read ahead: those of `training_batch`, whatever reads.
 
@@ -189,13 +215,15 @@ def training_batches(
     Args:
       num_workers: processes that read; 0: a thread of this process. Examples in memory need no process to read them, and get
         none.
+      damaged: counts the damaged records, in this process, if it allows any.
 
     Raises:
-      DataError: a record is damaged.
+      DataError: a record is damaged, or more than `damaged` allows.
       UserError: a worker was ended from outside.
     """
     parallel = num_workers > 0 and not isinstance(examples, data.Examples)
-    stream = grain.MapDataset.source(_Batches(examples, batch_size=batch_size, seed=seed, rows=rows))[first_step:]
+    settings = dict(batch_size=batch_size, seed=seed, rows=rows, max_bad_records=damaged.allowed if damaged else 0)
+    stream = grain.MapDataset.source(_Batches(examples, **settings))[first_step:]
     stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD))
     if parallel:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
@@ -207,6 +235,8 @@ def training_batches(
         with _signals_held_back() if parallel else contextlib.nullcontext():
             batch = next(batches)  # starts threads and workers
         while True:
+            if "damaged" in batch:
+                damaged.add(batch.pop("damaged"), "the next intact record stands for it")
             # Plain arrays: from workers they come as a subclass of Grain's that frees their shared memory.
             yield {name: np.asarray(array) for name, array in batch.items()}
             batch = next(batches)
@@ -257,15 +287,16 @@ class Statistics(NamedTuple):
     covariance: np.ndarray
 
 
-def statistics(examples) -> Statistics:
+def statistics(examples, max_bad_records: int = 0) -> Statistics:
     """The statistics of some examples.
 
     Of examples in memory they are computed here, of noise they are known. Of records they are those in the set's
     `statistics.npz`, if it has the split (all of it, whatever slice the records are); else they are computed in one pass over
-    the records, with a progress bar, and cached.
+    the records, with a progress bar, and cached; as many damaged ones as `max_bad_records` allows are left out. A run does not
+    count these: whether they are met here hangs on the cache.
 
     Raises:
-      DataError: `statistics.npz` or a record is damaged.
+      DataError: `statistics.npz` is damaged, or more records than `max_bad_records` are.
     """
     if isinstance(examples, Noise):
         return Statistics(np.full(examples.image_shape, 127.5, np.float32), np.eye(3) * (256**2 - 1) / 12)
@@ -277,7 +308,9 @@ def statistics(examples) -> Statistics:
     shards = [Path(name) for name in dict.fromkeys(stretch.filename for stretch in examples.stretches)]
     selection = [stretch[2:4] for stretch in examples.stretches]
     path = data.cache_file(f"{examples.name}-statistics", examples.folder, shards, selection)
-    return Statistics(*data.cached(path, Statistics._fields, lambda: _measure(examples, _batches_with_progress)))
+    damaged = DamagedRecords(examples.name, max_bad_records)
+    batches = functools.partial(_batches_with_progress, damaged=damaged)
+    return Statistics(*data.cached(path, Statistics._fields, lambda: _measure(examples, batches)))
 
 
 def _prepared_statistics(records: data.Records) -> Statistics | None:
@@ -302,19 +335,20 @@ def _prepared_statistics(records: data.Records) -> Statistics | None:
 def _measure(examples, batches: Callable) -> Statistics:
     """Sums of integers in float64, exact up to 2^53 (all of ImageNet), so the same wherever they are computed."""
     height, width, _ = examples.image_shape
-    image_sum, products = np.zeros(examples.image_shape), np.zeros((3, 3))
-    for batch in batches(examples, max(CHUNK_PIXELS // (height * width), 1)):  # zeros fill up the last one
+    image_sum, products, count = np.zeros(examples.image_shape), np.zeros((3, 3)), 0
+    for batch in batches(examples, max(CHUNK_PIXELS // (height * width), 1)):  # zeros where the mask is False
         image_sum += batch["image"].sum(axis=0, dtype=np.int64)
         pixels = batch["image"].reshape(-1, 3).astype(np.float64)
         products += pixels.T @ pixels
-    mean_image = image_sum / len(examples)
+        count += int(batch["mask"].sum())
+    mean_image = image_sum / count
     mean = mean_image.mean(axis=(0, 1))  # (3,)
-    covariance = products / (len(examples) * height * width) - np.outer(mean, mean)
+    covariance = products / (count * height * width) - np.outer(mean, mean)
     return Statistics(mean_image.astype(np.float32), covariance)
 
 
-def _batches_with_progress(examples, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    batches, total = data.eval_batches(examples, batch_size), -(-len(examples) // batch_size)
+def _batches_with_progress(examples, batch_size: int, damaged: DamagedRecords) -> Iterator[dict[str, np.ndarray]]:
+    batches, total = data.eval_batches(examples, batch_size, damaged=damaged), -(-len(examples) // batch_size)
     return track(batches, f"mean image of {examples.name}", total, console=Console(stderr=True))
 
 

@@ -20,7 +20,6 @@ A record's `image` is a JPEG file of quality 95, or, as `raw`, the 196,608 bytes
 import contextlib
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -42,10 +41,10 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from common.data import epoch_order
+from common.data import epoch_order, open_image
 from common.errors import DataError, LockedError, StorageError, UserError
 
 NAME, VERSION = "imagenet_256", "1.0.0"
@@ -54,7 +53,6 @@ JPEG_QUALITY = 95
 RECORD_FORMATS = ("jpeg", "raw")
 # About 140 MB as jpeg, 800 MB as raw, half a minute; all 313 of ImageNet may be open at once, where systems allow 1,024 files.
 IMAGES_PER_SHARD = 4096
-MAX_PIXELS = 89_478_485  # of a source image: Pillow's limit, a quarter of a gigabyte as RGB
 
 SPLITS = {"train": "train", "val": "validation"}  # folder of the source -> name of the split, as TFDS calls ImageNet's
 ENDINGS = (".jpg", ".jpeg", ".png")  # in small or capital letters
@@ -121,7 +119,7 @@ def center_256(content: bytes) -> np.ndarray:
     EXIF orientation are ignored.
 
     Args:
-      content: of a JPEG or PNG file of at most `MAX_PIXELS` pixels.
+      content: of a JPEG or PNG file of at most `common.data.MAX_PIXELS` pixels.
 
     Returns:
       (256, 256, 3) uint8.
@@ -133,13 +131,7 @@ def center_256(content: bytes) -> np.ndarray:
         raise ValueError("an empty file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, which is not used
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ValueError(f"more than {MAX_PIXELS:,} pixels") from error
-        except UnidentifiedImageError as error:
-            raise ValueError("neither JPEG nor PNG") from error
+        image = open_image(content)
         if image.mode == "I;16":  # Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         width, height = image.size

@@ -20,6 +20,7 @@ from alexnet.data import (
     Statistics,
     load_splits,
     prepare_function,
+    require_first_batch,
     statistics,
     steps_per_epoch,
     training_batches,
@@ -27,6 +28,7 @@ from alexnet.data import (
 from alexnet.model import AlexNet, loss_function
 from alexnet.optimizer import Plateau, drop_on_plateau, learning_rate_schedule, make_optimizer, new_plateau
 from common import checkpoint, conv, data, launch, metrics, parallel, writer
+from common.damage import DamagedRecords
 from common.errors import DataError, UserError
 
 DROPOUT = 2**31 + 1  # folded into key(seed) first: apart from the keys of initial weights and of augmentation
@@ -209,20 +211,27 @@ def evaluate(
     *,
     batch_size: int,
     stop_requested: Callable[[], int | None] = lambda: None,
+    damaged: DamagedRecords | None = None,
 ) -> dict:
     """The sums of `eval_step` over all examples, each counted once: {"loss", "errors", "top5_errors", "count", ...}.
 
-    `batch_size` is that of each device. Raises Interrupted between batches once `stop_requested()` gives a signal's number.
+    `batch_size` is that of each device. Records that are damaged, as far as `damaged` allows them, count nowhere. Raises
+    Interrupted between batches once `stop_requested()` gives a signal's number, DataError if no record is left.
     """
     num_devices = placement.num_devices if placement else 1
     batch_size = min(batch_size, -(-len(examples) // num_devices)) * num_devices
     rows, put = (placement.rows(batch_size), placement.place_batch) if placement else (slice(None), jax.device_put)
     sums = []
-    for batch in data.eval_batches(examples, batch_size, rows):
+    for batch in data.eval_batches(examples, batch_size, rows, damaged):
         if stop_signal := stop_requested():
             raise launch.Interrupted(stop_signal)
         sums.append(jax.device_get(eval_step(params, put(batch))))
-    return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *sums)
+    if damaged is not None:
+        damaged.agree()
+    total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *sums)
+    if not total["count"]:
+        raise DataError(f"{examples.name}: none of the {len(examples)} records to be scored is intact")
+    return total
 
 
 # ---- a run
@@ -242,8 +251,11 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     num_steps = config.num_epochs * epoch_steps
     before_fc = parallel.gather_before_split_layers(config.mesh)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, before_fc)))
-    measured = jax.tree.map(np.float32, statistics(train))
+    for examples in (train, validation, test):
+        require_first_batch(examples, config.batch_size, config.seed, config.max_bad_records)
+    measured = jax.tree.map(np.float32, statistics(train, config.max_bad_records))
     facts = {"num_classes": num_classes, "image_shape": list(measured.mean_image.shape)}
+    damaged = DamagedRecords(config.dataset, config.max_bad_records)
 
     # ---- model, optimizer, steps
     tx, loss, prepare = build_optimizer(config, epoch_steps), build_loss(config), build_prepare(config, measured)
@@ -261,6 +273,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
             placement,
             batch_size=eval_batch_size(config, views),
             stop_requested=stop_requested,
+            damaged=damaged,
         )
 
     # ---- restore or start
@@ -273,6 +286,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     if not jax.tree.all(jax.tree.map(np.array_equal, state.statistics, measured)):
         raise DataError(f"{config.dataset} is not the set that {workdir} was started with: its mean image differs")
     state = placement.place_state(state)
+    damaged.add(meta.get("damaged", ()))
     log = writer.Writer(
         workdir,
         first_step=step,
@@ -290,12 +304,15 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         seed=config.seed,
         num_workers=config.num_workers,
         rows=placement.rows(config.batch_size),
+        damaged=damaged,
     )
 
     def save() -> None:
         log.flush()
+        damaged.agree()
         part = [{name: np.asarray(number).item() for name, number in sums.items()} for sums in unlogged]
-        checkpointer.save(step, placement.take_state(state), {"totals": log.totals, "unlogged": part} | facts)
+        meta = {"totals": log.totals, "unlogged": part, "damaged": damaged.listed}
+        checkpointer.save(step, placement.take_state(state), meta | facts)
 
     def end_epoch() -> TrainState:
         """Scores the tracked split; returns the state with what the schedule makes of it."""
@@ -355,6 +372,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         **{f"{split}_error_pct": metrics.summarize(score(state, examples))["error_pct"] for split, examples in others.items()},
         "num_test_examples": int(on_test["count"]),
         "num_train_examples": len(train),
+        "damaged_records": damaged.count,
         "tracked": config.track,
         **({"confusion_matrix": on_test["confusion"].tolist()} if "confusion" in on_test else {}),
         "num_steps": num_steps,

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tempfile
@@ -21,11 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from common.errors import DataError, UserError
 
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
+
+MAX_PIXELS = 89_478_485  # of an image, refused before it is decoded: Pillow's limit, a quarter of a gigabyte as RGB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,18 @@ class Stretch(NamedTuple):
     examples_in_shard: int
 
 
+class Damage(NamedTuple):
+    """A record that cannot be used: the name of its shard's file, its number in the shard, and why."""
+
+    split: str
+    shard: str
+    record: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"split {self.split}, shard {self.shard}, record {self.record} ({self.reason})"
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """Labelled images of one size, read from their files when asked: for sets too large for memory.
@@ -108,24 +123,24 @@ class Records:
                 chosen.append(stretch._replace(skip=stretch.skip + skip, take=end - skip))
         return dataclasses.replace(self, stretches=tuple(chosen))
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, indices: np.ndarray, damaged: dict[int, Damage] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Reads and decodes the examples at `indices` (n,), each 0 to len - 1: images (n, H, W, C) uint8, labels (n,) int32.
 
+        Args:
+          damaged: takes the damaged records, by their place in `indices`; their images and labels are then zeros.
+
         Raises:
-          DataError: a record is damaged, its image has another shape, or its label is outside the classes; the message names
-            split, shard and record.
+          DataError: a record is damaged, its image has another shape, or its label is outside the classes, and there is no
+            `damaged` to take it; the message names split, shard and record.
           IndexError: an index outside the records.
         """
-        from tensorflow_datasets.proto import tf_example_pb2
-
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         for place, index in enumerate(indices):
             if not 0 <= index < len(self):
                 raise IndexError(f"record {index} of {len(self)}")
             try:
-                features = tf_example_pb2.Example.FromString(self._source[int(index)]).features.feature
-                content, label = features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
+                content, label = _parse(self._source[int(index)])
                 if not 0 <= label < self.num_classes:
                     raise ValueError(f"label {label}; allowed: 0 to {self.num_classes - 1}")
                 if self.stored_raw:
@@ -137,8 +152,36 @@ class Records:
                 number = int(np.searchsorted(self._ends, index, side="right")) - 1
                 stretch = self.stretches[number]
                 record = stretch.skip + int(index - self._ends[number])
-                raise _damaged(self.name, stretch.split, stretch.filename, record, error) from error
+                # What the machine lacks at this moment is no property of the record.
+                if damaged is None or isinstance(error, MemoryError) or getattr(error, "errno", None):
+                    raise _damaged(self.name, stretch.split, stretch.filename, record, error) from error
+                damaged[place] = Damage(stretch.split, Path(stretch.filename).name, record, _reason(error))
+                images[place], labels[place] = 0, 0
         return images, labels
+
+    def read_intact(self, indices: np.ndarray, allowed: int) -> tuple[np.ndarray, np.ndarray, list[Damage]]:
+        """As `read`, but in place of a damaged record stands the next intact one, after the last the first: a function of the
+        records alone. Once more than `allowed` are damaged it reads no further, and what it returns is of no use.
+
+        Returns:
+          images (n, H, W, C) uint8, labels (n,) int32, and the damaged records that were met.
+        """
+        damaged: dict[int, Damage] = {}
+        images, labels = self.read(indices, damaged)
+        found = {damage[:3]: damage for damage in damaged.values()}
+        for place in damaged:
+            for index in range(indices[place] + 1, indices[place] + len(self)):
+                if len(found) > allowed:
+                    break
+                again: dict[int, Damage] = {}
+                image, label = self.read(np.array([index % len(self)]), again)
+                found |= {damage[:3]: damage for damage in again.values()}
+                if not again:
+                    images[place], labels[place] = image[0], label[0]
+                    break
+            else:
+                raise DataError(f"{self.name}: none of the {len(self)} records is intact, such as {damaged[place]}")
+        return images, labels, sorted(found.values())
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -309,7 +352,7 @@ def hold_out(examples, *, train_size: int, validation_size: int) -> tuple:
     return examples[: train_size or available], examples[available:]
 
 
-def eval_batches(examples, batch_size: int, rows: slice = slice(None)) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(examples, batch_size: int, rows: slice = slice(None), damaged=None) -> Iterator[dict[str, np.ndarray]]:
     """All examples in order, in batches of one shape, so that one compiled function scores them.
 
     The next two batches are read by a thread while the last one is used.
@@ -318,29 +361,38 @@ def eval_batches(examples, batch_size: int, rows: slice = slice(None)) -> Iterat
       examples: N of them: Examples, Records, or what else has a length and `read`.
       batch_size: B >= 1, the global batch size.
       rows: which of the B places are wanted: this process's, where several share the work.
+      damaged: a common.damage.DamagedRecords. The records that it allows are masked out, their pixels zeros, and counted.
 
     Yields:
       ceil(N / B) times {"image": (B, H, W, C) uint8, "label": (B,) int32, "mask": (B,) bool}. The last batch is filled up with
       zeros where `mask` is False: a sum weighted with the mask counts each example exactly once.
     """
+    tolerant = damaged is not None and damaged.allowed and isinstance(examples, Records)
 
-    def read(start: int) -> dict[str, np.ndarray]:
+    def read(start: int) -> tuple[dict[str, np.ndarray], list[Damage]]:
         places = np.arange(start, start + batch_size)[rows]
-        mask = places < len(examples)
-        images, labels = examples.read(places[mask])
+        mask, found = places < len(examples), {}
+        images, labels = examples.read(places[mask], found) if tolerant else examples.read(places[mask])
         missing = len(places) - len(labels)
         if missing:
             images, labels = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)]), np.pad(labels, (0, missing))
-        return {"image": images, "label": labels, "mask": mask}
+        mask[list(found)] = False  # those that are missing are the last
+        return {"image": images, "label": labels, "mask": mask}, list(found.values())
+
+    def take(reading: concurrent.futures.Future) -> dict[str, np.ndarray]:
+        batch, found = reading.result()
+        if found:
+            damaged.add(found, "it is left out")
+        return batch
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         ahead = collections.deque()
         for start in range(0, len(examples), batch_size):
             ahead.append(reader.submit(read, start))
             if len(ahead) > 2:
-                yield ahead.popleft().result()
+                yield take(ahead.popleft())
         while ahead:
-            yield ahead.popleft().result()
+            yield take(ahead.popleft())
 
 
 def cached(path: Path, names: Sequence[str], compute: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
@@ -371,6 +423,22 @@ def cache_file(label: str, folder: Path, shards: Sequence[Path], selection: Sequ
     return Path(cache_dir, "lenet-alexnet", f"{label.replace('/', '-')}-{digest[:16]}.npz")
 
 
+def open_image(content: bytes) -> Image.Image:
+    """A JPEG or PNG file, of which only the header is read so far. Raises ValueError for one of more than MAX_PIXELS pixels,
+    and for other formats: for some of them Pillow runs programs.
+    """
+    try:
+        image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+        too_large = image.width * image.height > MAX_PIXELS
+    except UnidentifiedImageError as error:
+        raise ValueError("neither JPEG nor PNG") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        too_large = True
+    if too_large:
+        raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+    return image
+
+
 class _Prepared:
     """What the descriptions in a prepared set's folder say of it: `shard_lengths` {split: records of each shard},
     `num_classes`, `image_shape` (None where it varies), `stored_raw`."""
@@ -383,8 +451,17 @@ class _Prepared:
                 f"{self.folder} holds records in {info.get('fileFormat', 'tfrecord')} format, but only array_record can be "
                 f"read; prepare the set again, elsewhere: `python -m scripts.prepare_data --dataset={dataset} --data_dir=DIR`"
             )
-        self.shard_lengths = {entry["name"]: list(map(int, entry.get("shardLengths", []))) for entry in info.get("splits", [])}
-        features = _read_json(self.folder / "features.json").get("featuresDict", {}).get("features", {})
+        features = _read_json(self.folder / "features.json")
+        try:
+            self._take(info.get("splits", []), features.get("featuresDict", {}).get("features", {}))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise DataError(f"{self.folder} is described wrongly ({_reason(error)}); prepare the set again") from error
+
+    def _take(self, splits: list[dict], features: dict[str, dict]) -> None:
+        self.shard_lengths = {entry["name"]: list(map(int, entry.get("shardLengths", []))) for entry in splits}
+        for name, lengths in self.shard_lengths.items():
+            if not re.fullmatch(r"[\w-]+", name) or min(lengths, default=0) < 0:  # "../x" would lead out of the folder
+                raise ValueError(f"a split {name!r} with shards of {lengths} records")
         image, label = features.get("image", {}), features.get("label", {})
         tensor = image.get("tensor", {})
         self.stored_raw = (tensor.get("dtype"), tensor.get("encoding")) == ("uint8", "bytes")
@@ -394,6 +471,12 @@ class _Prepared:
         self.num_classes = int(label["classLabel"].get("numClasses", 0))
         sizes = image.get("image", tensor).get("shape", {}).get("dimensions", [-1, -1, 3])
         self.image_shape = tuple(int(size) if int(size) > 0 else None for size in sizes)
+        if len(sizes) != 3 or self.image_shape[-1] not in PILLOW_MODES:
+            raise ValueError(f"images of shape {sizes}; allowed: height, width, and 1, 3 or 4 channels")
+        if math.prod(size or 1 for size in self.image_shape[:2]) > MAX_PIXELS:
+            raise ValueError(f"images of shape {sizes}; allowed: {MAX_PIXELS:,} pixels")
+        if self.num_classes < 1:
+            raise ValueError(f"{self.num_classes} classes")
 
     def shards(self, split: str) -> list[Path]:
         """The files of a split, all there. Raises DataError."""
@@ -423,9 +506,12 @@ class _Prepared:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return content
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); prepare the set again") from error
+        raise DataError(f"{path} cannot be read ({_reason(error)}); prepare the set again") from error
 
 
 def _read_split(prepared: _Prepared, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -436,19 +522,23 @@ def _read_split(prepared: _Prepared, split: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _read_records(prepared: _Prepared, split: str, shards: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     dataset, shard_lengths = prepared.dataset, prepared.shard_lengths[split]
+    mode, (height, width, _) = PILLOW_MODES[prepared.image_shape[-1]], prepared.image_shape
     images, labels = [], []
     try:
-        # By directory: under a name that TFDS knows it would look for its own builder's version.
-        builder = tfds.builder_from_directory(prepared.folder)
-        mode = PILLOW_MODES[prepared.image_shape[-1]]
-        # Decoded here because TFDS takes OpenCV where it is installed, whose JPEG decoder may round otherwise than Pillow's.
-        for example in builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}):
-            image = np.asarray(Image.open(io.BytesIO(example["image"])).convert(mode))
+        # Not by TFDS: it imports what features.json names, and decodes by what happens to be installed.
+        stretches = [Stretch(split, str(shard), 0, n, n) for shard, n in zip(shards, shard_lengths, strict=True) if n]
+        source = ArrayRecordDataSource(stretches) if stretches else ()
+        for index in range(len(source)):
+            content, label = _parse(source[index])
+            image = open_image(content)
+            if image.height != (height or image.height) or image.width != (width or image.width):
+                raise ValueError(f"an image of {image.height}x{image.width} pixels, not {height}x{width}")
+            image = np.asarray(image.convert(mode))
             images.append(image[..., None] if mode == "L" else image)
-            labels.append(example["label"])
+            labels.append(label)
     except Exception as error:  # ArrayRecord, the Example parser and the image decoder have no error class in common
         ends = np.cumsum(shard_lengths)
         shard = min(int(np.searchsorted(ends, len(labels), side="right")), len(shards) - 1)
@@ -466,12 +556,23 @@ def _read_records(prepared: _Prepared, split: str, shards: list[Path]) -> tuple[
     return np.stack(images) if images else np.zeros((0, 0, 0, 0), np.uint8), np.array(labels, np.int32)
 
 
+def _parse(serialized: bytes) -> tuple[bytes, int]:
+    """The image (a file, or its pixels) and the label of a record. Raises whatever a damaged one causes."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    features = tf_example_pb2.Example.FromString(serialized).features.feature
+    return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
+
+
 def _damaged(dataset: str, split: str, shard: str | Path, record: int, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return DataError(
-        f"damaged data in {dataset}, split {split}, shard {shard}, record {record} ({reason}); "
+        f"damaged data in {dataset}, split {split}, shard {shard}, record {record} ({_reason(error)}); "
         "restore the file or prepare the set again"
     )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _decode(content: bytes, image: np.ndarray) -> None:
@@ -480,8 +581,7 @@ def _decode(content: bytes, image: np.ndarray) -> None:
     if content.startswith(b"\xff\xd8"):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
     else:
-        picture = Image.open(io.BytesIO(content))
-        width, height = picture.size
+        width, height = open_image(content).size
     if (height, width) != image.shape[:2]:
         raise ValueError(f"an image of {height}x{width} pixels, not {image.shape[0]}x{image.shape[1]}")
     mode = PILLOW_MODES[image.shape[-1]]
@@ -489,7 +589,7 @@ def _decode(content: bytes, image: np.ndarray) -> None:
         # The same pixels as Pillow's, in two thirds of the time.
         simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, buffer=image)
     else:
-        image[...] = np.asarray(Image.open(io.BytesIO(content)).convert(mode)).reshape(image.shape)
+        image[...] = np.asarray(open_image(content).convert(mode)).reshape(image.shape)
 
 
 def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:

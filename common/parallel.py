@@ -80,6 +80,16 @@ def agreed(stop_requested: Callable[[], int | None]) -> Callable[[], int | None]
     return lambda: int(_of_all_processes(stop_requested() or 0).max()) or None
 
 
+def texts_of_all_processes(text: str) -> list[str]:
+    """The `text` that each process has, in all of them."""
+    if not jax.distributed.is_initialized():
+        return [text]
+    content = np.frombuffer(text.encode(), np.uint8)
+    lengths = _of_all_processes(len(content)).ravel()
+    contents = multihost_utils.process_allgather(np.pad(content, (0, lengths.max() - len(content))))
+    return [row[:length].tobytes().decode() for row, length in zip(np.asarray(contents), lengths, strict=True)]
+
+
 def in_all_processes(outcome: bool) -> bool:
     """Whether it is true in all of them."""
     return bool(_of_all_processes(outcome).all()) if jax.distributed.is_initialized() else outcome

@@ -11,6 +11,7 @@ import alexnet.train
 import lenet.data
 import lenet.train
 from common import data, launch, metrics
+from common.damage import DamagedRecords
 from common.errors import DataError, UserError
 
 
@@ -86,8 +87,10 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
         )
     views = alexnet.data.VIEWS if flag_values.crops == "ten" else 1
     batch_size = alexnet.train.eval_batch_size(run.config, views)
-    sums = alexnet.train.evaluate(run.eval_steps[views], run.params, examples, batch_size=batch_size)
-    return {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": run.step}, sums
+    damaged = DamagedRecords(dataset, run.config.max_bad_records)
+    sums = alexnet.train.evaluate(run.eval_steps[views], run.params, examples, batch_size=batch_size, damaged=damaged)
+    about = {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": run.step}
+    return about | {"damaged_records": damaged.count}, sums
 
 
 if __name__ == "__main__":

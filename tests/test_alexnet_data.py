@@ -19,7 +19,8 @@ from PIL import Image
 
 from alexnet import data
 from common import builders
-from common.data import Examples, Records, open_records, split_sizes
+from common.damage import DamagedRecords
+from common.data import Examples, Records, epoch_order, open_records, split_sizes
 from common.errors import DataError, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +147,7 @@ def test_test_images_of_another_shape_are_refused(tmp_path, photos):
     test = write(tmp_path / "b", "mixed", np.zeros((2, 33, 32, 3), np.uint8), shape=(33, 32, 3), splits=("test",))
     shard = "mixed-test.array_record-00000-of-00001"
     (folder / shard).write_bytes((test / shard).read_bytes())
-    with pytest.raises(DataError, match=r"training images have shape \(32, 32, 3\), test images \(33, 32, 3\)"):
+    with pytest.raises(DataError, match=f"split test, .*{shard}, record 0 .an image of 33x32 pixels, not 32x32"):
         splits_of("mixed", tmp_path)
 
 
@@ -237,11 +238,48 @@ def test_damage_reaches_the_main_process_as_one_line(tmp_path, num_workers):
     with contextlib.closing(
         data.training_batches(train, first_step=0, batch_size=1, seed=0, num_workers=num_workers)
     ) as batches:
-        with pytest.raises(DataError, match=r"split train, shard .*, record 10 \(cannot identify image file") as caught:
+        with pytest.raises(DataError, match=r"split train, shard .*, record 10 \(neither JPEG nor PNG") as caught:
             for _ in range(11):
                 next(batches)
         assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damage_that_is_allowed_reaches_the_main_process_and_no_batch(tmp_path, num_workers, capsys):
+    """Whoever reads, in whatever batches: record 0 stands for 10, the last, and 5 for 3 and 4."""
+    images = [jpeg(np.full((256, 256, 3), 9 * i, np.uint8)) for i in range(10)]
+    images[3:5] = b"no image", images[4][: len(images[4]) // 2]
+    write(tmp_path, "photos", [*images, b"no image"], shape=(256, 256, 3))
+    train, _, _ = splits_of("photos", tmp_path, crop_size=227)
+    for batch_size, hosts in ((1, 1), (4, 1), (4, 2)):
+        damaged = DamagedRecords("photos", 3)
+        rows = [slice(h * batch_size // hosts, (h + 1) * batch_size // hosts) for h in range(hosts)]
+        settings = dict(first_step=0, batch_size=batch_size, seed=0, num_workers=num_workers, damaged=damaged)
+        seen = []
+        for mine in rows:
+            with contextlib.closing(data.training_batches(train, rows=mine, **settings)) as batches:
+                taken = [next(batches) for _ in range(-(-11 // batch_size))]
+                assert {frozenset(batch) for batch in taken} == {frozenset(("image", "label", "draw"))}
+                seen.append([batch["image"][:, 0, 0, 0] for batch in taken])
+        pixels = np.concatenate([np.concatenate(parts) for parts in zip(*seen, strict=True)])[:11]
+        uses = epoch_order(11, 0, 0)
+        np.testing.assert_array_equal(pixels, 9 * np.array([{3: 5, 4: 5, 10: 0}.get(i, i) for i in uses]))
+        assert [damage[2] for damage in damaged.listed] == [3, 4, 10]
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3 and all(line.endswith("the next intact record stands for it") for line in lines)
+
+
+def test_statistics_leave_out_what_is_damaged(tmp_path, capsys):
+    images = [np.full((70, 70, 3), 9 * i, np.uint8) for i in range(5)]
+    write(tmp_path, "photos", [images[0], b"no image", *images[2:]], shape=(70, 70, 3))
+    train, _, _ = splits_of("photos", tmp_path)
+    with pytest.raises(DataError, match="record 1 "):
+        data.statistics(train)
+    mean_image, covariance = data.statistics(train, max_bad_records=1)
+    np.testing.assert_allclose(mean_image, np.mean([0, 18, 27, 36]), rtol=1e-6)
+    np.testing.assert_allclose(covariance, np.var([0, 18, 27, 36]), rtol=1e-6)
+    assert "record 1 (neither JPEG nor PNG): it is left out" in capsys.readouterr().err
 
 
 def test_a_worker_that_is_killed_is_reported_in_words(photos):
@@ -359,6 +397,28 @@ def test_statistics_that_come_with_a_set(tmp_path):
     with pytest.raises(DataError, match=r"statistics.npz is damaged") as caught:
         data.statistics(train)
     assert "\n" not in str(caught.value)
+
+
+class Trap:
+    """Leaves a file behind where its pickle is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_statistics_are_no_way_to_run_a_program(tmp_path):
+    folder = write(tmp_path, "photos", np.zeros((3, 70, 80, 3), np.uint8))
+    train, _, _ = splits_of("photos", tmp_path)
+    trap = np.array([Trap(tmp_path / "sprung")])
+    np.savez(folder / "statistics.npz", train_mean_image=trap, train_covariance=trap, train_count=3)
+    with pytest.raises(DataError, match=r"statistics.npz is damaged \(Object arrays cannot be loaded"):
+        data.statistics(train)
+    assert not (tmp_path / "sprung").exists()
+    np.load(folder / "statistics.npz", allow_pickle=True)["train_mean_image"]
+    assert (tmp_path / "sprung").exists()  # it is one where pickles are loaded
 
 
 # On the device

@@ -378,6 +378,7 @@ NO_CHANGES = {
     "parallel": "pmap",  # up to rounding
     "mesh": "data:1",
     "num_workers": 0,
+    "max_bad_records": 3,
     "log_every_steps": 5,
     "save_every_epochs": 2,
     "save_every_steps": 1,

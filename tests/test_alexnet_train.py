@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from alexnet.train import build_model, load_run
+from common import builders
 from common.checkpoint import saved_steps
 
 TINY = [
@@ -29,12 +30,34 @@ FULL_SIZE = [
 ]  # fmt: skip
 
 
+def write_damaged(folder) -> None:
+    """`damaged`: noise like `streamed`; of 68 records 5 and 47 (training), 60 (validation) and 7 (test) are damaged."""
+    noise = np.random.default_rng(0).integers(0, 256, (68, 80, 80, 3), np.uint8)
+    splits = {
+        split: [(b"no image" if i in bad else image, i % 10) for i, image in enumerate(noise)]
+        for split, bad in {"train": (5, 47, 60), "test": (7,)}.items()
+    }
+    builders.write_prepared(folder, "damaged", "1.0.0", splits, (80, 80, 3), map(str, range(10)), keep_order=True)
+
+
+def write_misdescribed(folder) -> None:
+    """`mislabelled` and `misshapen`: for both the descriptions say 80x80 pixels and 10 classes; they come with statistics."""
+    for name, size, label in (("mislabelled", 80, 10), ("misshapen", 79, 0)):
+        splits = {split: [(np.zeros((size, size, 3), np.uint8), label)] * 40 for split in ("train", "test")}
+        prepared = builders.write_prepared(folder, name, "1.0.0", splits, (80, 80, 3), map(str, range(11)), keep_order=True)
+        features = prepared / "features.json"
+        features.write_text(features.read_text().replace('"numClasses": "11"', '"numClasses": "10"'))
+        np.savez(prepared / "statistics.npz", train_mean_image=np.zeros((80, 80, 3), np.float32), train_covariance=np.eye(3))
+
+
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory, write_set):
     """The folder of the sets that the commands below name: --data_dir."""
     folder, draw = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
     write_set(folder, "noise10", draw.integers(0, 256, (68, 32, 32, 3), np.uint8))
     write_set(folder, "streamed", draw.integers(0, 256, (68, 80, 80, 3), np.uint8))
+    write_damaged(folder)
+    write_misdescribed(folder)
     write_set(folder, "wide", np.zeros((40, 32, 36, 3), np.uint8))
     write_set(folder, "grey", np.zeros((40, 32, 32, 1), np.uint8))
     write_set(folder, "tiny", np.zeros((40, 7, 7, 3), np.uint8))
@@ -270,6 +293,41 @@ def test_ctrl_c_ends_the_readers_too(tmp_path):
     assert process.wait(timeout=60) == 143
 
 
+# Damaged records
+
+
+@pytest.mark.slow
+def test_damaged_records_are_skipped_alike_by_whoever_reads_and_counted_over_resumes(tmp_path):
+    flags = [*TINY, "--dataset=damaged", "--max_bad_records=4", "--num_epochs=4"]
+    clean = train(tmp_path / "clean", *flags, "--num_workers=0")
+    assert clean["damaged_records"] == 4 and clean["num_test_examples"] == 67
+    assert clean["num_train_examples"] == 48
+    workers = train(tmp_path / "workers", *flags, "--num_workers=2")
+    killed = killed_and_resumed(tmp_path / "killed", [*flags, "--save_every_steps=1", "--num_workers=1"], [signal.SIGKILL])
+    for other in (workers, killed):
+        for name in ("state_sha256", "damaged_records", "confusion_matrix", "validation_error_pct", "train_error_pct"):
+            assert other[name] == clean[name], name
+    again = score(tmp_path / "clean")
+    assert (again["num_examples"], again["damaged_records"], again["error_pct"]) == (67, 1, clean["test_error_pct"])
+
+
+@pytest.mark.slow
+def test_a_run_that_damage_ended_goes_on_where_more_is_allowed(tmp_path):
+    """Two in the training set, found with its mean image; the third is met in the first validation, the fourth in the test."""
+    flags = [*TINY, "--dataset=damaged"]
+    for allowed, numbers in ((2, [5, 47, 60]), (3, [5, 47, 60, 7])):
+        done = subprocess.run(command(tmp_path / "run", *flags, f"--max_bad_records={allowed}"), capture_output=True, text=True)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 65 and "Traceback" not in done.stderr
+        assert last.startswith(f"error: damaged has more damaged records than --max_bad_records={allowed}: ")
+        assert all(f"record {number} (neither JPEG nor PNG)" in last for number in numbers)
+    assert saved_steps(tmp_path / "run")[-1] == 6
+    ended = train(tmp_path / "run", *flags, "--max_bad_records=4")
+    straight = train(tmp_path / "straight", *flags, "--max_bad_records=9")
+    for name in ("state_sha256", "damaged_records", "confusion_matrix"):
+        assert ended[name] == straight[name], name
+
+
 # Devices
 
 
@@ -350,6 +408,12 @@ def test_presets_train_at_full_size(preset, tmp_path):
         (["--crop_size=7", "--dataset=tiny"], 2, "--crop_size=7 leaves nothing after pool5; this conv1 needs at least 8"),
         (["--optimizer=adamw"], 2, "add --momentum=0"),
         (["--num_classes=9"], 2, "--num_classes=9 is less than the 10 classes of noise10"),
+        (["--dataset=damaged"], 65, "record 5 (neither JPEG nor PNG)"),
+        (["--dataset=damaged", "--max_bad_records=1"], 65, "than --max_bad_records=1: split train, shard damaged-train.array"),
+        (["--dataset=mislabelled"], 65, "(label 10; allowed: 0 to 9)"),
+        (["--dataset=mislabelled", "--max_bad_records=9"], 65, "mislabelled has more damaged records than --max_bad_records=9"),
+        (["--dataset=misshapen"], 65, "(an image of 79x79 pixels, not 80x80)"),
+        (["--max_bad_records=-1"], 2, "--max_bad_records=-1"),
         (["--norm_order=pool"], 2, "norm_pool|pool_norm|code2012"),
     ],
 )

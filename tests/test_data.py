@@ -1,10 +1,14 @@
 """common/data.py: finding and reading prepared sets, the cache, orders and batches; and the embedded digits."""
 
 import hashlib
+import io
 import json
 import os
+import re
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from common import builders, data
 from common.errors import DataError
@@ -177,6 +182,53 @@ def test_unreadable_descriptions_are_named(tmp_path, name):
     assert name in message_of("tiny", "train", [tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("dataset_info.json", lambda f: f["splits"][0].update(name="../tiny"), "a split '../tiny' with shards"),
+        ("dataset_info.json", lambda f: f["splits"][0].update(shardLengths=["-1"]), "shards of .-1. records"),
+        ("dataset_info.json", lambda f: f.update(splits=[3]), "described wrongly"),
+        ("features.json", lambda f: image_of(f).update(dimensions=["4", "3"]), "images of shape .'4', '3'.; allowed:"),
+        ("features.json", lambda f: image_of(f).update(dimensions=["4", "3", "7"]), "and 1, 3 or 4 channels"),
+        ("features.json", lambda f: image_of(f).update(dimensions=["10000", "9000", "3"]), "allowed: 89,478,485 pixels"),
+        ("features.json", lambda f: label_of(f).update(numClasses="0"), "0 classes"),
+        ("features.json", lambda f: label_of(f).update(numClasses="many"), "invalid literal"),
+    ],
+)
+def test_descriptions_that_cannot_be_true(tmp_path, name, change, reason):
+    folder = write(tmp_path, train=make_examples(2))
+    edit_json(folder / name, change)
+    message = message_of("tiny", "train", [tmp_path])
+    assert re.search(reason, message) and f"{folder} is described wrongly" in message
+
+
+def image_of(features: dict) -> dict:
+    return features["featuresDict"]["features"]["image"]["image"]["shape"]
+
+
+def label_of(features: dict) -> dict:
+    return features["featuresDict"]["features"]["label"]["classLabel"]
+
+
+@pytest.mark.parametrize("size", [(9_000, 10_000), (60_000, 60_000)])
+def test_too_many_pixels_are_refused_by_the_header(tmp_path, size, monkeypatch):
+    """A small file whose header claims gigabytes, in a set of no fixed size: nothing is decoded."""
+    content = io.BytesIO()
+    Image.new("L", (4, 4)).save(content, "png")
+    png = bytearray(content.getvalue())
+    png[16:24] = struct.pack(">II", *size)  # in the chunk IHDR, which a CRC follows
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    builders.write_prepared(tmp_path, "bomb", "1.0.0", {"train": [(bytes(png), 0)]}, (None, None, 1), "a", keep_order=True)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
+    assert "record 0 (more than 89,478,485 pixels)" in message_of("bomb", "train", [tmp_path])
+
+
+def test_images_of_another_shape_than_described_are_refused(tmp_path):
+    folder = write(tmp_path, train=make_examples(2))
+    edit_json(folder / "features.json", lambda f: image_of(f).update(dimensions=["4", "4", "1"]))
+    assert "record 0 (an image of 4x3 pixels, not 4x4)" in message_of("tiny", "train", [tmp_path])
+
+
 def test_missing_shard(tmp_path):
     folder = write(tmp_path, train=make_examples(2))
     (folder / "tiny-train.array_record-00000-of-00001").unlink()
@@ -276,7 +328,9 @@ def test_a_damaged_cache_is_never_used(tmp_path, monkeypatch, cache_dir):
         cache_file.write_bytes(damaged)
         assert_same(data.load("tiny", "train", [tmp_path]), examples)
     assert len(rereads) > examples.images.nbytes + examples.labels.nbytes  # at least every byte of the arrays was noticed
-    for content in (b"", good[: len(good) // 2], b"\0" * len(good)):
+    pickled = io.BytesIO()
+    np.savez(pickled, images=np.array([{}]), labels=examples.labels)  # loading it could run a program
+    for content in (b"", good[: len(good) // 2], b"\0" * len(good), pickled.getvalue()):
         cache_file.write_bytes(content)
         count = len(rereads)
         assert_same(data.load("tiny", "train", [tmp_path]), examples)

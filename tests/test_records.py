@@ -16,6 +16,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from common import builders, data
+from common.damage import DamagedRecords
 from common.errors import DataError
 
 SIZE = 256
@@ -219,7 +220,9 @@ def test_raw_pixels_of_another_number(tmp_path):
     ("content", "reason"),
     [
         (b"\xff\xd8\xff no image", ""),
-        (b"no image", "cannot identify image file"),
+        (b"no image", "neither JPEG nor PNG"),
+        (encoded(photo(0), "gif"), "neither JPEG nor PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 256 256\n", "neither JPEG nor PNG"),
         (b"", ""),
         (FILES["jpeg"][: len(FILES["jpeg"]) // 2], ""),
         (FILES["png"][: len(FILES["png"]) // 2], ""),
@@ -292,6 +295,114 @@ def test_split_sizes(tmp_path, two_shards):
     assert data.split_sizes("photos", [two_shards[0]]) == {"train": 9}
     write(tmp_path, np.zeros((2, 6, 5, 3), np.uint8), shape=(6, 5, 3), splits=("train", "validation"))
     assert data.split_sizes("photos", [tmp_path]) == {"train": 2, "validation": 2}
+
+
+# Damaged records that are allowed
+
+SHARD = "photos-train.array_record-00000-of-00001"
+
+
+@given(st.sets(st.integers(0, 6)), st.lists(st.integers(0, 6), max_size=12))
+def test_the_next_intact_record_stands_for_a_damaged_one(one_of_each, bad, indices):
+    """Records 0 to 6 are intact in `good`; in `bad` those that are chosen have a label that is none."""
+    good, labelled = one_of_each
+    records = damaged_view(labelled, bad)
+    if len(bad) == 7 and indices:
+        assert "none of the 7 records is intact" in message_of(records.read_intact, np.array(indices), 7)
+        return
+    images, labels, found = records.read_intact(np.array(indices, int), 7)
+    stand_ins = [next(i % 7 for i in range(index, index + 7) if i % 7 not in bad) for index in indices]
+    np.testing.assert_array_equal(images, good[stand_ins])
+    assert labels.tolist() == stand_ins
+    asked = {
+        i % 7 for index, stand_in in zip(indices, stand_ins, strict=True) for i in range(index, index + (stand_in - index) % 7)
+    }
+    assert [damage.record for damage in found] == sorted(asked)
+    assert {(damage.split, damage.shard) for damage in found} <= {("train", SHARD)}
+
+
+class Chosen(data.Records):
+    """Records of which some are damaged."""
+
+    bad: frozenset = frozenset()
+
+    @property
+    def _source(self):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        source, bad = ArrayRecordDataSource(self.stretches), self.bad
+
+        class Source:
+            def __getitem__(self, index):
+                return b"no record" if index in bad else source[index]
+
+        return Source()
+
+
+def damaged_view(records: data.Records, bad) -> data.Records:
+    view = Chosen(**{name: getattr(records, name) for name in records.__dataclass_fields__})
+    object.__setattr__(view, "bad", frozenset(bad))
+    return view
+
+
+@pytest.fixture(scope="module")
+def one_of_each(tmp_path_factory):
+    """Seven noise images with labels 0 to 6, and their records."""
+    folder, images = tmp_path_factory.mktemp("seven"), np.random.default_rng(1).integers(0, 256, (7, 6, 5, 3), np.uint8)
+    write(folder, images, shape=(6, 5, 3), classes=7)
+    return images, data.open_records("photos", "train", [folder])
+
+
+def test_reading_ends_where_more_are_damaged_than_allowed(one_of_each):
+    _, records = one_of_each
+    _, _, found = damaged_view(records, range(1, 7)).read_intact(np.array([1, 2]), 3)
+    assert len(found) == 4
+
+
+def test_what_the_machine_lacks_is_no_damage(one_of_each, monkeypatch):
+    def starved(content):
+        raise error
+
+    monkeypatch.setattr(data, "_parse", starved)
+    for error in (MemoryError("no memory"), OSError(24, "Too many open files")):
+        assert str(error) in message_of(one_of_each[1].read_intact, np.array([1]), 7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 7])
+def test_damaged_records_are_scored_nowhere_and_counted_once(one_of_each, batch_size, capsys):
+    images, records = one_of_each
+    damaged = DamagedRecords("photos", 2)
+    for _ in range(2):
+        batches = list(data.eval_batches(damaged_view(records, {0, 4}), batch_size, damaged=damaged))
+        joined = {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "mask")}
+        assert np.flatnonzero(joined["mask"]).tolist() == [1, 2, 3, 5, 6]
+        np.testing.assert_array_equal(joined["image"][joined["mask"]], images[[1, 2, 3, 5, 6]])
+        assert not joined["image"][~joined["mask"]].any() and not joined["label"][~joined["mask"]].any()
+    assert damaged.count == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for number, line in zip((0, 4), lines, strict=True):
+        assert line.startswith(f"damaged data in photos, split train, shard {SHARD}, record {number} (")
+        assert line.endswith("): it is left out")
+
+
+def test_one_more_than_allowed_ends_it_and_all_are_named(one_of_each):
+    damaged = DamagedRecords("photos", 2)
+    message = message_of(list, data.eval_batches(damaged_view(one_of_each[1], {0, 4, 6}), 2, damaged=damaged))
+    assert "photos has more damaged records than --max_bad_records=2: " in message
+    assert [f"record {number} (" in message for number in range(7)] == [n in (0, 4, 6) for n in range(7)]
+
+
+def test_what_a_checkpoint_lists_counts_and_is_not_said_again(capsys):
+    damage = data.Damage("train", SHARD, 3, "a reason")
+    first, second = DamagedRecords("photos", 1), DamagedRecords("photos", 1)
+    first.add([damage, damage._replace(reason="in other words")], "gone")
+    assert capsys.readouterr().err == f"damaged data in photos, split train, shard {SHARD}, record 3 (a reason): gone\n"
+    second.add(json.loads(json.dumps(first.listed)))
+    second.add([damage], "gone")
+    second.agree()
+    assert (second.count, capsys.readouterr().err) == (1, "")
+    assert "record 4 (" in message_of(second.add, [damage._replace(record=4)])
 
 
 # The order of uses

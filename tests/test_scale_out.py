@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import parallel
+from common import builders, parallel
 from common.checkpoint import saved_steps
 from common.errors import UserError
 
@@ -32,9 +32,15 @@ ALEXNET = [
 
 @pytest.fixture(scope="module", autouse=True)
 def environment(tmp_path_factory, write_set):
-    """Where AlexNet's commands find their set."""
+    """Where AlexNet's commands find their sets: noise, and noise with five damaged records."""
     folder = tmp_path_factory.mktemp("sets")
     write_set(folder, "noise10", np.random.default_rng(0).integers(0, 256, (116, 32, 32, 3), np.uint8))
+    noise = np.random.default_rng(1).integers(0, 256, (68, 80, 80, 3), np.uint8)
+    splits = {
+        split: [(b"no image" if i in bad else image, i % 10) for i, image in enumerate(noise)]
+        for split, bad in {"train": (5, 30, 60), "test": (7, 50)}.items()
+    }
+    builders.write_prepared(folder, "damaged", "1.0.0", splits, (80, 80, 3), map(str, range(10)), keep_order=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -123,6 +129,19 @@ def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path):
     assert (first[0], second[0]) == (143, 143)
     assert f"checkpoint {newest} is damaged" in first[2] and "damaged" not in second[2]
     assert (tmp_path / f"run/checkpoints/{newest}.corrupt").is_dir() and older < newest
+
+
+@pytest.mark.slow
+def test_damaged_records_are_counted_over_all_processes(tmp_path):
+    """Each process meets some of the five; the others' count too, once each."""
+    command = [*ALEXNET, "--dataset=damaged", "--num_epochs=2", "--num_workers=0"]
+    one = train(tmp_path / "one", *command, "--max_bad_records=5", devices=2)
+    two = train(tmp_path / "two", *command, "--max_bad_records=5", devices=2, processes=2)
+    for name in ("damaged_records", "num_test_examples", "test_error_pct", "state_sha256"):
+        assert one[name] == two[name], name
+    assert (two["damaged_records"], two["num_test_examples"]) == (5, 66)
+    for code, _, message in ends(start(tmp_path / "ended", *command, "--max_bad_records=4", devices=2, processes=2)):
+        assert code == 65 and "more damaged records than --max_bad_records=4: " in message, message
 
 
 @pytest.mark.slow
