@@ -116,8 +116,12 @@ def write_cifar10_archive(folder, contents):
     with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as archive:
         for name, content in contents.items():
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+            if isinstance(content, Path):
+                member.type, member.linkname = tarfile.SYMTYPE, str(content)
+                archive.addfile(member)
+            else:
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
 def test_cifar10_batches_follow_each_other_and_colours_are_planes(tmp_path):
@@ -135,13 +139,17 @@ def test_cifar10_batches_follow_each_other_and_colours_are_planes(tmp_path):
     np.testing.assert_array_equal(builders.read_split("cifar10", "test", tmp_path)[1], [9, 8])
 
 
-@pytest.mark.parametrize("damage", ["no archive", "a batch is missing", "a batch is cut"])
+@pytest.mark.parametrize("damage", ["no archive", "a batch is missing", "a batch is cut", "a batch is a link"])
 def test_cifar10_damaged_archive(tmp_path, damage):
     if damage == "no archive":
         (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b not really")
     else:
         names = [f"data_batch_{number}.bin" for number in range(1, 5 if damage == "a batch is missing" else 6)]
-        write_cifar10_archive(tmp_path, {name: bytes(3073 if name != "data_batch_5.bin" else 3000) for name in names})
+        contents = {name: bytes(3073 if name != "data_batch_5.bin" else 3000) for name in names}
+        if damage == "a batch is a link":  # out of the archive, to what would be a batch
+            contents["data_batch_5.bin"] = tmp_path / "outside"
+            contents["data_batch_5.bin"].write_bytes(bytes(3073))
+        write_cifar10_archive(tmp_path, contents)
     message = "no whole number of records" if damage == "a batch is cut" else "cannot read cifar10 from .* download them again"
     with pytest.raises(DataError, match=message) as caught:
         builders.read_split("cifar10", "train", tmp_path)

@@ -463,6 +463,27 @@ def test_a_shard_of_damaged_files_only(tmp_path, monkeypatch):
     assert len(data.load("imagenet_256", "train", [tmp_path])) == 3
 
 
+def test_no_path_in_a_tar_leads_out_of_it(tmp_path):
+    """Nothing is unpacked: a name is only a name, and a link an empty file."""
+    (tmp_path / "secret.jpg").write_bytes(encode(pixels(70, 90, 3)))
+    with tarfile.open(tmp_path / "source.tar", "w") as archive:
+        for name, content in some_images(["train/../a.jpg", "train/b/1.jpg"]).items():
+            add(archive, name, content)
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo(f"train/b/link{kind.decode()}.jpg")
+            link.type, link.linkname = kind, str(tmp_path / "secret.jpg")
+            archive.addfile(link)
+    folder = tmp_path / "sets" / "imagenet_256" / "1.0.0"
+    imagenet.prepare(imagenet.find_images(tmp_path / "source.tar"), folder, "jpeg", 1)
+    assert sorted(record["label"] for record in records(folder, "train")) == [0, 1]
+    found = {path.name for path in tmp_path.rglob("*") if path.parent != folder}
+    assert found == {"secret.jpg", "source.tar", "sets", "imagenet_256", "1.0.0"}
+    assert sorted(line.split("\t")[0] for line in (folder / "damaged.txt").read_text().splitlines()) == [
+        "train/b/link1.jpg",
+        "train/b/link2.jpg",
+    ]
+
+
 def test_no_readable_file(tmp_path):
     write_tree(tmp_path / "tree", some_images(["train/a/1.jpg"]) | {"val/a/1.jpg": b"x", "val/a/2.jpg": b""})
     with pytest.raises(DataError, match=r"none of the 2 files of validation can be read, such as val/a/\d.jpg \("):
