@@ -170,6 +170,7 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
 def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
     # Orbax logs what fails in its threads with a traceback; the same error reaches us as an exception, and becomes one line.
     logging.set_verbosity(logging.FATAL)
+    sys.excepthook = _print_unless_abandoned
     keep_freed_memory()
     try:
         processes.start()
@@ -196,6 +197,14 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"{error}. Free some space, then repeat the same command: it resumes.", StorageError.exit_code)
         raise
+
+
+def _print_unless_abandoned(error_type, error: BaseException, traceback) -> None:
+    """sys.excepthook. Where one write of a checkpoint fails, Orbax closes the loop that awaits those beside it, and each of
+    them would print a traceback of its own when it ends, from a thread of TensorStore.
+    """
+    if not (error_type is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(error_type, error, traceback)
 
 
 def _flag_error(error: Exception) -> str:

@@ -402,3 +402,11 @@ def test_a_bug_shows_its_traceback_and_exits_with_1(program):
     code, _, errors = program.run("--workdir=bug", "--mode=bug")
     assert code == 1
     assert "Traceback" in errors and errors.splitlines()[-1] == "ZeroDivisionError: a bug"
+
+
+def test_only_abandoned_writes_go_unheard(capsys):
+    launch._print_unless_abandoned(RuntimeError, RuntimeError("Event loop is closed"), None)
+    assert capsys.readouterr().err == ""
+    launch._print_unless_abandoned(RuntimeError, RuntimeError("another"), None)
+    launch._print_unless_abandoned(ValueError, ValueError("Event loop is closed"), None)
+    assert capsys.readouterr().err.splitlines() == ["RuntimeError: another", "ValueError: Event loop is closed"]
