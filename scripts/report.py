@@ -81,7 +81,7 @@ def fill(page: str, results: dict[str, list[dict]]) -> str:
     tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
     tables |= {"lenet_tries": tries_table, "machine": machine_line}
     tables |= {"alexnet": alexnet_table, "alexnet_commands": alexnet_commands_table, "alexnet_agreement": agreement_line}
-    tables |= {"benchmark": benchmark_table, "scaling": scaling_table}
+    tables |= {"benchmark": benchmark_table, "scaling": scaling_table, "faults": faults_table}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -270,6 +270,29 @@ def scaling_table(results: dict[str, list[dict]]) -> str:
         "sheets). The activations that a model axis gathers inside a system are left out."
     )
     return "\n".join([*rows, "", words])
+
+
+def faults_table(results: dict[str, list[dict]]) -> str:
+    """What runs and checkpoints survived."""
+    if "faults" not in results:
+        return "Not measured yet."
+    (result,) = results["faults"]
+    rows = ["| fault | tried | where it hit, or what came of it | survived | silently wrong | lost at most, took | target |"]
+    rows += ["|---" * 7 + "|"]
+    for row in result["rows"]:
+        counts = row.get("phases") or row.get("outcomes") or {}
+        where = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+        cost = [f"{row['lost_steps']} steps"] if "lost_steps" in row else []
+        if "seconds" in row:
+            cost.append(f"{statistics.median(row['seconds']):.1f} s (at most {max(row['seconds']):.1f})")
+        cost += [f"{row['share_pct']:.2f}%"] if "share_pct" in row else []
+        missed = "" if row["met"] else " **missed**"
+        cells = [row["name"], f"{row['tried']:,}", where or "–", f"{row['survived']:,}", str(row["silent"])]
+        rows.append(f"| {' | '.join(cells)} | {', '.join(cost) or '–'} | {row['target']}{missed} |")
+    machine, versions = result["machine"], result["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "orbax-checkpoint"))
+    commits = ", ".join(sorted({f"`{(row['commit'] or 'none')[:8]}`" for row in result["rows"]}))
+    return "\n".join([*rows, "", f"Commit {commits}: {machine['processor']}, {machine['cores']} cores, {packages}."])
 
 
 def with_range(row: dict, side: str) -> str:

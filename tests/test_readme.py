@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 
 import alexnet.config
 import lenet.config
-from scripts import benchmark, compare_with_torch, evaluate, prepare_data, report, summarize
+from scripts import benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
@@ -79,11 +79,21 @@ def test_the_benchmark_was_run_in_full_from_a_commit():
         assert {row["suite"] for row in result["rows"]} == set(benchmark.SUITES)
 
 
+def test_the_faults_were_tried_in_full_from_a_commit():
+    for result in report.load_results(ROOT / "results").get("faults", []):
+        rows = result["rows"]
+        assert {row["fault"] for row in rows} == set(faults.FAULTS)
+        assert all(row["full"] and not row["commit"].endswith("-dirty") for row in rows)
+        assert sum(row["tried"] for row in rows if row["fault"] == "kill") == 50
+        assert sum(row["tried"] for row in rows if row["fault"] == "damage") == 1300
+        assert all(row["survived"] == row["tried"] and row["silent"] == 0 for row in rows)
+
+
 def test_every_flag_named_exists():
     known = {"workdir", "flagfile", "help"} | {"all"}  # of test.sh
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
-    for tool in (benchmark, compare_with_torch, evaluate, prepare_data, report, summarize):
+    for tool in (benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in report.PAGES:
