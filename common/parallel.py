@@ -188,7 +188,7 @@ def place(
             axis_name="data",
             in_axes=(0, 0, None),
             out_axes=(0, None),
-            devices=mesh.devices.flatten(),
+            devices=list(mesh.devices.flatten()),
             donate_argnums=0,
         )
         stack = jax.jit(lambda state: jax.tree.map(lambda a: a[None].repeat(count, 0), state), out_shardings=split_first)
