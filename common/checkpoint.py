@@ -1,24 +1,29 @@
 """Checkpoints that come back bit for bit or not at all.
 
 Orbax writes them atomically and in the background, but loads flipped bits in array data without a word. So each checkpoint
-carries a SHA-256 per leaf, taken from the state before Orbax sees it, and a restore verifies all of them. A damaged step is set
-aside as `N.corrupt`, and the next older one is used.
+carries a SHA-256 per leaf, taken of the array in memory, and a restore verifies all of them. A damaged step is set aside as
+`N.corrupt`, and the next older one is used.
 """
 
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import json
 import logging
+import math
 import re
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
 from common.errors import NonFiniteError, StorageError, UserError
 from common.parallel import from_first_process, in_all_processes, is_first_process
@@ -65,7 +70,8 @@ class Checkpointer:
     def save(self, step: int, state, meta: dict) -> None:
         """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of `step`; returns early.
 
-        A step that is saved already is left alone: the same step of the same run is the same state.
+        The caller waits for the copy to the host and a look for NaN; digests and files are made beside what it does next. A
+        step that is saved already is left alone: the same step of the same run is the same state.
 
         Raises:
           NonFiniteError: a leaf holds NaN or infinity; nothing is written.
@@ -75,14 +81,16 @@ class Checkpointer:
             return
         leaves = _host_leaves(state)
         for path, array in leaves.items():
-            if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+            if jnp.issubdtype(array.dtype, jnp.inexact) and not _is_finite(array):
                 raise NonFiniteError(f"{path} is not finite at step {step}; not saved. {last_good(self._workdir)}")
-        content = {"step": step, "meta": meta, "leaves": {path: _describe(path, array) for path, array in leaves.items()}}
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(content | {"sha256": _json_sha256(content)})
-        )
+
+        def description() -> dict:
+            content = {"step": step, "meta": meta, "leaves": {path: _describe(path, array) for path, array in leaves.items()}}
+            return content | {"sha256": _json_sha256(content)}
+
+        items = dict(state=ocp.args.StandardSave(state), meta=_Description(description))
         try:
-            started = self._manager.save(step, args=items)
+            started = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             self._explain(error)
             raise
@@ -100,8 +108,11 @@ class Checkpointer:
 
         Raises:
           UserError: a checkpoint of other leaves, shapes or dtypes; nothing is set aside.
-          StorageError: there are checkpoints, but none is intact.
+          StorageError: there are checkpoints, but none is intact; or, unless we only look, the disk has no room for the saves
+            that follow.
         """
+        if not self._read_only:
+            self._require_space(target)
         steps = saved_steps(self._workdir)
         for step in reversed(steps):
             failure = None
@@ -122,11 +133,27 @@ class Checkpointer:
             )
         return None
 
+    def verify(self, step: int) -> str | None:
+        """Reads every array of the checkpoint of `step`; returns None if all are intact, else what is damaged, on one line.
+
+        Needs no target: the arrays are read into the host's memory as Orbax describes them.
+        """
+        try:
+            with _one_failure_at_a_time():
+                leaves = self.description(step)["leaves"]
+                arrays = {_names(path): array for path, array in _host_leaves(self._restore_to_host(step)).items()}
+                damaged = [path for path, saved in leaves.items() if _describe(path, arrays[_names(path)]) != saved]
+        except MemoryError:  # says nothing about the files
+            raise
+        except Exception as error:
+            return _one_line(error)
+        return f"{', '.join(damaged)}: not what was saved" if damaged else None
+
     def newest_meta(self) -> dict | None:
         """The `meta` of the newest checkpoint that can be read, or None: what must be known before there can be a target."""
         for step in reversed(saved_steps(self._workdir)):
             with contextlib.suppress(Exception):  # the restore that follows says what is damaged
-                return self._read_content(step)["meta"]
+                return self.description(step)["meta"]
         return None
 
     def close(self) -> None:
@@ -140,22 +167,45 @@ class Checkpointer:
             self._explain(error)
             raise
 
-    def _read_content(self, step: int) -> dict:
-        """{"step", "meta", "leaves"} of one step, verified."""
-        content = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    def description(self, step: int) -> dict:
+        """{"step": step, "meta": as saved, "leaves": {path: [dtype, shape, SHA-256]}} of one step; the arrays are not read.
+
+        Raises an exception, of whatever type, if it cannot be read or does not match its own digest.
+        """
+        content = self._manager.restore(step, args=ocp.args.Composite(meta=_Description())).meta
         if content.pop("sha256") != _json_sha256(content) or content["step"] != step:
             raise ValueError("its description does not match its digest")
         return content
 
     def _restore(self, step: int, target):
         """(state, meta) of one step. Raises UserError where it does not fit `target`, anything else where it is damaged."""
-        content = self._read_content(step)
-        _require_fit(content["leaves"], target, self._directory / str(step))
+        content = self.description(step)
+        saved = {path: f"{dtype} {tuple(shape)}" for path, (dtype, shape, _) in content["leaves"].items()}
+        advice = "Use its flags, or another --workdir."
+        _require_same_shapes(saved, _shapes(target), self._directory / str(step), advice)
         state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
         for path, array in _host_leaves(state).items():
             if _describe(path, array) != content["leaves"][path]:
                 raise ValueError(f"{path} does not match its digest")
         return state, content["meta"]
+
+    def _restore_to_host(self, step: int):
+        """The state of one step as nested dicts and lists of NumPy arrays."""
+        folder = self._directory / str(step) / "state"
+        with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+            described = reader.metadata(folder).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
+            return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+    def _require_space(self, target) -> None:
+        """Raises StorageError if twice the state's bytes are not free: each checkpoint is written before an old one goes."""
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
+        free = shutil.disk_usage(self._directory).free
+        if not in_all_processes(free >= 2 * size):
+            raise StorageError(
+                f"{self._directory} has room for {free / 1e6:,.1f} MB; a checkpoint of this run takes {size / 1e6:,.1f} MB, "
+                "and twice that must be free. Free some space, then repeat the same command, or use another --workdir."
+            )
 
     def _set_aside(self, step: int, reason: str) -> None:
         if self._read_only:
@@ -179,6 +229,30 @@ class Checkpointer:
             ) from error
 
 
+class _DescriptionHandler(ocp.JsonCheckpointHandler):
+    """Writes JSON that is made at that time, in the thread that writes it."""
+
+    async def async_save(self, directory, item=None, args=None):
+        async def write():
+            if is_first_process():
+                (directory / "metadata").write_text(json.dumps(args.make()))
+
+        return [CommitFutureAwaitingContractedSignals(write(), name="description")]  # waits until Orbax has made the folder
+
+
+@ocp.args.register_with_handler(_DescriptionHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _Description(ocp.args.CheckpointArgs):
+    """What `_DescriptionHandler` saves: the JSON values that `make()` returns. To restore, it is not needed."""
+
+    make: Callable[[], dict] | None = None
+
+
+def require_fit(params, target, workdir: Path) -> None:
+    """Raises UserError, naming the leaf, unless the weights `params` of the run in `workdir` have the shapes of `target`."""
+    _require_same_shapes(_shapes(params), _shapes(target), workdir, "--init_from needs a run of the same network.")
+
+
 def last_good(workdir: Path) -> str:
     """One sentence for an error message: which checkpoint is safe."""
     steps = saved_steps(workdir)
@@ -189,12 +263,18 @@ def _host_leaves(state) -> dict[str, np.ndarray]:
     """Path -> NumPy array of each leaf, sorted by path."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        leaves[jax.tree_util.keystr(path)] = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return dict(sorted(leaves.items()))
+        leaves[jax.tree_util.keystr(path)] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    leaves = jax.device_get(leaves)  # starts all the copies before it waits for one
+    return {path: np.asarray(leaves[path]) for path in sorted(leaves)}
 
 
 def _is_key(leaf) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())  # a sum is four times as fast, but can overflow
 
 
 def _update(digest, path: str, array: np.ndarray) -> None:
@@ -213,19 +293,26 @@ def _json_sha256(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _require_fit(saved: dict[str, list], target, where: Path) -> None:
-    """Raises UserError, naming the leaf, unless `target` has the saved leaves with their dtypes and shapes."""
-    wanted = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(target):
+def _names(path: str) -> tuple[str, ...]:
+    """The names along a path of `keystr`: Orbax gives back a dict where a NamedTuple or a module was saved."""
+    return tuple(re.findall(r"\w+", path))
+
+
+def _shapes(tree) -> dict[str, str]:
+    """Path -> dtype and shape of each leaf of a pytree of arrays or jax.ShapeDtypeStructs."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        wanted[jax.tree_util.keystr(path)] = f"{leaf.dtype.name} {tuple(leaf.shape)}"
-    found = {path: f"{dtype} {tuple(shape)}" for path, (dtype, shape, _) in saved.items()}
-    for path in sorted(wanted.keys() | found.keys()):
-        ours, theirs = wanted.get(path, "absent"), found.get(path, "absent")
-        if ours != theirs:
-            raise UserError(
-                f"{where} holds another model: {path} is {theirs} there and {ours} here. Use its flags, or another --workdir."
-            )
+        shapes[jax.tree_util.keystr(path)] = f"{leaf.dtype.name} {tuple(leaf.shape)}"
+    return shapes
+
+
+def _require_same_shapes(theirs: dict[str, str], ours: dict[str, str], where: Path, advice: str) -> None:
+    """Raises UserError, naming the first leaf that differs, unless both have the same paths, dtypes and shapes."""
+    for path in sorted(theirs.keys() | ours.keys()):
+        there, here = theirs.get(path, "absent"), ours.get(path, "absent")
+        if there != here:
+            raise UserError(f"{where} holds another model: {path} is {there} there and {here} here. {advice}")
 
 
 @contextlib.contextmanager

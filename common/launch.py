@@ -80,27 +80,33 @@ def main(config_class, train_and_evaluate: Callable) -> None:
     app.run(lambda parsed: _run(*parsed, train_and_evaluate), flags_parser=parse)
 
 
-def run_tool(define_flags: Callable, body: Callable, argv: list[str]) -> int:
+def run_tool(define_flags: Callable, body: Callable, argv: list[str], words: tuple[str, ...] = ()) -> int:
     """Runs a command-line tool of scripts/; returns its exit code.
 
     Args:
       define_flags: called with a FlagValues, to declare the tool's flags in it.
-      body: called with the parsed FlagValues. A UserError becomes one line and its exit code, Ctrl-C one line and 130.
+      body: called with the parsed FlagValues, and with the words. A UserError becomes one line and its exit code, Ctrl-C one
+        line and 130.
       argv: the program's name and its arguments.
+      words: what the arguments that are no flags stand for, such as ("ls|verify", "DIR"): all of them are needed.
     """
     keep_freed_memory()
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_string("flagfile", "", "Flags from a file, one a line.", flag_values=values)
     flags.DEFINE_boolean("help", False, "Prints this text.", short_name="h", flag_values=values)
+    values.set_gnu_getopt()  # a flag may come after a word
     try:
-        leftover = values(argv)[1:]
-        if leftover:
-            raise UserError(f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value.")
+        given = values(argv)[1:]
         if values.help:
             print(sys.modules[body.__module__].__doc__, *_tool_help(values), sep="\n")
-        else:
-            body(values)
+            return 0
+        if len(given) > len(words):
+            what = f"nothing comes after {' '.join(words)}" if words else "every setting is a flag, --name=value"
+            raise UserError(f"unexpected argument {given[len(words)]!r}: {what}.")
+        if len(given) < len(words):
+            raise UserError(f"{words[len(given)]} is missing: the arguments are {' '.join(words)}.")
+        body(values, *given)
     except (flags.Error, UnicodeDecodeError) as error:
         return _fail(_flag_error(error), UserError.exit_code)
     except UserError as error:
@@ -194,7 +200,7 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _fail(f"{error}. Free some space, then repeat the same command: it resumes.", StorageError.exit_code)
         raise
 
@@ -277,11 +283,12 @@ def _require_same_config(config, workdir: Path) -> None:
         raise UserError(f"{workdir} holds a run of another program (it sets {sorted(unknown)[0]}). Use another --workdir.")
     changed = common.flags.changes(saved, config)
     # A start that was refused, for want of the data perhaps, leaves a config and nothing that it would not fit.
-    if changed and any((workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json")):
+    if changed and any(any(workdir.glob(name)) for name in ("metrics.jsonl", "checkpoints/*", "result.json")):
         width = max(len(name) for name, _, _ in changed)
         table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
         raise UserError(
-            f"{workdir} holds a run with other settings:\n{table}\nUse another --workdir, or the old settings to resume."
+            f"{workdir} holds a run with other settings:\n{table}\nUse the old settings to resume, or another --workdir; "
+            f"--init_from={workdir} there starts from the weights of this run."
         )
 
 

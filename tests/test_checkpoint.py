@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import struct
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from common.checkpoint import Checkpointer, _host_leaves, saved_steps, state_sha256
+from common.checkpoint import Checkpointer, _describe, _host_leaves, saved_steps, state_sha256
 from common.errors import NonFiniteError, StorageError, UserError
 
 
@@ -131,6 +132,34 @@ def test_the_saved_state_is_the_one_given_even_if_it_is_donated_at_once(tmp_path
     assert state_sha256(restore(tmp_path, target)[1]) == digest
 
 
+def test_the_digests_are_made_while_training_goes_on(tmp_path, monkeypatch):
+    """And are of the state as it was given, though the next steps took its memory over meanwhile."""
+    go_on = threading.Event()
+    monkeypatch.setattr("common.checkpoint._describe", lambda *leaf: go_on.wait(60) and _describe(*leaf))
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 1.5 + 1, state), donate_argnums=0)
+    state = step({"w": jnp.arange(1_000_000, dtype=jnp.float32)})
+    digest, target = state_sha256(state), target_of(state)
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, state, {})
+        for _ in range(10):
+            state = jax.block_until_ready(step(state))
+        assert saved_steps(tmp_path) == [] and not go_on.is_set()  # without digests there is no checkpoint
+        go_on.set()
+    assert state_sha256(restore(tmp_path, target)[1]) == digest
+
+
+def test_without_its_digests_nothing_counts_as_saved(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("common.checkpoint._describe", lambda *_: 1 / 0)
+        checkpointer = Checkpointer(tmp_path)
+        checkpointer.save(2, make_state(2), {})
+        with pytest.raises(ZeroDivisionError):
+            checkpointer.close()
+    assert_is(restore(tmp_path), 1)
+    assert saved_steps(tmp_path) == [1]
+
+
 def test_restores_to_the_sharding_asked_for(tmp_path):
     save(tmp_path, 1)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -150,6 +179,28 @@ def test_non_finite_is_never_saved(tmp_path, value, dtype):
             checkpointer.save(2, broken, {})
         checkpointer.save(3, make_state(3), {"seconds": 3 * 0.1})
     assert saved_steps(tmp_path) == [1, 3]
+
+
+def test_finite_numbers_whose_sum_is_not_are_saved(tmp_path):
+    large = {"w": jnp.full((4,), 3e38), "v": jnp.asarray([3e38, 3e38, -3e38, -3e38])}
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, large, {})
+    assert state_sha256(restore(tmp_path, target_of(large))[1]) == state_sha256(large)
+
+
+@pytest.mark.parametrize(("missing", "refused"), [(0, False), (1, True)])
+def test_twice_the_state_must_be_free(tmp_path, monkeypatch, missing, refused):
+    save(tmp_path, 1)
+    free = 2 * (4 + 4 * (5 * 6 + 6) + 8) - missing  # bytes: of the step, the layer and the key
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert_is(restore(tmp_path, read_only=True), 1)  # who only looks needs no space
+    if refused:
+        with pytest.raises(StorageError, match=r"room for 0\.0 MB; .* twice that must be free\. Free some space") as caught:
+            restore(tmp_path)
+        assert caught.value.exit_code == 74 and "\n" not in str(caught.value)
+    else:
+        assert_is(restore(tmp_path), 1)
 
 
 def test_a_save_that_the_disk_refuses_is_one_line_and_keeps_the_last_one(tmp_path):

@@ -194,7 +194,7 @@ def test_changed_settings_are_refused_with_a_table(program, clean_run):
         "  seed       0 -> 3",
         "  rate       0.25 -> 0.5",
         "  averaging  False -> True",
-        "Use another --workdir, or the old settings to resume.",
+        "Use the old settings to resume, or another --workdir; --init_from=clean there starts from the weights of this run.",
     ]
 
 
@@ -328,6 +328,26 @@ def test_a_full_disk_is_one_line(program):
         r"Mend that, then repeat the same command: it resumes\.",
         errors.splitlines()[-1],
     ), errors
+
+
+def test_a_disk_that_fills_up_later_costs_no_more_than_the_steps_since_the_last_save(program):
+    assert program.run("--workdir=roomy", "--size=200000")[0] == 0
+    process = program.start("--workdir=filling", "--size=200000", "--pause_s=0.5")
+    program.wait_for_steps("filling", 4)  # the checkpoint of step 3 is under way or done
+    while not (program.folder / "filling" / "checkpoints" / "3").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))
+    code, output, errors = end_of(process)
+    assert (code, output) == (74, "") and "Traceback" not in errors
+    assert re.fullmatch(
+        r"error: a checkpoint could not be written to .*filling/checkpoints: File too large\. "
+        r"The checkpoint of step 3 is safe\. Mend that, then repeat the same command: it resumes\.",
+        errors.splitlines()[-1],
+    ), errors
+    assert program.run("--workdir=filling", "--size=200000")[0] == 0
+    assert program.result("filling")["state_sha256"] == program.result("roomy")["state_sha256"]
+    assert program.metrics("filling") == program.metrics("roomy")
 
 
 # ---- the same without a process each

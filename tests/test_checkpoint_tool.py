@@ -1,0 +1,212 @@
+"""`python -m scripts.checkpoint` says what a training would find, and leaves everything as it is."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import alexnet.config
+import alexnet.train
+import lenet.config
+import lenet.train
+from common.checkpoint import Checkpointer, saved_steps
+from common.errors import StorageError
+
+
+def tool(*arguments) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command."""
+    command = [sys.executable, "-W", "error", "-m", "scripts.checkpoint", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"})
+    return done.returncode, done.stdout, done.stderr
+
+
+def state_of(step: int) -> dict:
+    weights = np.random.default_rng(step).random((4, 200), np.float32)
+    return {"params": {"c1": {"kernel": jnp.asarray(weights)}}, "step": jnp.int32(step), "pair": (jnp.ones(3), jnp.zeros(2))}
+
+
+def make_run(workdir, *steps: int) -> None:
+    workdir.mkdir()
+    (workdir / "config.json").write_text('{"track": "validation"}')
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        for step in steps:
+            checkpointer.save(step, state_of(step), {})
+
+
+def flip_weights(workdir, step: int) -> None:
+    """Flips a bit of the largest file, which holds the kernel."""
+    files = [path for path in (workdir / "checkpoints" / str(step) / "state").rglob("*") if path.is_file()]
+    path = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def snapshot(workdir) -> dict:
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in workdir.rglob("*")}
+
+
+def trainer_restores(workdir):
+    """The step that a training goes on from."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state_of(0))
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        return checkpointer.restore_newest(target)[0]
+
+
+def test_an_intact_run_is_said_to_be_and_left_alone(tmp_path):
+    workdir = tmp_path / "run"
+    make_run(workdir, 10, 20, 30)
+    records = [
+        {"step": 20, "epoch": 2.0, "split": "train", "loss": 9.0, "error_pct": 90.0},
+        {"step": 20, "epoch": 2.0, "split": "validation", "loss": 0.25, "error_pct": 1.5},
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 30, "ep')
+    (workdir / "checkpoints" / "9.corrupt").mkdir()
+    (workdir / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()  # of a save under way
+    before = snapshot(workdir)
+    assert tool("verify", workdir) == (0, "30: intact\n20: intact\n10: intact\n", "")
+    code, output, errors = tool("ls", workdir)
+    assert (code, errors) == (0, "") and snapshot(workdir) == before
+    header, _, *rows = [line.strip() for line in output.splitlines() if line.strip()]
+    assert header.split() == ["step", "size", "age", "validation", "loss", "error", "state"]
+    assert [row.split()[0] for row in rows] == ["9", "10", "20", "30", "40"]
+    assert rows[0].endswith("damaged: 9.corrupt") and rows[4].endswith("unfinished")
+    assert all(row.endswith("4 digests") for row in rows[1:4])
+    assert rows[2].split()[-4:-2] == ["0.2500", "1.50%"] and "%" not in rows[1] + rows[3]
+    size = sum(path.stat().st_size for path in (workdir / "checkpoints" / "20").rglob("*") if path.is_file())
+    assert f"{size / 1000:.1f} kB" in rows[2] and " s " in rows[2]
+
+
+def test_a_damaged_newest_step_means_falling_back(tmp_path):
+    workdir = tmp_path / "run"
+    make_run(workdir, 10, 20, 30)
+    flip_weights(workdir, 30)
+    before = snapshot(workdir)
+    code, output, errors = tool("verify", str(workdir))
+    assert code == 74 and snapshot(workdir) == before
+    first, *others = output.splitlines()
+    assert first.startswith("30: damaged, ") and "kernel" in first, first
+    assert others == ["20: intact", "10: intact"]
+    assert errors == f"error: damaged in {workdir}/checkpoints: 30; the training will fall back to step 20.\n"
+    assert trainer_restores(workdir) == 20
+
+
+def test_a_damaged_older_step_leaves_the_newest(tmp_path):
+    workdir = tmp_path / "run"
+    make_run(workdir, 10, 20, 30)
+    (workdir / "checkpoints" / "20" / "meta" / "metadata").write_text("{}")
+    code, output, errors = tool("verify", workdir)
+    assert (code, output.splitlines()[::2]) == (74, ["30: intact", "10: intact"])
+    assert errors.endswith("checkpoints: 20; the training resumes from step 30, which is intact.\n")
+    assert "20 " in (listed := tool("ls", workdir)[1]) and listed.count("damaged: no digests") == 1
+    assert trainer_restores(workdir) == 30
+
+
+def test_no_intact_step_means_no_training(tmp_path):
+    workdir = tmp_path / "run"
+    make_run(workdir, 10, 20)
+    for step in (10, 20):
+        flip_weights(workdir, step)
+    for damaged in ("20, 10", "10.corrupt, 20.corrupt"):  # before and after a training has tried
+        code, _, errors = tool("verify", workdir)
+        assert code == 74 and errors.count("\n") == 1
+        assert sorted(errors.split("checkpoints: ")[1].split(";")[0].split(", ")) == sorted(damaged.split(", "))
+        assert "none is intact, and the training will not start" in errors
+        with pytest.raises(StorageError, match="is intact"):
+            trainer_restores(workdir)
+
+
+def test_wrong_digests_of_right_arrays_are_named_by_leaf(tmp_path, monkeypatch):
+    """The arrays that Orbax gives back are whole; those that were described are others."""
+    make_run(tmp_path / "run", 10)
+    with contextlib.closing(Checkpointer(tmp_path / "run")) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr("common.checkpoint._describe", lambda path, array: ["float32", [3], path])
+            checkpointer.save(20, state_of(20), {})
+            checkpointer._manager.wait_until_finished()
+        assert checkpointer.verify(10) is None
+        assert checkpointer.verify(20) == "['pair'][0], ['pair'][1], ['params']['c1']['kernel'], ['step']: not what was saved"
+
+
+def test_the_states_of_both_networks_are_understood(tmp_path):
+    """NamedTuples, tuples and empty parts of an optimizer's state, scalars: read without the code that made them."""
+    digits = lenet.config.Config(optimizer="adamw", momentum=0.0, average_decay=0.9)
+    photos = alexnet.config.Config(widths="small", crop_size=40)
+    blank = alexnet.train.Statistics(jnp.zeros((48, 48, 3)), jnp.zeros((3, 3)))
+    states = (
+        jax.jit(lambda: lenet.train.initial_state(digits, lenet.train.build_optimizer(digits, 10), 1, 10)),
+        jax.jit(lambda: alexnet.train.initial_state(photos, alexnet.train.build_optimizer(photos, 10), 10, blank)),
+    )
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        for step, state in enumerate(states):
+            state = state()
+            checkpointer.save(step, state, {})
+            checkpointer._manager.wait_until_finished()
+            assert checkpointer.verify(step) is None
+            assert len(checkpointer.description(step)["leaves"]) == len(jax.tree.leaves(state))
+
+
+SAVING = """
+import contextlib, sys, time
+from pathlib import Path
+import numpy as np
+from common.checkpoint import Checkpointer
+
+with contextlib.closing(Checkpointer(Path(sys.argv[1]))) as checkpointer:
+    for step in range(1, 10_000):
+        checkpointer.save(step, {"w": np.random.default_rng(step).random(500_000)}, {})
+"""
+
+
+@pytest.mark.slow
+def test_beside_a_run_that_saves_all_the_time_it_finds_no_damage_and_does_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"track": "test"}')
+    process = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    try:
+        while len(saved_steps(tmp_path)) < 3:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        for _ in range(4):
+            for command in ("ls", "verify"):
+                before = saved_steps(tmp_path)[-1]
+                code, output, errors = tool(command, tmp_path)
+                assert (code, errors) == (0, ""), output + errors
+                assert saved_steps(tmp_path)[-1] > before  # it did save meanwhile
+                assert "intact" in output or command == "ls"
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    assert not list(tmp_path.glob("checkpoints/*.corrupt*"))
+
+
+def test_mistakes_get_one_line(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text('{"track": "test"}')
+    for arguments, message in (
+        ([], "ls|verify is missing"),
+        (["ls"], "DIR is missing"),
+        (["list", tmp_path], "'list' is none of ls, verify"),
+        (["ls", tmp_path], "holds no run"),
+        (["verify", tmp_path / "absent"], "holds no run"),
+        (["ls", tmp_path / "new"], "no checkpoint yet"),
+        (["verify", tmp_path / "new"], "no checkpoint yet"),
+        (["ls", tmp_path, "more"], "unexpected argument 'more'"),
+        (["ls", tmp_path, "--json"], "json"),
+    ):
+        code, output, errors = tool(*arguments)
+        assert (code, output) == (2, "") and message in errors and errors.count("\n") == 1, errors
+    assert not (tmp_path / "absent").exists() and os.listdir(tmp_path / "new") == ["config.json"]
+
+
+def test_help_is_the_docstring():
+    code, output, errors = tool("ls", "--help")
+    assert (code, errors) == (0, "") and "verify DIR" in output and "changes nothing" in output
