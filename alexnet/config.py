@@ -92,6 +92,10 @@ class Config:
     )
     hidden_bias: float = setting(0.1, "Initial biases of conv2, conv4, conv5, fc6 and fc7; the paper: 1, Caffe: 0.1.")
 
+    init_from: str = setting(
+        "", "The folder of a run of the same network: start from the weights that its evaluation uses; empty: from new ones."
+    )
+
     # loss and optimizer
     label_smoothing: float = setting(0.0, "Share of the target spread over all classes.", lower_bound=0.0, upper_bound=1.0)
     optimizer: str = setting(

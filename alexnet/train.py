@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,12 +114,26 @@ def build_prepare(config: Config, statistics: Statistics) -> Callable:
     )
 
 
-def initial_state(config: Config, tx, num_classes: int, statistics: Statistics) -> TrainState:
-    """The state before the first update."""
-    params = nnx.to_pure_dict(nnx.state(build_model(config, num_classes), nnx.Param))
+def initial_state(config: Config, tx, num_classes: int, statistics: Statistics, params=None) -> TrainState:
+    """The state before the first update, with weights drawn from `config.seed` where none are given."""
+    if params is None:
+        params = nnx.to_pure_dict(nnx.state(build_model(config, num_classes), nnx.Param))
     average = params if config.average_decay else ()
     plateau = new_plateau() if config.schedule == "plateau" else ()
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average, plateau, statistics)
+
+
+def given_params(config: Config, target):
+    """The weights of the run --init_from, on the host; None without it.
+
+    Raises UserError if there is no such run, or its weights have other shapes than those of `target`.
+    """
+    if not config.init_from:
+        return None
+    source = Path(config.init_from).expanduser()
+    params = load_run(source).params
+    checkpoint.require_fit(params, target, source)
+    return jax.device_get(params)
 
 
 def evaluated_params(state: TrainState):
@@ -277,12 +292,13 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         )
 
     # ---- restore or start
-    new_state = jax.jit(lambda: initial_state(config, tx, num_classes, measured), out_shardings=placement.replicated)
+    new_state = jax.jit(partial(initial_state, config, tx, num_classes, measured), out_shardings=placement.replicated)
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement.replicated), jax.eval_shape(new_state)
     )
     checkpointer = checkpoint.Checkpointer(workdir)
-    step, state, meta = checkpointer.restore_newest(target) or (0, new_state(), {"totals": None, "unlogged": []})
+    restored = checkpointer.restore_newest(target)
+    step, state, meta = restored or (0, new_state(params=given_params(config, target.params)), {"totals": None, "unlogged": []})
     if not jax.tree.all(jax.tree.map(np.array_equal, state.statistics, measured)):
         raise DataError(f"{config.dataset} is not the set that {workdir} was started with: its mean image differs")
     state = placement.place_state(state)
@@ -406,7 +422,7 @@ def load_run(workdir: Path) -> Run:
         if meta is None:
             raise UserError(f"{workdir} has no checkpoint yet")
         num_classes, image_shape = meta["num_classes"], tuple(meta["image_shape"])
-        blank = Statistics(jnp.zeros(image_shape), jnp.zeros((3, 3)))
+        blank = Statistics(np.zeros(image_shape, np.float32), np.zeros((3, 3), np.float32))
         tx = build_optimizer(config, epoch_steps=1)
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(

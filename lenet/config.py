@@ -57,6 +57,10 @@ class Config:
         choices=("sqrt_fan_in", "fan_in"),
     )
 
+    init_from: str = setting(
+        "", "The folder of a run of the same network: start from the weights that its evaluation uses; empty: from new ones."
+    )
+
     # loss and optimizer
     loss: str = setting(
         "cross_entropy",

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,10 +76,26 @@ def build_prepare(config: Config) -> Callable:
     return prepare_function(config.scaling, config.distortions, strength=config.distortion_strength, seed=config.seed)
 
 
-def initial_state(config: Config, tx, in_channels: int, num_classes: int) -> TrainState:
-    """The state before the first update."""
-    params = nnx.to_pure_dict(nnx.state(build_model(config, in_channels, num_classes), nnx.Param))
+def initial_state(config: Config, tx, in_channels: int, num_classes: int, params=None) -> TrainState:
+    """The state before the first update, with weights drawn from `config.seed` where none are given."""
+    if params is None:
+        params = nnx.to_pure_dict(nnx.state(build_model(config, in_channels, num_classes), nnx.Param))
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), params if config.average_decay else ())
+
+
+def given_params(config: Config, target):
+    """The weights of the run --init_from, on the host; None without it.
+
+    Raises UserError if there is no such run, or its weights have other shapes than those of `target`.
+    """
+    if not config.init_from:
+        return None
+    source = Path(config.init_from).expanduser()
+    run = load_run(source)
+    checkpoint.require_fit(run.params, target, source)
+    if c3_connections(run.config.c3, run.config.seed) != c3_connections(config.c3, config.seed):
+        raise UserError(f"{source} holds another model: its --c3={run.config.c3} connects other maps; use its --c3 and --seed.")
+    return jax.device_get(run.params)
 
 
 def evaluated_params(state: TrainState):
@@ -202,12 +219,13 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         return evaluate(eval_step, evaluated_params(placement.take_state(state)), examples, placement)
 
     # ---- restore or start
-    new_state = jax.jit(lambda: initial_state(config, tx, **facts), out_shardings=placement.replicated)
+    new_state = jax.jit(partial(initial_state, config, tx, **facts), out_shardings=placement.replicated)
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement.replicated), jax.eval_shape(new_state)
     )
     checkpointer = checkpoint.Checkpointer(workdir)
-    step, state, meta = checkpointer.restore_newest(target) or (0, new_state(), {"totals": None})
+    restored = checkpointer.restore_newest(target)
+    step, state, meta = restored or (0, new_state(params=given_params(config, target.params)), {"totals": None})
     state = placement.place_state(state)
     log = writer.Writer(workdir, first_step=step, num_steps=num_steps, steps_per_epoch=epoch_steps, before=meta["totals"])
 
