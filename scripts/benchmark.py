@@ -38,7 +38,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("suite", [], f"Some of {', '.join(SUITES)}; all if empty.", flag_values=flag_values)
     flags.DEFINE_integer("rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
-    flags.DEFINE_string("json", "", "Write the rows to this file.", flag_values=flag_values)
+    flags.DEFINE_string("json", "", "Write the rows to this file, after each suite.", flag_values=flag_values)
     flags.DEFINE_boolean(
         "smallest", False, "One round of the least work, PyTorch not compiled: shows that all runs.", flag_values=flag_values
     )
@@ -65,9 +65,10 @@ def main(flag_values: flags.FlagValues) -> None:
                 rows += [{"suite": name} | row for row in measured]
                 del case
                 gc.collect()  # what was compiled, and both networks
-    source["load_average_after"] = load_average()
-    if flag_values.json:
-        write_atomic(Path(flag_values.json), json.dumps({"kind": "benchmark", "rows": rows, **source}, indent=2) + "\n")
+        source["load_average_after"] = load_average()
+        if flag_values.json:  # after each suite: nothing is lost if a later one fails
+            content = {"kind": "benchmark", "rows": rows, **source}
+            write_atomic(Path(flag_values.json), json.dumps(content, indent=2) + "\n")
 
 
 def machine(flag_values: flags.FlagValues) -> dict:
