@@ -265,10 +265,10 @@ def adder(axis, num_devices: int, parts: int) -> Callable:
         mine = jax.tree.map(lambda array: array.reshape(parts // num_devices, -1, *array.shape[1:]), batch)
         sums = lax.map(sums_of, mine)  # one after the other, by one program: vmap would make another for each number
         sums = lax.all_gather(sums, axis, tiled=True)  # (parts, ...)
-        first, others = jax.tree.map(lambda each: each[0], sums), jax.tree.map(lambda each: each[1:], sums)
         # A loop, because nothing fuses with it: of one device, where there is nothing to gather, the sum and the optimizer's
         # update would become one kernel, which rounds once (fused multiply-add) where that of more devices rounds twice.
-        return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, part), None), first, others)[0]
+        zeros = jax.tree.map(lambda each: jnp.zeros_like(each[0]), sums)
+        return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, part), None), zeros, sums)[0]
 
     return fixed if parts else fast
 

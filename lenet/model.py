@@ -201,7 +201,8 @@ def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None):
         exists = np.ones(shape, np.float32) if mask is None else mask
         fan_in = exists.reshape(-1, shape[-1]).sum(axis=0)  # (out,)
         bound = 2.4 / (fan_in if initialization == "fan_in" else np.sqrt(fan_in))
-        return (jax.random.uniform(key, shape, dtype, -1, 1) * bound * exists).astype(dtype)
+        kernel = jax.random.uniform(key, shape, dtype, -1, 1) * bound
+        return jnp.where(exists == 1, kernel, 0).astype(dtype)  # a product would make some zeros -0, which sums turn into 0
 
     return init
 

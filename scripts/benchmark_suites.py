@@ -28,6 +28,7 @@ import PIL.Image
 import simplejpeg
 from absl import flags
 from flax import nnx
+from jax import lax
 
 import alexnet.cifar
 import alexnet.config
@@ -476,6 +477,131 @@ def ops(setting: Setting) -> Iterator[Case]:
         )
 
 
+class Layer(NamedTuple):
+    """A convolution of a network: `inputs` (B, H, W, in), a kernel of size x size, padding around all sides."""
+
+    name: str
+    inputs: tuple[int, int, int, int]
+    size: int
+    features: int
+    stride: int = 1
+    padding: int = 0
+
+
+LAYERS = (
+    Layer("deck conv1", (32, 227, 227, 3), 11, 96, stride=4),
+    Layer("deck conv2", (32, 27, 27, 96), 5, 256, padding=2),
+    Layer("deck conv3", (32, 13, 13, 256), 3, 384, padding=1),
+    Layer("deck conv4", (32, 13, 13, 384), 3, 384, padding=1),
+    Layer("deck conv5", (32, 13, 13, 384), 3, 256, padding=1),
+    Layer("cifar18 conv1", (128, 24, 24, 3), 5, 32, padding=2),
+    Layer("cifar18 conv2", (128, 12, 12, 32), 5, 32, padding=2),
+    Layer("cifar18 conv3", (128, 6, 6, 32), 5, 64, padding=2),
+)
+
+
+def attempts(setting: Setting) -> Iterator[Case]:
+    """Where AlexNet's training spends its time, forward and backward: the forms in use, and others tried in their place."""
+    random = np.random.default_rng(0)
+    for layer in LAYERS:
+        batch_size, *shape = layer.inputs
+        x = jnp.asarray(random.standard_normal((2 if setting.smallest else batch_size, *shape), np.float32))
+        kernel = jnp.asarray(random.standard_normal((layer.size, layer.size, x.shape[-1], layer.features), np.float32))
+        first = layer.name.endswith("conv1")  # nobody asks for the gradient of the images
+        outputs = (x.shape[1] + 2 * layer.padding - layer.size) // layer.stride + 1
+        limit = (2 if first else 3) * 2 * len(x) * outputs**2 * kernel.size / matmul_peak()
+        for form, function in convolution_forms(layer.stride, layer.padding).items():
+            function, arrays = (functools.partial(function, x), (kernel,)) if first else (function, (x, kernel))
+            yield attempt(setting, f"{layer.name}, {shape_text(x)}, {form}", function, arrays, limit)
+
+    x = jnp.asarray(random.standard_normal((2 if setting.smallest else 32, 55, 55, 96), np.float32))
+    limit = 5 * x.nbytes / copy_bandwidth()
+    for form, function in lrn_forms(x.shape[-1]).items():
+        yield attempt(setting, f"LRN, {shape_text(x)}, {form}", function, (x,), limit)
+    for shape in ((128, 33, 33, 32), (32, 55, 55, 96)):
+        x = jnp.asarray(random.standard_normal((2 if setting.smallest else shape[0], *shape[1:]), np.float32))
+        for form, function in pooling_forms().items():
+            limit = 3.5 * x.nbytes / copy_bandwidth()
+            yield attempt(setting, f"max pooling 3/2, {shape_text(x)}, {form}", function, (x,), limit)
+
+
+def attempt(setting: Setting, name: str, function: Callable, arrays: tuple, limit_s: float) -> Case:
+    run = functools.partial(jax.jit(with_gradients(function)), *arrays)
+    words = "Forward and all gradients, of arrays in memory; the convolutions on images without those of the images."
+    ours = span(lambda: jax.block_until_ready(run()), 1 if setting.smallest else 3, 1e-3)
+    return Case(((name, "ms"),), ours, {}, words, (1e3 * limit_s,), "another form of ours")
+
+
+def convolution_forms(stride: int, padding: int) -> dict[str, Callable]:
+    """Functions of (x, kernel)."""
+    settings = dict(window_strides=(stride, stride), padding=((padding, padding),) * 2)
+    settings["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+    forms = {
+        "in use": functools.partial(conv.convolution(), **settings),
+        "lax": functools.partial(lax.conv_general_dilated, **settings),
+        "all patches in one product": functools.partial(conv.strided_convolution, stride=stride, padding=settings["padding"]),
+    }
+    if stride == 1:
+        del settings["window_strides"]
+        forms["a product for each pixel of the kernel"] = functools.partial(conv.wide_convolution, **settings)
+    return forms
+
+
+def lrn_forms(channels: int) -> dict[str, Callable]:
+    """Across five maps, as the paper's."""
+    band = jnp.asarray(np.abs(np.subtract.outer(np.arange(channels), np.arange(channels))) <= 2, jnp.float32)
+
+    def shifted(x):
+        squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (2, 2)))
+        return sum(squares[..., i : i + channels] for i in range(5))
+
+    def normalized(sums):
+        def function(x):
+            root = lax.rsqrt(2 + 1e-4 * sums(x))
+            return x * root * jnp.sqrt(root)
+
+        return function
+
+    return {
+        "in use": alexnet.lrn.local_response_normalization,
+        "shifted additions": normalized(shifted),
+        "a product with a banded matrix": normalized(lambda x: (x * x) @ band),
+        "a power instead of roots": lambda x: x * (2 + 1e-4 * shifted(x)) ** -0.75,
+    }
+
+
+def pooling_forms() -> dict[str, Callable]:
+    """Overlapping maxima of images with an odd number of rows and columns."""
+
+    def slices(x):  # nine, each (B, H', W', C)
+        height, width = (side - 2 for side in x.shape[1:3])
+        return [x[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
+
+    def one_winner(x):
+        @jax.custom_vjp
+        def pool(x):
+            return functools.reduce(jnp.maximum, slices(x))
+
+        def backward(saved, gradient):
+            x, maxima = saved
+            taken, parts = jnp.zeros(maxima.shape, bool), []
+            for seen in slices(x):
+                wins = (seen == maxima) & ~taken
+                parts.append(jnp.where(wins, gradient, 0))
+                taken |= wins
+            return jax.linear_transpose(slices, x)(parts)
+
+        pool.defvjp(lambda x: ((maxima := pool(x)), (x, maxima)), backward)
+        return pool(x)
+
+    return {
+        "in use": functools.partial(alexnet.pooling.max_pool, overlapping=True),
+        "lax.reduce_window": lambda x: lax.reduce_window(x, np.float32(-np.inf), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID"),
+        "nine slices": lambda x: functools.reduce(jnp.maximum, slices(x)),
+        "nine slices, the gradient to the first": one_winner,
+    }
+
+
 def shape_text(x: np.ndarray) -> str:
     return "x".join(map(str, x.shape))
 
@@ -861,6 +987,7 @@ SUITES = {
     "alexnet_predict": alexnet_predict,
     "cifar_train": cifar_train,
     "ops": ops,
+    "attempts": attempts,
     "input": input_batches,
     "startup": startup,
     "checkpoint": checkpoints,
