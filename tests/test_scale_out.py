@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path):
     largest.write_bytes(content)
     (first, second) = stop(tmp_path / "run", *command, **where)
     assert (first[0], second[0]) == (143, 143)
-    assert f"checkpoint {newest} is damaged" in first[2] and "damaged" not in second[2]
+    assert f"checkpoint {newest} is damaged" in first[2] and "is damaged" not in second[2]
     assert (tmp_path / f"run/checkpoints/{newest}.corrupt").is_dir() and older < newest
 
 
