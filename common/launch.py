@@ -176,7 +176,7 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
 def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
     # Orbax logs what fails in its threads with a traceback; the same error reaches us as an exception, and becomes one line.
     logging.set_verbosity(logging.FATAL)
-    sys.excepthook = _print_unless_abandoned
+    _leave_abandoned_writes_unheard()
     keep_freed_memory()
     try:
         processes.start()
@@ -205,12 +205,22 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
         raise
 
 
-def _print_unless_abandoned(error_type, error: BaseException, traceback) -> None:
-    """sys.excepthook. Where one write of a checkpoint fails, Orbax closes the loop that awaits those beside it, and each of
-    them would print a traceback of its own when it ends, from a thread of TensorStore.
+def _leave_abandoned_writes_unheard() -> None:
+    """Where one write of a checkpoint fails, Orbax closes the loop that awaits those beside it, and each of them would print a
+    traceback of its own when it ends, from a thread of TensorStore.
     """
-    if not (error_type is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(error_type, error, traceback)
+
+    def unless_abandoned(report):
+        def hook(*arguments):  # (type, error, traceback), or one object that has them
+            error = arguments[1] if len(arguments) > 1 else arguments[0].exc_value
+            if not (type(error) is RuntimeError and str(error) == "Event loop is closed"):
+                report(*arguments)
+
+        return hook
+
+    sys.excepthook = unless_abandoned(sys.excepthook)
+    sys.unraisablehook = unless_abandoned(sys.unraisablehook)
+    threading.excepthook = unless_abandoned(threading.excepthook)
 
 
 def _flag_error(error: Exception) -> str:

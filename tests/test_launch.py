@@ -9,8 +9,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
@@ -424,9 +426,14 @@ def test_a_bug_shows_its_traceback_and_exits_with_1(program):
     assert "Traceback" in errors and errors.splitlines()[-1] == "ZeroDivisionError: a bug"
 
 
-def test_only_abandoned_writes_go_unheard(capsys):
-    launch._print_unless_abandoned(RuntimeError, RuntimeError("Event loop is closed"), None)
-    assert capsys.readouterr().err == ""
-    launch._print_unless_abandoned(RuntimeError, RuntimeError("another"), None)
-    launch._print_unless_abandoned(ValueError, ValueError("Event loop is closed"), None)
-    assert capsys.readouterr().err.splitlines() == ["RuntimeError: another", "ValueError: Event loop is closed"]
+def test_only_abandoned_writes_go_unheard(monkeypatch):
+    heard = []
+    for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, name, lambda *arguments: heard.append(arguments))
+    launch._leave_abandoned_writes_unheard()
+    errors = [RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")]
+    for error in errors:
+        sys.excepthook(type(error), error, None)
+        for hook in (sys.unraisablehook, threading.excepthook):
+            hook(SimpleNamespace(exc_type=type(error), exc_value=error))
+    assert len(heard) == 2 * 3 and errors[0] not in {arguments[1] for arguments in heard if len(arguments) == 3}
