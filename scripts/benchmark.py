@@ -35,7 +35,7 @@ PAUSE_S = 0.02  # between the sides: threads that have just worked go on asking 
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_list("suite", [], f"Some of {', '.join(SUITES)}; all if empty.", flag_values=flag_values)
+    flags.DEFINE_list("suite", [], f"Some of {', '.join(SUITES)}; all but attempts if empty.", flag_values=flag_values)
     flags.DEFINE_integer("rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
     flags.DEFINE_string("json", "", "Write the rows to this file, after each suite.", flag_values=flag_values)
@@ -53,7 +53,7 @@ def main(flag_values: flags.FlagValues) -> None:
     source = machine(flag_values)
     print(describe(source))
     rows, said = [], ""
-    for name in flag_values.suite or SUITES:
+    for name in flag_values.suite or [name for name in SUITES if name != "attempts"]:
         print(f"\n{name}: {SUITES[name].__doc__}")
         with tempfile.TemporaryDirectory() as work:
             for case in SUITES[name](Setting(flag_values.smallest, flag_values.data_dir, Path(work))):

@@ -27,6 +27,7 @@ MAIN_ROWS = (
     ("paper", "`paper`: 60,000 parameters, SDLM, batch 1, 20 passes", "0.95 ± 0.1%", "≤ 0.95"),
     ("paper_distortions", "`paper` with distortions", "0.8%", "≤ 0.80"),
     ("deck", "`deck`: 60,806 parameters, mini-batches", "–", "≤ 1.0"),
+    ("deck_bfloat16", "`deck` with `--compute_dtype=bfloat16`", "–", "0.9 to 1.1"),
     ("modern", "`modern`: 60,806 parameters, today's training", "–", "≤ 0.40"),
     ("quickstart", "quickstart: `deck` on 7,500 digits of `mnist10k`, tested on 2,000 others", "–", "≤ 2.0"),
 )
@@ -81,7 +82,7 @@ def fill(page: str, results: dict[str, list[dict]]) -> str:
     tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
     tables |= {"lenet_tries": tries_table, "machine": machine_line}
     tables |= {"alexnet": alexnet_table, "alexnet_commands": alexnet_commands_table, "alexnet_agreement": agreement_line}
-    tables |= {"benchmark": benchmark_table, "scaling": scaling_table, "faults": faults_table}
+    tables |= {"benchmark": benchmark_table, "attempts": attempts_table, "scaling": scaling_table, "faults": faults_table}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -252,6 +253,22 @@ def benchmark_table(results: dict[str, list[dict]]) -> str:
         f"product, {machine['copy_gb_per_s']:.0f} GB/s read and written by a copy."
     )
     return "\n".join([*rows, "", where])
+
+
+def attempts_table(results: dict[str, list[dict]]) -> str:
+    """Each operation in the form in use and in those tried instead, in milliseconds and as a share of the limit."""
+    if "benchmark_attempts" not in results:
+        return "Not measured yet."
+    (result,) = results["benchmark_attempts"]
+    cells = {}
+    for row in result["rows"]:
+        *what, form = row["name"].split(", ")
+        what = ", ".join(what)
+        cells.setdefault(what, []).append(f"{form} {number(row['ours'])} ms ({100 * row['share_of_limit']:.0f}%)")
+    rows = ["| forward and backward (share of the limit) | in use | tried in its place |", "|---|---|---|"]
+    rows += [f"| {what} | {used.removeprefix('in use ')} | {'; '.join(tried)} |" for what, (used, *tried) in cells.items()]
+    limit = f"{result['machine']['matmul_gflop_per_s']:.0f} GFLOP/s, {result['machine']['copy_gb_per_s']:.0f} GB/s"
+    return "\n".join([*rows, "", f"`{result['command']}`, commit `{(result['commit'] or 'none')[:8]}`; limits {limit}."])
 
 
 # What the prediction assumes of each GPU and its links: NVIDIA A100 in DGX A100 systems (NVIDIA's data sheets).

@@ -26,7 +26,7 @@ LENET = [
 ]  # fmt: skip
 ALEXNET = [
     "alexnet.train", "--flagfile=alexnet/presets/small.flags", "--dataset=noise10", "--validation_size=20", "--batch_size=16",
-    "--num_epochs=4", "--learning_rate=0.001", "--log_every_steps=1", "--reduction=fixed",
+    "--num_epochs=2", "--learning_rate=0.001", "--log_every_steps=1", "--noten_crop", "--reduction=fixed",
 ]  # fmt: skip
 SMALL_STEPS = "--learning_rate=0.00001"
 

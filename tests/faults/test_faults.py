@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", faults.FAULTS)
+@pytest.mark.parametrize("name", [name for name in faults.FAULTS if name != "devices"])  # those: tests/test_scale_out.py
 def test_every_fault_is_survived(tmp_path, name):
     command = [sys.executable, "-m", "scripts.faults", f"--only={name}", f"--json={tmp_path / 'faults.json'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
