@@ -224,7 +224,8 @@ TARGETS = {
 def target_of(row: dict) -> str:
     """What a row of the benchmark is to reach, and whether it does."""
     ratio, share = TARGETS.get((row["suite"], row["name"]), (None, None))
-    wanted = [f"{ratio}x"] * (ratio is not None) + [f"{share:.0%} of the limit"] * (share is not None)
+    wanted = [f"{ratio}x"] if ratio else []
+    wanted += [f"{share:.0%} of the limit"] if share else []
     met = (ratio is None or row["ratio"] >= ratio) and (share is None or row["share_of_limit"] >= share)
     return f"{' and '.join(wanted)}: {'met' if met else 'missed'}" if wanted else ""
 
