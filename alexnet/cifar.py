@@ -135,7 +135,7 @@ class LocallyConnected(nnx.Module):
     rows, columns and inputs of its 3x3 window, in this order. `bias` is (size, size, features).
     """
 
-    def __init__(self, size: int, in_features: int, features: int, *, kernel_init, dtype, rngs: nnx.Rngs):
+    def __init__(self, size: int, in_features: int, features: int, *, kernel_init, dtype=jnp.float32, rngs: nnx.Rngs):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, 9 * in_features, features)))
         self.bias = nnx.Param(jnp.zeros((size, size, features)))
         self.dtype = dtype

@@ -417,8 +417,8 @@ def test_statistics_are_no_way_to_run_a_program(tmp_path):
     with pytest.raises(DataError, match=r"statistics.npz is damaged \(Object arrays cannot be loaded"):
         data.statistics(train)
     assert not (tmp_path / "sprung").exists()
-    np.load(folder / "statistics.npz", allow_pickle=True)["train_mean_image"]
-    assert (tmp_path / "sprung").exists()  # it is one where pickles are loaded
+    trap[0].__reduce__()[0](*trap[0].__reduce__()[1])  # what loading its pickle would call
+    assert (tmp_path / "sprung").exists()
 
 
 # On the device
