@@ -226,7 +226,7 @@ def test_table():
     }  # fmt: skip
     lines = report.benchmark_table({"benchmark": [result]}).splitlines()
     assert lines[2] == "| `ops`: LRN | ms | 65.4 (60 to 70) | 1,234, eager | **18.88** | 15% |  |"
-    assert lines[3] == "| `ops`: devices | ms | 65.4 (60 to 70) | none: no such thing | – | – |"
+    assert lines[3] == "| `ops`: devices | ms | 65.4 (60 to 70) | none: no such thing | – | – |  |"
     assert "commit `01234567`" in lines[-1] and "200 GFLOP/s" in lines[-1]
     assert "|" not in report.benchmark_table({})
 

@@ -11,6 +11,7 @@ from absl.flags import FlagValues
 
 import alexnet.config
 import lenet.config
+from common import launch
 from scripts import benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize
 
 ROOT = Path(__file__).parents[1]
@@ -90,14 +91,14 @@ def test_the_faults_were_tried_in_full_from_a_commit():
 
 
 def test_every_flag_named_exists():
-    known = {"workdir", "flagfile", "help"} | {"all"}  # of test.sh
+    known = {"workdir", "flagfile", "help"} | set(launch.Processes._fields) | {"all"}  # of test.sh
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
     for tool in (benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in report.PAGES:
-        text = re.sub(r"--xla\w+", "", (ROOT / page).read_text())
+        text = re.sub(r"--xla\w+|#SBATCH.*|gcloud .*", "", (ROOT / page).read_text())
         for flag in re.findall(r"--([a-z]\w+)", text):
             assert flag in known or flag.removeprefix("no") in known, f"{page} names --{flag}"
 
