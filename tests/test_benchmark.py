@@ -258,7 +258,8 @@ def test_every_suite_gives_its_rows(peers, tmp_path):
     assert names["lenet_train"] == [f"deck, batch {size}" for size in (1, 32, 128, 1024)]
     assert names["lenet_predict"] == ["deck, batch 1", "deck, batch 1024"]
     both = [f"{name}, batch {size}" for name in ("deck", "paper") for size in (1, 32)]
-    assert names["alexnet_train"] == names["alexnet_predict"] == both
+    assert names["alexnet_train"] == names["alexnet_predict"]
+    assert names["alexnet_train"][:4] == both and set(names["alexnet_train"][4:]) <= {"deck, batch 32, bfloat16"}
     assert names["cifar_train"] == ["cifar18, batch 8", "cifar13, batch 8", "small, batch 8"]
     ops = ("masked C3, 2x14x14x6", "dense C3, 2x14x14x6", "LRN, 2x55x55x96", "max pooling 3/2, 2x33x33x32")
     ops += ("max pooling 3/2, 2x55x55x96",)
