@@ -206,28 +206,33 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
     )
 
 
-# What rows of the benchmark are to reach on two cores without a GPU: (ratio to PyTorch, share of the limit).
+# What rows of the benchmark are to reach on two cores without a GPU: (ratio to PyTorch, share of the limit, seconds at most).
 TARGETS = {
-    ("lenet_train", "deck, batch 1"): (5.0, None),
-    ("lenet_train", "deck, batch 128"): (1.5, None),
-    ("alexnet_train", "deck, batch 32"): (1.2, 0.7),
-    ("alexnet_predict", "deck, batch 32"): (1.1, None),
-    ("cifar_train", "cifar18, batch 128"): (1.0, None),
-    ("ops", "LRN, 32x55x55x96, forward and backward"): (8.0, None),
-    ("ops", "max pooling 3/2, 128x33x33x32, forward and backward"): (1.0, None),
-    ("ops", "max pooling 3/2, 32x55x55x96, forward and backward"): (1.0, None),
-    ("input", "jpeg records, 1 thread"): (None, 0.85),
-    ("time_to_accuracy", "mnist to 99% of validation digits"): (1.5, None),
+    ("lenet_train", "deck, batch 1"): (5.0, None, None),
+    ("lenet_train", "deck, batch 128"): (1.5, None, None),
+    ("alexnet_train", "deck, batch 32"): (1.2, 0.7, None),
+    ("alexnet_predict", "deck, batch 32"): (1.1, None, None),
+    ("cifar_train", "cifar18, batch 128"): (1.0, None, None),
+    ("ops", "LRN, 32x55x55x96, forward and backward"): (8.0, None, None),
+    ("ops", "max pooling 3/2, 128x33x33x32, forward and backward"): (1.0, None, None),
+    ("ops", "max pooling 3/2, 32x55x55x96, forward and backward"): (1.0, None, None),
+    ("input", "jpeg records, 1 thread"): (None, 0.85, None),
+    ("startup", "lenet.train to the first step, warm compile cache"): (None, None, 4),
+    ("time_to_accuracy", "mnist to 99% of validation digits"): (1.5, None, 20),
 }
 
 
 def target_of(row: dict) -> str:
     """What a row of the benchmark is to reach, and whether it does."""
-    ratio, share = TARGETS.get((row["suite"], row["name"]), (None, None))
-    wanted = [f"{ratio}x"] if ratio else []
-    wanted += [f"{share:.0%} of the limit"] if share else []
-    met = (ratio is None or row["ratio"] >= ratio) and (share is None or row["share_of_limit"] >= share)
-    return f"{' and '.join(wanted)}: {'met' if met else 'missed'}" if wanted else ""
+    ratio, share, most = TARGETS.get((row["suite"], row["name"]), (None, None, None))
+    reached = {}
+    if ratio:
+        reached[f"{ratio}x"] = row["ratio"] >= ratio
+    if share:
+        reached[f"{share:.0%} of the limit"] = row["share_of_limit"] >= share
+    if most:
+        reached[f"at most {most} s"] = row["ours"] <= most
+    return ", ".join(f"{wanted}: {'met' if met else 'missed'}" for wanted, met in reached.items())
 
 
 def benchmark_table(results: dict[str, list[dict]]) -> str:
