@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -321,14 +322,16 @@ def _one_failure_at_a_time():
     logger = logging.getLogger("asyncio")
     hooks, logger.disabled = (sys.unraisablehook, sys.excepthook), True
     sys.unraisablehook = sys.excepthook = lambda *_: None
-    try:
-        yield
-    except Exception:
-        time.sleep(0.2)  # lets the abandoned reads end while they go unheard
-        gc.collect()
-        raise
-    finally:
-        (sys.unraisablehook, sys.excepthook), logger.disabled = hooks, False
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of reads that had yet to start
+        try:
+            yield
+        except Exception:
+            time.sleep(0.2)  # lets the abandoned reads end while they go unheard
+            gc.collect()
+            raise
+        finally:
+            (sys.unraisablehook, sys.excepthook), logger.disabled = hooks, False
 
 
 def _storage_reason(error: BaseException | None) -> str | None:

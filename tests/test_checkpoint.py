@@ -8,6 +8,7 @@ import resource
 import shutil
 import struct
 import threading
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from common import checkpoint
 from common.checkpoint import Checkpointer, _describe, _host_leaves, saved_steps, state_sha256
 from common.errors import NonFiniteError, StorageError, UserError
 
@@ -311,6 +313,20 @@ def test_no_flipped_bit_is_ever_taken_for_good(two_checkpoints, tmp_path, capfd)
 @pytest.mark.slow
 def test_no_flipped_bit_is_ever_taken_for_good_at_length(two_checkpoints, tmp_path, capfd):
     assert flips(two_checkpoints, tmp_path, 400, capfd) >= 60  # of about 140: the others hit what no restore reads
+
+
+def test_reads_that_never_began_are_not_mentioned():
+    async def read():
+        pass
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError), checkpoint._one_failure_at_a_time():
+            cycle = [read()]
+            cycle.append(cycle)  # so that only the garbage collector finds it
+            del cycle
+            raise ValueError
+    assert not seen
 
 
 def test_after_a_fall_back_training_saves_the_same_step_again(two_checkpoints, tmp_path, capfd):
