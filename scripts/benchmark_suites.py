@@ -98,18 +98,32 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def accelerated() -> bool:
+    """Whether JAX computes elsewhere than on the processor."""
+    return jax.default_backend() != "cpu"
+
+
 @functools.cache
-def matmul_peak() -> float:
-    """Floating-point operations a second in a float32 matrix product of 2048 x 2048, the best of JAX's and NumPy's ten each."""
-    a, product = np.random.default_rng(0).standard_normal((2048, 2048), np.float32), jax.jit(jnp.matmul)
-    b = jnp.asarray(a)
-    least = min(best_seconds(lambda: product(b, b).block_until_ready(), 10), best_seconds(lambda: a @ a, 10))
-    return 2 * 2048**3 / least
+def matmul_peak(dtype: str = "float32") -> float:
+    """Floating-point operations a second in a square matrix product, the best of ten; on a processor float32 alone.
+
+    There it is one of 2048 x 2048, JAX's or NumPy's, else one of 8192 x 8192 (float32 of a GPU is TF32).
+    """
+    n = 8192 if accelerated() else 2048
+    a, product = np.random.default_rng(0).standard_normal((n, n), np.float32), jax.jit(jnp.matmul)
+    b = jnp.asarray(a, dtype if accelerated() else "float32")
+    least = best_seconds(lambda: product(b, b).block_until_ready(), 10)
+    if not accelerated():
+        least = min(least, best_seconds(lambda: a @ a, 10))
+    return 2 * n**3 / least
 
 
 @functools.cache
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written together, of copying 256 MB of memory on all cores, the best of ten."""
+    """Bytes a second, read and written, of copying memory, the best of ten: 256 MB on all cores, or 1 GB of a GPU."""
+    if accelerated():
+        x, copied = jnp.ones(2**28, jnp.float32), jax.jit(lambda x: x + 1)
+        return 2 * x.nbytes / best_seconds(lambda: copied(x).block_until_ready(), 10)
     source, target = (np.ones(2**26, np.float32) for _ in range(2))
     parts = [slice(i * len(source) // CORES, (i + 1) * len(source) // CORES) for i in range(CORES)]
     with ThreadPoolExecutor(CORES) as threads:
@@ -128,9 +142,11 @@ def operations(layers: list[dict], *, training: bool) -> int:
 
 
 def torch_peers():
-    """The module, or None without PyTorch."""
+    """The module, or None without PyTorch. It computes where JAX does."""
     if not PEERS:
         return None
+    if not accelerated():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from scripts import torch_peers
 
     return torch_peers
@@ -143,7 +159,31 @@ def rate(run: Callable[[], Any], count: int) -> Callable[[], tuple[float]]:
 
 def span(run: Callable[[], Any], times: int, unit: float) -> Callable[[], tuple[float]]:
     """Measures one of `times` runs in units of `unit` seconds."""
-    return lambda: (seconds(lambda: [run() for _ in range(times)]) / times / unit,)
+    return lambda: (seconds(run) / times / unit,)
+
+
+def repeated(run: Callable[[], Any], times: int, *, one_by_one: bool = False) -> Callable[[], None]:
+    """`times` runs of ours, and waiting: for each on a processor or if `one_by_one`, else for the last, as runs queue up."""
+
+    def runs():
+        for i in range(times):
+            outputs = run()
+            if one_by_one or not accelerated() or i == times - 1:
+                jax.block_until_ready(outputs)
+
+    return runs
+
+
+def repeated_theirs(run: Callable[[], Any], times: int, *, one_by_one: bool = False) -> Callable[[], None]:
+    """The same of PyTorch's."""
+
+    def runs():
+        for i in range(times):
+            run()
+            if one_by_one or i == times - 1:
+                torch_peers().wait()
+
+    return runs
 
 
 def preset(package, name: str, *changes: str):
@@ -155,7 +195,8 @@ def preset(package, name: str, *changes: str):
 
 def forms(setting: Setting, *, one_thread: bool = False) -> list[str]:
     """The forms of PyTorch that are tried; the smallest benchmark waits for no compiler."""
-    names = ["eager", "channels-last", "compiled"] + ["eager, 1 thread", "compiled, 1 thread"] * one_thread
+    names = ["eager", "channels-last", "compiled"]
+    names += ["eager, 1 thread", "compiled, 1 thread"] * (one_thread and not accelerated())
     return [name for name in names if not (setting.smallest and "compiled" in name)] if PEERS else []
 
 
@@ -219,8 +260,8 @@ class LeNetTraining:
         jax.block_until_ready((self.state, sums))
         self.step += self.chunk_steps
 
-    def score(self, batch: dict[str, np.ndarray]) -> None:
-        jax.block_until_ready(self.eval_step(self.state.params, self.placement.place_batch(batch)))
+    def score(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return self.eval_step(self.state.params, self.placement.place_batch(batch))
 
 
 def lenet_trainers(setting: Setting, one_thread: bool, config: lenet.config.Config) -> dict[str, Any]:
@@ -265,7 +306,8 @@ def lenet_train(setting: Setting) -> Iterator[Case]:
 
 def lenet_predict(setting: Setting) -> Iterator[Case]:
     """Scores of the preset deck."""
-    for batch_size, times, row in ((1, 200, ("deck, batch 1", "us")), (1024, 4, ("deck, batch 1024", "images/s"))):
+    many = 40 if accelerated() else 4
+    for batch_size, times, row in ((1, 200, ("deck, batch 1", "us")), (1024, many, ("deck, batch 1024", "images/s"))):
         training = LeNetTraining(lenet.config.Config(), embedded_digits(), 1)
         batch, peers = next(data.eval_batches(embedded_digits(), batch_size)), {}
         if PEERS:
@@ -278,17 +320,17 @@ def lenet_predict(setting: Setting) -> Iterator[Case]:
         yield predict_case(row, batch_size, 2 if setting.smallest else times, ours, peers, per_image)
 
 
-def predict_case(row, batch_size: int, times: int, ours: Callable, peers: dict[str, Callable], per_image: int) -> Case:
+def predict_case(row, batch_size: int, times: int, ours, peers: dict[str, Callable], per_image: int, dtype="float32") -> Case:
     """Of one batch a call: the time of a call, or images a second."""
 
-    def measured(run):
-        return span(run, times, 1e-6) if row[1] == "us" else rate(lambda: [run() for _ in range(times)], times * batch_size)
+    def measured(runs):
+        return span(runs, times, 1e-6) if latency else rate(runs, times * batch_size)
 
-    limit = matmul_peak() / per_image  # images/s
+    latency, limit = row[1] == "us", matmul_peak(dtype) / per_image  # images/s
     return Case(
         (row,),
-        measured(ours),
-        {form: measured(run) for form, run in peers.items()},
+        measured(repeated(ours, times, one_by_one=latency)),
+        {form: measured(repeated_theirs(run, times, one_by_one=latency)) for form, run in peers.items()},
         "A batch of uint8 images from the host, its preparation, forward, loss and errors; ours counts the confusion matrix or "
         "the top 5 too. PyTorch's compiled form has its weights frozen. Limit: the operations at the matmul peak.",
         (1e6 * batch_size / limit if row[1] == "us" else limit,),
@@ -319,13 +361,13 @@ class AlexNetTraining:
         )
         self.state = self.placement.place_state(self.new_state())
 
-    def run(self) -> None:
+    def run(self) -> tuple:
         self.state, sums = self.placement.run(self.state, self.placement.place_training(self.batch))
-        jax.block_until_ready((self.state, sums))
+        return self.state, sums
 
-    def score(self) -> None:
+    def score(self) -> dict[str, jax.Array]:
         batch = {"image": self.batch["image"], "label": self.batch["label"], "mask": np.ones(self.config.batch_size, bool)}
-        jax.block_until_ready(self.eval_step(self.state.params, self.placement.place_batch(batch)))
+        return self.eval_step(self.state.params, self.placement.place_batch(batch))
 
     @property
     def bfloat16(self) -> bool:
@@ -360,33 +402,29 @@ def training_case(setting: Setting, name: str, training: AlexNetTraining, steps:
         for form in forms(setting):
             way = torch_peers().FORMS[form]._replace(bfloat16=training.bfloat16)
             trainer = torch_peers().Trainer(model(), optimizer, way, augment=crops.random)
-            peers[form] = rate(functools.partial(_repeat, steps, trainer.step, *batch), steps * batch_size)
+            peers[form] = rate(repeated_theirs(functools.partial(trainer.step, *batch), steps), steps * batch_size)
     return Case(
         ((training.described(name), "images/s"),),
-        rate(functools.partial(_repeat, steps, training.run), steps * batch_size),
+        rate(repeated(training.run, steps), steps * batch_size),
         peers,
         "A batch of uint8 images from the host, random crops, mirror images and (AlexNet) colour noise, forward, dropout, "
         "backward, the update; ours counts loss and errors too. Limit: the operations of forward and backward at the matmul "
-        "peak, that of float32 also for bfloat16.",
-        (matmul_peak() / training.operations(training=True),),
+        "peak, on a processor that of float32 also for bfloat16.",
+        (matmul_peak(training.config.compute_dtype) / training.operations(training=True),),
     )
-
-
-def _repeat(times: int, run: Callable, *args) -> None:
-    for _ in range(times):
-        run(*args)
 
 
 def has_bfloat16() -> bool:
     """Whether the processor computes in bfloat16 by itself."""
     flags = Path("/proc/cpuinfo")
-    return jax.default_backend() != "cpu" or (flags.exists() and "bf16" in flags.read_text())
+    return accelerated() or (flags.exists() and "bf16" in flags.read_text())
 
 
 def _alexnets(setting: Setting) -> Iterator[tuple[str, AlexNetTraining]]:
-    kinds = list(itertools.product(("deck", "paper"), (1, 32), ("float32",)))
+    many = 128 if accelerated() else 32
+    kinds = list(itertools.product(("deck", "paper"), (1, many), ("float32",)))
     if has_bfloat16():
-        kinds.append(("deck", 32, "bfloat16"))
+        kinds.append(("deck", many, "bfloat16"))
     for name, batch_size, dtype in kinds:
         changes = ["--dataset=fake", f"--batch_size={batch_size}", f"--compute_dtype={dtype}"]
         yield name, AlexNetTraining(preset(alexnet, name, *changes, *["--crop_size=67"] * setting.smallest), 1000)
@@ -395,7 +433,14 @@ def _alexnets(setting: Setting) -> Iterator[tuple[str, AlexNetTraining]]:
 def alexnet_train(setting: Setting) -> Iterator[Case]:
     """Updates of the presets deck and paper."""
     for name, training in _alexnets(setting):
-        yield training_case(setting, name, training, 4 if training.config.batch_size == 1 and not setting.smallest else 1)
+        yield training_case(setting, name, training, steps_of(setting, training.config.batch_size))
+
+
+def steps_of(setting: Setting, batch_size: int) -> int:
+    """How many of AlexNet's steps are timed together."""
+    if setting.smallest:
+        return 1
+    return 30 if accelerated() else 4 if batch_size == 1 else 1
 
 
 def alexnet_predict(setting: Setting) -> Iterator[Case]:
@@ -409,15 +454,15 @@ def alexnet_predict(setting: Setting) -> Iterator[Case]:
                 score = torch_peers().scorer(model(), way, crops.center)
                 peers[form] = functools.partial(score, *batch)
         row = (training.described(name), "us" if batch_size == 1 else "images/s")
-        per_image, times = training.operations(training=False), 8 if batch_size == 1 and not setting.smallest else 1
-        yield predict_case(row, batch_size, times, training.score, peers, per_image)
+        per_image, dtype = training.operations(training=False), training.config.compute_dtype
+        yield predict_case(row, batch_size, 2 * steps_of(setting, batch_size), training.score, peers, per_image, dtype)
 
 
 def cifar_train(setting: Setting) -> Iterator[Case]:
     """Updates of the CIFAR-10 networks."""
     for name in ("cifar18", "cifar13", "small"):
         config = preset(alexnet, name, "--dataset=fake", f"--batch_size={8 if setting.smallest else 128}")
-        yield training_case(setting, name, AlexNetTraining(config, 10), 1 if setting.smallest else 5)
+        yield training_case(setting, name, AlexNetTraining(config, 10), 1 if setting.smallest else 30 if accelerated() else 5)
 
 
 # ---- single operations
@@ -535,7 +580,8 @@ def attempt(setting: Setting, name: str, function: Callable, arrays: tuple, limi
         return with_gradients(of_some)(*(arrays[i] for i in argnums))
 
     words = "Forward and all gradients, of arrays in memory; the convolutions on images without those of the images."
-    ours = span(lambda: jax.block_until_ready(run(*arrays)), 1 if setting.smallest else 3, 1e-3)
+    times = 1 if setting.smallest else 50 if accelerated() else 3
+    ours = span(repeated(lambda: run(*arrays), times), times, 1e-3)
     return Case(((name, "ms"),), ours, {}, words, (1e3 * limit_s,), "another form of ours")
 
 
@@ -616,16 +662,17 @@ def shape_text(x: np.ndarray) -> str:
 def op_cases(setting, name, function, theirs, arrays, their_arrays, limits, words) -> Iterator[Case]:
     """Two cases, forward, and forward and backward. `theirs(torch_peers)` is {prefix of the form: function}."""
     for backward, limit in zip((False, True), limits, strict=True):
-        placed, peers, times = [jnp.asarray(array) for array in arrays], {}, 1 if setting.smallest else 5
+        placed, peers, times = [jnp.asarray(array) for array in arrays], {}, 50 if accelerated() else 5
+        times = 1 if setting.smallest else times
         if PEERS:
             for prefix, their_function in theirs(torch_peers()).items():
                 settings = dict(backward=backward, with_compiler="compiled" in forms(setting))
                 found = torch_peers().function_forms(their_function, *their_arrays, **settings)
-                peers |= {prefix + form: span(run, times, 1e-3) for form, run in found.items()}
+                peers |= {prefix + form: span(repeated_theirs(run, times), times, 1e-3) for form, run in found.items()}
         run = functools.partial(jax.jit(with_gradients(function) if backward else function), *placed)
         yield Case(
             ((f"{name}, {'forward and backward' if backward else 'forward'}", "ms"),),
-            span(lambda run=run: jax.block_until_ready(run()), times, 1e-3),
+            span(repeated(run, times), times, 1e-3),
             peers,
             words,
             (1e3 * limit,),
@@ -649,7 +696,8 @@ def input_batches(setting: Setting) -> Iterator[Case]:
     """From records or memory to batches on the device."""
     batch_size, num_batches = (8, 2) if setting.smallest else (32, 20)
     folders = prepare_images(setting, 64 if setting.smallest else 512)
-    for record_format, num_workers in itertools.product(alexnet.imagenet.RECORD_FORMATS, (0, 2)):
+    readers = [0, 2] + [CORES - 2] * (CORES > 4)
+    for record_format, num_workers in itertools.product(alexnet.imagenet.RECORD_FORMATS, readers):
         records = data.open_records(alexnet.imagenet.NAME, "train", [folders[record_format]])
         workers = max(num_workers, 1)
         if record_format == "jpeg":
@@ -841,7 +889,7 @@ def growth(setting: Setting) -> Iterator[Case]:
         yield growth_case(
             setting, f"batch {batch_size}", f"growth_of_training({batch_size})", f"Training of LeNet-5 deck {alone}"
         )
-    for devices in (1, 2) if setting.smallest else (1, 2, 4, 8):
+    for devices in () if accelerated() else (1, 2) if setting.smallest else (1, 2, 4, 8):
         batch_size = 64 if setting.smallest else 1024
         yield growth_case(
             setting,
@@ -971,6 +1019,7 @@ class Race:
             for k, batch in enumerate(zip(*torch_peers().tensors(chunk), strict=True)):
                 self.trainer.set_rate(float(self.rates[min(first + k, self.num_steps - 1)]))
                 self.trainer.step(*batch)
+            torch_peers().wait()
 
         def error_pct(examples):
             return self.trainer.error_pct(examples.images, examples.labels)

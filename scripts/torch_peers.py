@@ -3,6 +3,9 @@
 Parameters have the layers and names of ours, and inputs of fully connected layers their order (rows, columns, maps), so that
 `copy_weights` moves them over; a test compares the logits. A network takes (B, maps, rows, columns) images. JAX is not
 imported: some of this runs in processes of its own, whose start and memory count.
+
+All of it computes on the GPU if PyTorch finds one, in float32 products with TF32 as XLA's; there calls return before the work
+is done, and `wait` waits for it.
 """
 
 import contextlib
@@ -31,11 +34,21 @@ class Form(NamedTuple):
 FORMS = {
     "eager": Form(),
     "channels-last": Form(channels_last=True),
-    "compiled": Form(channels_last=True, compiled=True),
+    "compiled": Form(channels_last=True, compiled=True),  # on a GPU as CUDA graphs
     "eager, 1 thread": Form(threads=1),
     "compiled, 1 thread": Form(channels_last=True, compiled=True, threads=1),
 }
 CORES = torch.get_num_threads()  # before anybody sets it
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cuda":
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # measures which of its convolutions is the fastest
+
+
+def wait() -> None:
+    """Until the device has done all that was asked of it."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 # ---- networks
@@ -190,8 +203,14 @@ def copy_weights(model: nn.Module, params: dict) -> None:
 
 
 def tensors(batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels of a batch, or of several."""
-    return torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long()
+    """Images and labels of a batch, or of several; for a GPU in memory that it reads from while the processor goes on."""
+    pair = torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long()
+    return tuple(tensor.pin_memory() for tensor in pair) if DEVICE == "cuda" else pair
+
+
+def placed(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """On the device."""
+    return [tensor.to(DEVICE, non_blocking=True) for tensor in tensors]
 
 
 def digits(images: torch.Tensor) -> torch.Tensor:
@@ -208,23 +227,24 @@ class Crops:
     """
 
     def __init__(self, mean: np.ndarray, crop_size: int, axes: np.ndarray | None = None, scale=1.0, pad: int = 0):
-        self.mean, self.crop_size, self.pad = torch.tensor(mean), crop_size, pad
-        self.axes = None if axes is None else torch.tensor(axes, dtype=torch.float32)
-        self.scale = torch.tensor(scale, dtype=torch.float32)
+        self.mean, self.crop_size, self.pad = torch.tensor(mean, device=DEVICE), crop_size, pad
+        self.axes = None if axes is None else torch.tensor(axes, dtype=torch.float32, device=DEVICE)
+        self.scale = torch.tensor(scale, dtype=torch.float32, device=DEVICE)
 
     def random(self, images: torch.Tensor) -> torch.Tensor:
         batch, height, width, _ = images.shape
         mean = self.mean
         if self.pad:
             images, mean = (F.pad(array, (0, 0) + (self.pad,) * 4) for array in (images, mean))
-        places = torch.arange(self.crop_size)
-        rows = torch.randint(height + 2 * self.pad - self.crop_size + 1, (batch, 1)) + places
-        columns = torch.randint(width + 2 * self.pad - self.crop_size + 1, (batch, 1)) + places
-        columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)
+        here = dict(device=DEVICE)
+        places = torch.arange(self.crop_size, **here)
+        rows = torch.randint(height + 2 * self.pad - self.crop_size + 1, (batch, 1), **here) + places
+        columns = torch.randint(width + 2 * self.pad - self.crop_size + 1, (batch, 1), **here) + places
+        columns = torch.where(torch.rand(batch, 1, **here) < 0.5, columns.flip(1), columns)
         rows, columns = rows[:, :, None], columns[:, None, :]  # (B, crop, 1), (B, 1, crop)
-        x = images[torch.arange(batch)[:, None, None], rows, columns].float() - mean[rows, columns]
+        x = images[torch.arange(batch, **here)[:, None, None], rows, columns].float() - mean[rows, columns]
         if self.axes is not None:
-            x += (0.1 * torch.randn(batch, 3) @ self.axes.T)[:, None, None]
+            x += (0.1 * torch.randn(batch, 3, **here) @ self.axes.T)[:, None, None]
         return (x * self.scale).permute(0, 3, 1, 2)
 
     def center(self, images: torch.Tensor) -> torch.Tensor:
@@ -264,7 +284,10 @@ def compiled(function: Callable, **options) -> Callable:
     import torch._dynamo.config
     import torch._inductor.config
 
-    torch._inductor.config.compile_threads = 1  # more would be processes that live on beside what is timed
+    if DEVICE == "cpu":
+        torch._inductor.config.compile_threads = 1  # more would be processes that live on beside what is timed
+    else:
+        options["triton.cudagraphs"] = True  # one launch for all kernels
     # One function serves many networks here; beyond the limit, eight, the next would run uncompiled.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     return torch.compile(function, options=options or None)
@@ -272,7 +295,7 @@ def compiled(function: Callable, **options) -> Callable:
 
 def precision(form: Form):
     """What a form computes in, as a context; weights and losses are float32 either way."""
-    return torch.autocast("cpu", torch.bfloat16) if form.bfloat16 else contextlib.nullcontext()
+    return torch.autocast(DEVICE, torch.bfloat16) if form.bfloat16 else contextlib.nullcontext()
 
 
 def layout(form: Form) -> torch.memory_format:
@@ -288,7 +311,7 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, optimizer: Callable, form: Form, *, prepare=lambda x: x, augment=lambda x: x):
-        self.model, self.form, self.augment = model.to(memory_format=layout(form)).train(), form, augment
+        self.model, self.form, self.augment = model.to(DEVICE, memory_format=layout(form)).train(), form, augment
         self.make_optimizer, self.optimizer, self.prepare = optimizer, optimizer(self.model), prepare
 
         def loss(images, labels):
@@ -301,6 +324,7 @@ class Trainer:
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         torch.set_num_threads(self.form.threads or CORES)
+        images, labels = placed(images, labels)
         self.optimizer.zero_grad()
         self.loss(self.augment(images), labels).backward()
         self.optimizer.step()
@@ -312,8 +336,8 @@ class Trainer:
     def error_pct(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Of all examples at once, eager."""
         with torch.no_grad():
-            predicted = self.model(self.prepare(torch.from_numpy(images))).argmax(-1)
-        return 100 * float((predicted.numpy() != labels).mean())
+            predicted = self.model(self.prepare(*placed(torch.from_numpy(images)))).argmax(-1)
+        return 100 * float((predicted.cpu().numpy() != labels).mean())
 
     def restart(self, params: dict) -> None:
         """From our parameters, as if nothing had been trained."""
@@ -323,7 +347,7 @@ class Trainer:
 
 def scorer(model: nn.Module, form: Form, prepare: Callable) -> Callable:
     """Returns score(images, labels) -> the sum of the losses and the number of errors; compiled, its weights are constants."""
-    model = model.to(memory_format=layout(form)).eval()
+    model = model.to(DEVICE, memory_format=layout(form)).eval()
 
     def score(images, labels):
         x = prepare(images).contiguous(memory_format=layout(form))
@@ -336,23 +360,25 @@ def scorer(model: nn.Module, form: Form, prepare: Callable) -> Callable:
     def call(images, labels):
         torch.set_num_threads(form.threads or CORES)
         with torch.no_grad():
-            return run(images, labels)
+            return run(*placed(images, labels))
 
     return call
 
 
 def train_in_memory(images: np.ndarray, labels: np.ndarray, batch_size: int, num_steps: int, trainer: Trainer) -> None:
     """Steps on batches that are drawn from examples in memory."""
-    images, labels = torch.from_numpy(images), torch.from_numpy(labels).long()
-    order = torch.randperm(len(images))
+    images, labels = placed(torch.from_numpy(images), torch.from_numpy(labels).long())
+    order = torch.randperm(len(images), device=DEVICE)
+    places = torch.arange(batch_size, device=DEVICE)
     for start in range(0, num_steps * batch_size, batch_size):
-        chosen = order[torch.arange(start, start + batch_size) % len(order)]
+        chosen = order[(start + places) % len(order)]
         trainer.step(images[chosen], labels[chosen])
+    wait()
 
 
 def convolution(mask: np.ndarray) -> Callable:
     """(x, kernel) -> their convolution; `mask`, as ours (kh, kw, in, out), is 0 where weights do not exist."""
-    mask = None if mask.all() else torch.tensor(mask).permute(3, 2, 0, 1)
+    mask = None if mask.all() else torch.tensor(mask, device=DEVICE).permute(3, 2, 0, 1)
     return lambda x, kernel: F.conv2d(x, kernel if mask is None else kernel * mask)
 
 
@@ -361,7 +387,7 @@ def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, with
 
     def in_form(form: Form) -> Callable:
         def tensor(array):
-            values = torch.tensor(array)
+            values = torch.tensor(array, device=DEVICE)
             values = values.permute(0, 3, 1, 2).contiguous(memory_format=layout(form)) if array.ndim == 4 else values
             return values.requires_grad_(backward)
 
@@ -437,6 +463,7 @@ def first_step(data_dir: str) -> None:
     data.load("mnist10k", "test", [data_dir])
     trainer = Trainer(lenet(np.ones((5, 5, 6, 16), np.float32)), sgd(0.1), FORMS["eager"], prepare=digits)
     trainer.step(torch.from_numpy(train.images[:128]), torch.from_numpy(train.labels[:128]).long())
+    wait()
     print("first step", flush=True)
 
 
@@ -444,12 +471,14 @@ def growth_of_training(batch_size: int) -> float:
     """Microseconds per image of LeNet-5's eager training."""
     trainer = Trainer(lenet(np.ones((5, 5, 6, 16), np.float32)), sgd(0.1), FORMS["eager"], prepare=digits)
     images, labels = torch.randint(256, (batch_size, 28, 28, 1), dtype=torch.uint8), torch.randint(10, (batch_size,))
+    images, labels = placed(images, labels)
     steps = max(4096 // batch_size, 1)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
         for _ in range(steps):
             trainer.step(images, labels)
+        wait()
         seconds.append(time.perf_counter() - start)
     return 1e6 * float(np.median(seconds[1:])) / (steps * batch_size)
 
