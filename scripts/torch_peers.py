@@ -288,9 +288,10 @@ def compiled(function: Callable, **options) -> Callable:
         torch._inductor.config.compile_threads = 1  # more would be processes that live on beside what is timed
     else:
         options["triton.cudagraphs"] = True  # one launch for all kernels
-    # One function serves many networks here; beyond the limit, eight, the next would run uncompiled.
+    # One function serves many networks here; beyond the limit, eight, the next would run uncompiled. And from the second batch
+    # size on it would be compiled for batches of any size.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
-    return torch.compile(function, options=options or None)
+    return torch.compile(function, dynamic=False, options=options or None)
 
 
 def precision(form: Form):
