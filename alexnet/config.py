@@ -145,7 +145,8 @@ class Config:
     )
     reduction: str = setting(
         "fast",
-        "fast: a batch is summed up as the devices like; fixed: in one order, with the same bits on 1, 2, 4 and 8 devices.",
+        "fast: a batch is summed up as the devices like; fixed: in one order, with the same bits on 1, 2, 4 and 8 devices, and "
+        "in every run on a GPU.",
         choices=("fast", "fixed"),
     )
     mesh: str = setting(

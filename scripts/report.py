@@ -5,6 +5,7 @@ the same name but for `_seedN` are one row.
 """
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -82,7 +83,8 @@ def fill(page: str, results: dict[str, list[dict]]) -> str:
     tables = {"lenet": lenet_table, "lenet_commands": commands_table, "lenet_errors": error_profile}
     tables |= {"lenet_tries": tries_table, "machine": machine_line}
     tables |= {"alexnet": alexnet_table, "alexnet_commands": alexnet_commands_table, "alexnet_agreement": agreement_line}
-    tables |= {"benchmark": benchmark_table, "attempts": attempts_table, "scaling": scaling_table, "faults": faults_table}
+    tables |= {"benchmark": benchmark_table, "benchmark_gpu": gpu_table, "attempts": attempts_table}
+    tables |= {"scaling": scaling_table, "faults": faults_table}
 
     def replaced(match: re.Match) -> str:
         return f"{match[1]}\n{tables[match[2]](results)}\n{match[3]}"
@@ -222,9 +224,9 @@ TARGETS = {
 }
 
 
-def target_of(row: dict) -> str:
+def target_of(row: dict, targets: dict) -> str:
     """What a row of the benchmark is to reach, and whether it does."""
-    ratio, share, most = TARGETS.get((row["suite"], row["name"]), (None, None, None))
+    ratio, share, most = targets.get((row["suite"], row["name"]), (None, None, None))
     reached = {}
     if ratio:
         reached[f"{ratio}x"] = row["ratio"] >= ratio
@@ -237,19 +239,39 @@ def target_of(row: dict) -> str:
 
 def benchmark_table(results: dict[str, list[dict]]) -> str:
     """Ours beside PyTorch's, and the share of what the machine allows."""
-    if "benchmark" not in results:
+    return speed_table(results, "benchmark", TARGETS)
+
+
+def gpu_table(results: dict[str, list[dict]]) -> str:
+    """The same on a GPU, for which nothing was aimed at, and how many cores it takes to feed it."""
+    lines = [speed_table(results, "benchmark_gpu")]
+    if not {"benchmark", "benchmark_gpu"} <= results.keys():
+        return lines[0]
+    both = [row for name in ("benchmark", "benchmark_gpu") for row in results[name][0]["rows"]]
+    ours = {(row["suite"], row["name"]): row["ours"] for row in both}
+    trained, read = ours["alexnet_train", "deck, batch 128"], ours["input", "jpeg records, 1 thread"]
+    lines.append(
+        f"Input: AlexNet takes {trained:,.0f} images/s here, and one core of the machine above reads {read:,.0f}/s from JPEG "
+        f"records: with fewer than {math.ceil(trained / read)} such cores, training waits for its images."
+    )
+    return "\n\n".join(lines)
+
+
+def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None = None) -> str:
+    """The rows of results/NAME.json, if there are `targets` with what each is to reach."""
+    if name not in results:
         return "Not measured yet."
-    (result,) = results["benchmark"]
-    rows = ["| what | unit | ours | PyTorch, its fastest form | ratio | share of the limit | target |"]
-    rows += ["|---" * 7 + "|"]
+    (result,) = results[name]
+    columns = ["what", "unit", "ours", "PyTorch, its fastest form", "ratio", "share of the limit"] + ["target"] * bool(targets)
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in result["rows"]:
         ours, theirs, ratio = with_range(row, "ours"), row["peer"], "–"
         if row["ratio"] is not None:
             theirs, ratio = f"{with_range(row, 'peer')}, {row['peer_form']}", f"**{row['ratio']:.2f}**"
         share = "–" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
-        rows.append(
-            f"| `{row['suite']}`: {row['name']} | {row['unit']} | {ours} | {theirs} | {ratio} | {share} | {target_of(row)} |"
-        )
+        cells = [f"`{row['suite']}`: {row['name']}", row["unit"], ours, theirs, ratio, share]
+        cells += [target_of(row, targets)] if targets else []
+        rows.append(f"| {' | '.join(cells)} |")
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "torch"))
     where = (
@@ -268,8 +290,7 @@ def attempts_table(results: dict[str, list[dict]]) -> str:
     (result,) = results["benchmark_attempts"]
     cells = {}
     for row in result["rows"]:
-        *what, form = row["name"].split(", ")
-        what = ", ".join(what)
+        what, form = re.fullmatch(r"(.*?, [\dx]+), (.*)", row["name"]).groups()
         cells.setdefault(what, []).append(f"{form} {number(row['ours'])} ms ({100 * row['share_of_limit']:.0f}%)")
     rows = ["| forward and backward (share of the limit) | in use | tried in its place |", "|---|---|---|"]
     rows += [f"| {what} | {used.removeprefix('in use ')} | {'; '.join(tried)} |" for what, (used, *tried) in cells.items()]

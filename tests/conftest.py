@@ -3,11 +3,23 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # a fast failure shows first
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """XLA without its expensive passes, here and in subprocesses: half the time, where tests compile much and compute little."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from alexnet.optimizer import Plateau
 from common import checkpoint, data, launch, metrics
 from common.errors import DataError, UserError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # 18 images of 40x40 pixels in batches of 4: an epoch has 4 steps and leaves 2 images to the next. Lines after steps 3, 4, 6, 8,
 # 9, 12; checkpoints after every second step; from the second epoch on the rate drops wherever the error is no better.
 TINY = Config(

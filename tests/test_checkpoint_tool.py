@@ -19,6 +19,8 @@ import lenet.train
 from common.checkpoint import Checkpointer, saved_steps
 from common.errors import StorageError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def tool(*arguments) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command."""

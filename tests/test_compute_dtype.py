@@ -15,6 +15,8 @@ import alexnet.train
 import lenet.config
 import lenet.train
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PAPER = dict(
     scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm", momentum=0.0
 )

@@ -21,6 +21,8 @@ from common import launch
 from common.errors import DataError, UserError
 from common.flags import setting
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ROOT = Path(__file__).parents[1]
 
 TINY = '''
@@ -43,6 +45,7 @@ class Config:
     size: int = setting(10, "Length of the vector.")
     mode: str = setting("plain", "What goes wrong.", choices=("plain", "bug", "stuck"))
     averaging: bool = setting(False, "A switch.")
+    reduction: str = setting("fast", "How sums are made.", choices=("fast", "fixed"))
     pause_s: float = setting(0.0, "Seconds between steps.", changes_result=False)
 
     def __post_init__(self):
@@ -361,6 +364,7 @@ class Config:
     seed: int = setting(0, "A number.")
     rate: float = setting(0.5, "A rate.", lower_bound=0.0)
     pooling: str = setting("average", "A choice.", choices=("average", "max"))
+    reduction: str = setting("fast", "A choice.", choices=("fast", "fixed"))
 
     def __post_init__(self):
         if self.seed == 13:
@@ -371,10 +375,31 @@ class Config:
 def run_here(monkeypatch):
     monkeypatch.setattr(launch, "_use_compilation_cache", lambda: None)  # belongs to the process
 
-    def run(workdir, train=lambda *_: {"num_steps": 1}) -> int:
-        return launch._run(Config(), workdir, launch.Processes(False, "", -1, -1), train)
+    def run(workdir, train=lambda *_: {"num_steps": 1}, config=Config()) -> int:
+        return launch._run(config, workdir, launch.Processes(False, "", -1, -1), train)
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("reduction", "given", "used"),
+    [
+        ("fast", "", ""),
+        ("fixed", "", "--xla_gpu_deterministic_ops=true"),
+        ("fixed", "--xla_cpu_use_acl=false", "--xla_cpu_use_acl=false --xla_gpu_deterministic_ops=true"),
+        ("fixed", "--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_fixed_reduction_keeps_a_gpu_to_what_repeats_itself(tmp_path, run_here, monkeypatch, reduction, given, used):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    seen = []
+
+    def train(*_):
+        seen.append(os.environ["XLA_FLAGS"])
+        return {"num_steps": 1}
+
+    assert run_here(tmp_path / "run", train, Config(reduction=reduction)) == 0
+    assert seen == [used]
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, run_here, capsys):

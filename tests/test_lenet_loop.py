@@ -15,6 +15,8 @@ from common.errors import UserError
 from lenet import train
 from lenet.config import Config
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TINY = Config(dataset="mnist10k", train_size=50, validation_size=60, batch_size=4, num_epochs=3)
 PAPER = dataclasses.replace(
     TINY, scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm",

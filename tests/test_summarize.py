@@ -11,6 +11,8 @@ import common.flags
 from alexnet.config import Config
 from scripts.summarize import summarize as summary_of
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def summarize(*arguments):
     return subprocess.run([sys.executable, "-m", "scripts.summarize", *arguments], capture_output=True, text=True)
