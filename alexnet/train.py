@@ -1,7 +1,6 @@
 """Trains AlexNet: `python -m alexnet.train --workdir=runs/first [--flagfile=alexnet/presets/paper.flags] [--name=value]`."""
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +27,7 @@ from alexnet.data import (
 )
 from alexnet.model import AlexNet, loss_function
 from alexnet.optimizer import Plateau, drop_on_plateau, learning_rate_schedule, make_optimizer, new_plateau
-from common import checkpoint, conv, data, launch, metrics, parallel, writer
+from common import checkpoint, conv, data, flags, launch, metrics, parallel, writer
 from common.damage import DamagedRecords
 from common.errors import DataError, UserError
 
@@ -414,8 +413,8 @@ def load_run(workdir: Path) -> Run:
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run (no config.json)")
     try:
-        config = Config(**json.loads((workdir / "config.json").read_text()))
-    except (TypeError, ValueError) as error:
+        config = flags.from_json(Config, (workdir / "config.json").read_text())
+    except ValueError as error:
         raise UserError(f"{workdir}/config.json is not that of an AlexNet run: {error}") from error
     with contextlib.closing(checkpoint.Checkpointer(workdir, read_only=True)) as checkpointer:
         meta = checkpointer.newest_meta()

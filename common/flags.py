@@ -5,6 +5,7 @@ A preset is an absl flagfile (`--flagfile=lenet/presets/paper.flags`); later fla
 """
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -54,6 +55,27 @@ def define(config_class, flag_values: flags.FlagValues) -> None:
 def read(config_class, flag_values: flags.FlagValues):
     """The config that the parsed flags describe. Raises UserError (from the config) where settings exclude each other."""
     return config_class(**{field.name: flag_values[field.name].value for field in dataclasses.fields(config_class)})
+
+
+def from_json(config_class, text: str):
+    """The config that a run's config.json holds, a setting that it lacks at its default. Raises ValueError for other names, and
+    for values that no flag could have.
+    """
+    given = json.loads(text)
+    if not isinstance(given, dict):
+        raise ValueError("it holds no settings")
+    if unknown := given.keys() - {field.name for field in dataclasses.fields(config_class)}:
+        raise ValueError(f"no setting is called {min(unknown)}")
+    define(config_class, flag_values := flags.FlagValues())
+    try:
+        flag_values(["config.json", *(f"--{name}={_text(value)}" for name, value in given.items())])
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    config = read(config_class, flag_values)
+    for name, value in given.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"{name} cannot be {value!r}")
+    return config
 
 
 def to_flagfile(config) -> str:

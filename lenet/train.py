@@ -1,7 +1,6 @@
 """Trains LeNet-5: `python -m lenet.train --workdir=runs/first [--flagfile=lenet/presets/paper.flags] [--name=value ...]`."""
 
 import contextlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from common import checkpoint, conv, data, launch, metrics, parallel, writer
+from common import checkpoint, conv, data, flags, launch, metrics, parallel, writer
 from common.errors import UserError
 from lenet.codes import digit_codes
 from lenet.config import Config
@@ -297,8 +296,8 @@ def load_run(workdir: Path) -> Run:
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run (no config.json)")
     try:
-        config = Config(**json.loads((workdir / "config.json").read_text()))
-    except (TypeError, ValueError) as error:
+        config = flags.from_json(Config, (workdir / "config.json").read_text())
+    except ValueError as error:
         raise UserError(f"{workdir}/config.json is not that of a LeNet-5 run: {error}") from error
     with contextlib.closing(checkpoint.Checkpointer(workdir, read_only=True)) as checkpointer:
         meta = checkpointer.newest_meta()

@@ -34,6 +34,7 @@ from absl import flags, logging
 
 import alexnet.config
 import alexnet.train
+import common.flags
 import lenet.config
 import lenet.train
 from common import launch
@@ -286,7 +287,7 @@ def damage(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     """One file of the newest checkpoint damaged, an older one behind it; restored in this process."""
     saved, first = folder / "saved", folder / "first"
     clean = run_clean(DECK._replace(num_epochs=2), saved)
-    config = lenet.config.Config(**json.loads((saved / "config.json").read_text()))
+    config = common.flags.from_json(lenet.config.Config, (saved / "config.json").read_text())
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -13,7 +13,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """XLA without its expensive passes, here and in subprocesses: half the time, where tests compile much and compute little."""
+    """XLA without its expensive passes, here and in subprocesses: half the time where tests compile much and compute little."""
     before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:

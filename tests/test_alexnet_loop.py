@@ -580,7 +580,7 @@ def test_a_run_of_one_step_has_a_speed(tmp_path):
 def test_load_run_refuses_what_is_no_alexnet_run(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         train.load_run(tmp_path)
-    for text in ('{"c3": "table"}', "{", "[]"):
+    for text in ('{"c3": "table"}', "{", "[]", '{"seed": "x"}', '{"batch_size": 0}', '{"data_dir": null}', '{"flagfile": "x"}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="not that of an AlexNet run"):
             train.load_run(tmp_path)

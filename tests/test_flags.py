@@ -1,13 +1,14 @@
 """Config <-> flags: what a run writes down replays it, and a resume is refused exactly for what would change the result."""
 
 import dataclasses
+import json
 
 import pytest
 from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.flags import changes, define, read, setting, to_flagfile
+from common.flags import changes, define, from_json, read, setting, to_flagfile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,36 @@ def test_flagfile_replays_every_config(config, tmp_path):
     path = tmp_path / "flags.txt"
     path.write_text(to_flagfile(config), encoding="utf-8")
     assert parse(f"--flagfile={path}") == config
+
+
+@settings(deadline=None)
+@given(config=CONFIGS)
+def test_json_gives_every_config_again(config):
+    assert from_json(Config, json.dumps(dataclasses.asdict(config))) == config
+
+
+def test_json_of_another_version_of_the_code_has_its_defaults():
+    assert from_json(Config, '{"pooling": "max"}') == Config(pooling="max")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[]", "no settings"),
+        ('{"rate": 1}', "rate"),
+        ('{"flagfile": "/etc/passwd"}', "flagfile"),
+        ('{"batch_size": 0}', "batch_size"),
+        ('{"batch_size": "2"}', "batch_size"),
+        ('{"batch_size": null}', "batch_size"),
+        ('{"learning_rate": NaN}', "learning_rate"),
+        ('{"dataset": ["mnist"]}', "dataset"),
+        ('{"dataset": "a\\n--seed=3"}', "dataset"),
+        ('{"pooling": "min"}', "pooling"),
+    ],
+)
+def test_json_that_no_flags_could_give_is_refused_by_name(text, named):
+    with pytest.raises(ValueError, match=named):
+        from_json(Config, text)
 
 
 @given(old=CONFIGS, new=CONFIGS)

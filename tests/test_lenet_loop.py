@@ -207,7 +207,7 @@ def test_a_run_of_one_chunk_has_a_speed(tmp_path):
 def test_load_run_refuses_what_is_no_lenet_run(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         train.load_run(tmp_path)
-    for text in ('{"lrn": "none"}', "{", "[]"):
+    for text in ('{"lrn": "none"}', "{", "[]", '{"seed": "x"}', '{"batch_size": 0}', '{"data_dir": null}', '{"flagfile": "x"}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="not that of a LeNet-5 run"):
             train.load_run(tmp_path)
