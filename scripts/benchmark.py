@@ -6,8 +6,8 @@ Both sides take turns, A B A B ..., after a warm-up that compiles and is not cou
 the least and the most, and the ratio: the median of the rounds' ratios, above 1 where ours is faster. PyTorch takes part in the
 fastest of its forms (eager, channels last, compiled, for single images with one thread too), found by measuring each once. The
 share of the limit is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes
-at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. On two quiet cores
-all suites take about a quarter of an hour, more the first time, when PyTorch compiles.
+at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. The file is written
+after each suite, beside the rows that it has of others. On two quiet cores all suites take about twenty minutes.
 """
 
 import gc
@@ -51,10 +51,13 @@ def main(flag_values: flags.FlagValues) -> None:
     if flag_values.json and not Path(flag_values.json).absolute().parent.is_dir():
         raise UserError(f"--json={flag_values.json}: no such folder")
     source = machine(flag_values)
+    where = {name: source.pop(name) for name in ("command", "commit")}
     print(describe(source))
-    rows, said = [], ""
+    path, said = Path(flag_values.json), ""
+    rows = rows_of(path, source) if flag_values.json and path.exists() else []
     for name in flag_values.suite or [name for name in SUITES if name != "attempts"]:
         print(f"\n{name}: {SUITES[name].__doc__}")
+        found = []
         with tempfile.TemporaryDirectory() as work:
             for case in SUITES[name](Setting(flag_values.smallest, flag_values.data_dir, Path(work))):
                 measured = measure(case, 1 if flag_values.smallest else case.rounds or flag_values.rounds)
@@ -62,13 +65,14 @@ def main(flag_values: flags.FlagValues) -> None:
                     print(line(row), flush=True)
                 if case.contains != said:
                     print(textwrap.fill(said := case.contains, 120, initial_indent="    ", subsequent_indent="    "))
-                rows += [{"suite": name} | row for row in measured]
+                found += [{"suite": name} | row | where for row in measured]
                 del case
                 gc.collect()  # what was compiled, and both networks
         source["load_average_after"] = load_average()
+        rows = sorted([row for row in rows if row["suite"] != name] + found, key=lambda row: list(SUITES).index(row["suite"]))
         if flag_values.json:  # after each suite: nothing is lost if a later one fails
             content = {"kind": "benchmark", "rows": rows, **source}
-            write_atomic(Path(flag_values.json), json.dumps(content, indent=2) + "\n")
+            write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 def machine(flag_values: flags.FlagValues) -> dict:
@@ -82,6 +86,17 @@ def machine(flag_values: flags.FlagValues) -> dict:
     source["rounds"] = 1 if flag_values.smallest else flag_values.rounds
     source["smallest"] = flag_values.smallest
     return source
+
+
+def rows_of(path: Path, source: dict) -> list[dict]:
+    """What the file has already. Raises UserError if that was measured elsewhere, or otherwise."""
+    earlier = json.loads(path.read_text())
+    for name in ("processor", "cores", "accelerator"):
+        if (there := earlier["machine"][name]) != source["machine"][name]:
+            raise UserError(f"--json={path} has rows of another machine ({name} {there}): name another file.")
+    if earlier["smallest"] != source["smallest"]:
+        raise UserError(f"--json={path} has rows of --smallest={str(earlier['smallest']).lower()}: name another file.")
+    return earlier["rows"]
 
 
 def load_average() -> list[float]:

@@ -274,11 +274,13 @@ def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None 
         rows.append(f"| {' | '.join(cells)} |")
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "torch"))
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in result["rows"]))
+    commits = ", ".join(sorted({f"`{(row['commit'] or 'none')[:8]}`" for row in result["rows"]}))
     where = (
-        f"`{result['command']}`, commit `{(result['commit'] or 'none')[:8]}`: {machine['processor']}, {machine['cores']} "
+        f"{commands}, commit {commits}: {machine['processor']}, {machine['cores']} "
         f"cores, {machine['accelerator']}, {packages}, load average {result['load_average'][0]:.2f} before and "
-        f"{result['load_average_after'][0]:.2f} after. Limits: {machine['matmul_gflop_per_s']:.0f} GFLOP/s in a float32 matrix "
-        f"product, {machine['copy_gb_per_s']:.0f} GB/s read and written by a copy."
+        f"{result['load_average_after'][0]:.2f} after. Limits: {machine['matmul_gflop_per_s']:,.0f} GFLOP/s in a float32 "
+        f"matrix product, {machine['copy_gb_per_s']:,.0f} GB/s read and written by a copy."
     )
     return "\n".join([*rows, "", where])
 
@@ -295,7 +297,8 @@ def attempts_table(results: dict[str, list[dict]]) -> str:
     rows = ["| forward and backward (share of the limit) | in use | tried in its place |", "|---|---|---|"]
     rows += [f"| {what} | {used.removeprefix('in use ')} | {'; '.join(tried)} |" for what, (used, *tried) in cells.items()]
     limit = f"{result['machine']['matmul_gflop_per_s']:.0f} GFLOP/s, {result['machine']['copy_gb_per_s']:.0f} GB/s"
-    return "\n".join([*rows, "", f"`{result['command']}`, commit `{(result['commit'] or 'none')[:8]}`; limits {limit}."])
+    first = result["rows"][0]
+    return "\n".join([*rows, "", f"`{first['command']}`, commit `{(first['commit'] or 'none')[:8]}`; limits {limit}."])
 
 
 # What the prediction assumes of each GPU and its links: NVIDIA A100 in DGX A100 systems (NVIDIA's data sheets).

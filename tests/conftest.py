@@ -14,12 +14,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module")
 def compiled_quickly():
     """XLA without its expensive passes, here and in subprocesses: half the time where tests compile much and compute little."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

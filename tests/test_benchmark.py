@@ -19,6 +19,7 @@ import lenet.config
 import lenet.train
 from alexnet.imagenet import encode_jpeg
 from common import launch
+from common.errors import UserError
 from lenet.model import C3_TABLE, c3_mask, layer_table
 from scripts import benchmark, report
 from scripts import benchmark_suites as suites
@@ -216,11 +217,12 @@ def test_table():
     row = {
         "suite": "ops", "name": "LRN", "unit": "ms", "ours": 65.4, "ours_range": [60.0, 70.0], "peer": 1234.5,
         "peer_range": [1234.5, 1234.5], "peer_form": "eager", "ratio": 18.876, "limit": 10.0, "share_of_limit": 0.153,
+        "command": "python -m scripts.benchmark", "commit": "0123456789",
     }  # fmt: skip
     alone = row | {"name": "devices", "peer": "none: no such thing", "ratio": None, "limit": None, "share_of_limit": None}
     result = {
-        "rows": [row, alone], "command": "python -m scripts.benchmark", "commit": "0123456789", "load_average": [0.5, 1, 1],
-        "load_average_after": [2, 1, 1], "versions": dict.fromkeys(("python", "jax", "flax", "torch"), "1"),
+        "rows": [row, alone], "load_average": [0.5, 1, 1], "load_average_after": [2, 1, 1],
+        "versions": dict.fromkeys(("python", "jax", "flax", "torch"), "1"),
         "machine": {
             "processor": "X", "cores": 2, "accelerator": "cpu", "matmul_gflop_per_s": 200.4, "copy_gb_per_s": 30.2,
         },
@@ -230,6 +232,19 @@ def test_table():
     assert lines[3] == "| `ops`: devices | ms | 65.4 (60 to 70) | none: no such thing | – | – |  |"
     assert "commit `01234567`" in lines[-1] and "200 GFLOP/s" in lines[-1]
     assert "|" not in report.benchmark_table({})
+
+    def deck(suite, name, ours):
+        return row | {"suite": suite, "name": name, "ours": ours}
+
+    both = {
+        "benchmark": [result | {"rows": [deck("input", "jpeg records, 1 thread", 2000.0)]}],
+        "benchmark_gpu": [result | {"rows": [deck("alexnet_train", "deck, batch 128", 9001.0)]}],
+    }
+    text = report.gpu_table(both)
+    assert (
+        "target" not in text and "| `alexnet_train`: deck, batch 128 | ms | 9,001" in text and "fewer than 5 such cores" in text
+    )
+    assert report.gpu_table({}) == "Not measured yet."
 
 
 # ---- the command
@@ -244,6 +259,16 @@ def test_mistakes_get_one_line(tmp_path, capsys):
         assert launch.run_tool(benchmark.define_flags, benchmark.main, ["benchmark", *arguments]) == 2
         captured = capsys.readouterr()
         assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def test_rows_of_other_suites_stay_and_other_machines_are_refused(tmp_path):
+    source = {"machine": {"processor": "A", "cores": 2, "accelerator": "cpu"}, "smallest": False}
+    path = tmp_path / "benchmark.json"
+    path.write_text(json.dumps(source | {"rows": [{"suite": "ops"}]}))
+    assert benchmark.rows_of(path, source) == [{"suite": "ops"}]
+    for other in ({"machine": source["machine"] | {"cores": 4}}, {"smallest": True}):
+        with pytest.raises(UserError, match="name another file"):
+            benchmark.rows_of(path, source | other)
 
 
 @pytest.mark.slow
