@@ -68,11 +68,15 @@ def test_values_and_gradients_are_pytorchs(backend, torch, size, overlapping):
         np.testing.assert_allclose(pull_back(cotangent)[0], x_torch.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
 
 
-def test_pixels_that_share_a_maximum_share_its_gradient(backend):
-    x = jnp.zeros((1, 7, 7, 2))
-    gradient = jax.grad(lambda x: jnp.sum(max_pool(x, overlapping=True)))(x)
-    assert (gradient >= 0).all()
-    assert jnp.sum(gradient) == 3 * 3 * 2  # each window hands on the whole of its one
+@pytest.mark.parametrize("size", [2, 6, 7])
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_of_pixels_that_share_a_maximum_the_first_has_the_gradient(backend, torch, size, overlapping):
+    draw = np.random.default_rng(0)
+    x = draw.integers(0, 2, size=(8, size, size, 3)).astype(np.float32)
+    x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    torch.nn.functional.max_pool2d(x_torch, 3 if overlapping else 2, 2, ceil_mode=overlapping).sum().backward()
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x, overlapping=overlapping)))(jnp.asarray(x))
+    np.testing.assert_array_equal(gradient, x_torch.grad.numpy().transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
