@@ -162,28 +162,21 @@ def span(run: Callable[[], Any], times: int, unit: float) -> Callable[[], tuple[
     return lambda: (seconds(run) / times / unit,)
 
 
-def repeated(run: Callable[[], Any], times: int, *, one_by_one: bool = False) -> Callable[[], None]:
-    """`times` runs of ours, and waiting: for each on a processor or if `one_by_one`, else for the last, as runs queue up."""
+def repeated(run: Callable[[], Any], times: int, *, wait=jax.block_until_ready, one_by_one: bool = False) -> Callable[[], None]:
+    """`times` runs, and `wait` for what they gave: each on a processor or if `one_by_one`, else the last, as runs queue up."""
 
     def runs():
         for i in range(times):
             outputs = run()
             if one_by_one or not accelerated() or i == times - 1:
-                jax.block_until_ready(outputs)
+                wait(outputs)
 
     return runs
 
 
-def repeated_theirs(run: Callable[[], Any], times: int, *, one_by_one: bool = False) -> Callable[[], None]:
+def repeated_theirs(run: Callable[[], Any], times: int, **options) -> Callable[[], None]:
     """The same of PyTorch's."""
-
-    def runs():
-        for i in range(times):
-            run()
-            if one_by_one or i == times - 1:
-                torch_peers().wait()
-
-    return runs
+    return repeated(run, times, wait=lambda _: torch_peers().wait(), **options)
 
 
 def preset(package, name: str, *changes: str):

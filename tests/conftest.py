@@ -21,6 +21,12 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def backend(request, monkeypatch):
+    """The forms for a CPU, then those for a GPU, computed on what there is."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
 @pytest.fixture(scope="session")
 def full_mnist() -> str:
     """The data_dir that holds all of MNIST (60,000 / 10,000), prepared."""

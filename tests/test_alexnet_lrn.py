@@ -1,4 +1,4 @@
-"""Local response normalization against the formula of section 3.3 written as float64 loops, and against PyTorch's."""
+"""Local response normalization, in the forms for CPU and GPU, against section 3.3 as float64 loops, and PyTorch's."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,8 @@ import pytest
 
 from alexnet.lrn import local_response_normalization, normalization, within_map_normalization
 from common.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def by_the_formula(a, size, alpha, beta, k, towers=1):

@@ -12,11 +12,6 @@ from alexnet.pooling import average_pool, max_pool
 NUMPY = {max_pool: np.max, average_pool: np.mean}
 
 
-@pytest.fixture(params=["cpu", "gpu"])
-def backend(request, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
-
-
 def by_windows(x, reduce, overlapping):
     """(B, H, W, C) -> (B, H // 2, W // 2, C): NumPy cuts off slices at the border as the 2012 code does its windows."""
     size = 3 if overlapping else 2
