@@ -12,6 +12,8 @@ from alexnet.cifar import WEIGHT_DECAY_FACTORS, CifarNet, LocallyConnected
 from common.conv import cpu_convolution
 from common.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 NETS = ("cifar18", "cifar13")
 
 

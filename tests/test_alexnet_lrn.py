@@ -1,5 +1,7 @@
 """Local response normalization, in the forms for CPU and GPU, against section 3.3 as float64 loops, and PyTorch's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from alexnet.lrn import local_response_normalization, normalization, within_map_normalization
 from common.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("backend", "compiled_quickly")
 
 
 def by_the_formula(a, size, alpha, beta, k, towers=1):
@@ -42,7 +44,7 @@ def check(ours, formula, shape, scale=3.0):
     """Values, and the derivative along some directions, of `ours` in float32 and of `formula` in float64."""
     draw = np.random.default_rng(0)
     x = draw.normal(size=shape) * scale
-    value, pull_back = jax.vjp(ours, jnp.asarray(x, jnp.float32))
+    value, pull_back = jax.vjp(jax.jit(ours), jnp.asarray(x, jnp.float32))
     assert value.shape == shape and value.dtype == jnp.float32
     np.testing.assert_allclose(value, formula(x), rtol=2e-6, atol=1e-7)
     for _ in range(3):
@@ -111,6 +113,7 @@ def test_pytorch_has_alpha_over_n(torch, size, alpha, beta, k, alpha_over_n):
     theirs = torch.nn.LocalResponseNorm(size, alpha if alpha_over_n else alpha * size, beta, k)(x_torch)
     theirs.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
 
+    @jax.jit
     def ours(x):
         return local_response_normalization(x, size=size, alpha=alpha, beta=beta, k=k, alpha_over_n=alpha_over_n)
 
@@ -131,10 +134,11 @@ def test_bfloat16_is_summed_in_float32():
     """61 channels added up in bfloat16 stop growing; here only the result is rounded, by 2^-8 at most."""
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, size=(5, 61)), jnp.bfloat16)
     options = dict(size=121, alpha=1.0, beta=0.75, k=1.0)
-    value = local_response_normalization(x, **options)
+    ours = jax.jit(functools.partial(local_response_normalization, **options))
+    value = ours(x)
     assert value.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(value, np.float64), by_the_formula(np.asarray(x, np.float64), **options), rtol=2**-8)
-    gradient = jax.grad(lambda x: jnp.sum(local_response_normalization(x, **options).astype(jnp.float32)))(x)
+    gradient = jax.grad(lambda x: jnp.sum(ours(x).astype(jnp.float32)))(x)
     assert gradient.dtype == jnp.bfloat16
 
 

@@ -16,6 +16,8 @@ from alexnet.train import build_model
 from common.errors import UserError
 from common.flags import define, read
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # The lecture deck's table: output, parameters and forward computations as printed there (no biases in the last three).
 DECK_TABLE = [
     ("conv1", [55, 55, 96], 34_944, 105_705_600),

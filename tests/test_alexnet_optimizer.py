@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from alexnet.cifar import WEIGHT_DECAY_FACTORS
 from alexnet.optimizer import Plateau, drop_on_plateau, learning_rate_schedule, make_optimizer, new_plateau
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STEPS, DROP_STEP = 10, 5  # the rate drops before the sixth update
 
 

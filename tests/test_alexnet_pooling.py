@@ -9,6 +9,8 @@ import pytest
 
 from alexnet.pooling import average_pool, max_pool
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 NUMPY = {max_pool: np.max, average_pool: np.mean}
 
 

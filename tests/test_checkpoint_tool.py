@@ -16,8 +16,10 @@ import alexnet.config
 import alexnet.train
 import lenet.config
 import lenet.train
+from common import launch
 from common.checkpoint import Checkpointer, saved_steps
 from common.errors import StorageError
+from scripts import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -190,7 +192,7 @@ def test_beside_a_run_that_saves_all_the_time_it_finds_no_damage_and_does_none(t
     assert not list(tmp_path.glob("checkpoints/*.corrupt*"))
 
 
-def test_mistakes_get_one_line(tmp_path):
+def test_mistakes_get_one_line(tmp_path, capsys):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text('{"track": "test"}')
     for arguments, message in (
@@ -204,8 +206,10 @@ def test_mistakes_get_one_line(tmp_path):
         (["ls", tmp_path, "more"], "unexpected argument 'more'"),
         (["ls", tmp_path, "--json"], "json"),
     ):
-        code, output, errors = tool(*arguments)
-        assert (code, output) == (2, "") and message in errors and errors.count("\n") == 1, errors
+        argv, words = ["checkpoint", *map(str, arguments)], ("ls|verify", "DIR")
+        assert launch.run_tool(checkpoint.define_flags, checkpoint.main, argv, words) == 2
+        output, errors = capsys.readouterr()
+        assert output == "" and message in errors and errors.count("\n") == 1, errors
     assert not (tmp_path / "absent").exists() and os.listdir(tmp_path / "new") == ["config.json"]
 
 

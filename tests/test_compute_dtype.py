@@ -66,6 +66,7 @@ def test_bfloat16_is_float32_coarsely(name):
         assert np.linalg.norm(e - c) <= 5 * np.linalg.norm(e - r) + 0.01 * np.linalg.norm(e)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_learns(tmp_path):
     command = [sys.executable, "-m", "lenet.train", f"--workdir={tmp_path}", "--dataset=mnist10k", "--train_size=2000"]
     command += ["--validation_size=500", "--num_epochs=4", "--compute_dtype=bfloat16", "--batch_size=32"]

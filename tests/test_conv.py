@@ -19,6 +19,8 @@ from common.conv import (
     masked,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 NHWC = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 

@@ -335,6 +335,7 @@ def test_a_full_disk_is_one_line(program):
     ), errors
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_later_costs_no_more_than_the_steps_since_the_last_save(program):
     assert program.run("--workdir=roomy", "--size=200000")[0] == 0
     process = program.start("--workdir=filling", "--size=200000", "--pause_s=0.5")

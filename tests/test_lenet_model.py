@@ -14,6 +14,8 @@ from lenet.config import Config
 from lenet.model import C3_TABLE, LeNet5, c3_connections, c3_mask, layer_table, loss_function
 from lenet.train import build_model
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PAPER = Config(
     scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm", momentum=0.0
 )

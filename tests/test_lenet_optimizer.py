@@ -11,6 +11,8 @@ from lenet.codes import digit_codes
 from lenet.model import C3_TABLE, LeNet5, c3_mask, loss_function
 from lenet.optimizer import MU, curvature, learning_rate_schedule, make_optimizer, sdlm
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LOSSES = [("mse", 0.0), ("map", 3.0), ("map", 60.0), ("cross_entropy", 0.0)]
 
 
@@ -120,7 +122,14 @@ def loop_over_connections(params, image, label, loss, constant):
     return result
 
 
-@pytest.mark.parametrize("loss, constant, count", [("mse", 0.0, 1), ("map", 3.0, 2), ("map", 60.0, 1)])
+@pytest.mark.parametrize(
+    "loss, constant, count",
+    [
+        ("map", 60.0, 1),
+        pytest.param("mse", 0.0, 1, marks=pytest.mark.slow),
+        pytest.param("map", 3.0, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_curvature_against_a_loop_over_every_connection(loss, constant, count):
     model = paper_model()
     draw = np.random.default_rng(3)

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from absl import flags
 
 import common.flags
 from alexnet.config import Config
+from common import launch
+from scripts import summarize as tool
 from scripts.summarize import summarize as summary_of
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -34,7 +37,7 @@ def test_every_preset_has_a_table():
         assert done.returncode == 0 and total in done.stdout
 
 
-def test_mistakes_get_one_line():
+def test_mistakes_get_one_line(capsys):
     for arguments, message in (
         (["--model=vgg"], "lenet"),
         (["--c3=full"], "table|dense|random"),
@@ -44,8 +47,11 @@ def test_mistakes_get_one_line():
         (["--model=alexnet", "--optimizer=adamw"], "--momentum=0"),
         (["--model=alexnet", "--flagfile=alexnet/presets/vgg.flags"], "vgg.flags"),
     ):
-        done = summarize(*arguments)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+        argv = ["summarize", *arguments]
+        define_flags = partial(tool.define_flags, model=tool.chosen_model(argv))
+        assert launch.run_tool(define_flags, tool.main, argv) == 2
+        output, errors = capsys.readouterr()
+        assert output == "" and message in errors and len(errors.splitlines()) == 1
 
 
 def test_help_is_the_docstring_and_the_flags():
