@@ -1,25 +1,26 @@
 """The fastest exact formulation of a convolution per backend, and the masked convolution.
 
-On GPU and TPU that is `lax.conv_general_dilated`, and on a CPU, too, for most of AlexNet. But XLA is slow there on four kinds
-of convolution; as matrix products they are the same function to float accuracy and faster, measured on two cores with JAX 0.10:
+On GPU and TPU that is `lax.conv_general_dilated`. On a CPU XLA is slow on most of what the two networks need; in other forms
+these are the same functions to float accuracy and faster, measured on two cores with JAX 0.10, milliseconds a batch:
 
   LeNet-5's, batch_last_convolution. A loop over steps, such as LeNet's `fori_loop`, convolves without the library that XLA
   calls elsewhere: at batch 128 the preset deck trains on 2,300 images/s with `lax`. As products with a banded matrix, and all
   layers on (B, H, W, maps) arrays, it was 16,000: most of the time went into biases, activations and pooling, whose innermost
   loops ran over 6 or 16 maps. With the batch last these loops run over the batch: 27,000.
 
-  Few channels and a stride: AlexNet's conv1, strided_convolution. 227x227x3, 11x11, stride 4, to 96 maps, batch 32, forward and
-  the gradient of the weights: 132 ms instead of 278; with the gradient of the images 177 instead of 439 ms.
+  3x3 and 5x5 kernels on many channels: winograd_convolution, which multiplies less. Forward and backward, batch 32: AlexNet's
+  conv2 (27x27x96, 5x5, to 256 maps) 206 instead of 520, conv3 (13x13x256, 3x3, to 384) 120 instead of 170.
 
-  Groups: one convolution each. AlexNet's conv2, 27x27x96 to 256 maps in two groups, batch 32, forward and backward: 153 ms
-  instead of 1,524; conv4 82 instead of 553 ms.
+  Few channels: few_channels_convolution. Forward and the gradient of the weights: AlexNet's conv1 (227x227x3, 11x11, stride 4,
+  to 96 maps), batch 32, 124 instead of 357; the first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 8 instead of 21.
 
-  Large kernels on many channels, the gradient of the weights: wide_convolution. AlexNet's conv2, 27x27x96, 5x5, to 256 maps,
-  batch 32: 188 ms instead of 331, one product for each of the 25 pixels of the kernel. With 3x3 kernels (conv3, conv4, conv5)
-  the two are equally fast.
+  Groups: one convolution each. AlexNet's conv2 in two groups forward and backward: 153 instead of 1,524, before the above.
 
-The last three plug into `nnx.Conv(conv_general_dilated=...)`.
+All but the first plug into `nnx.Conv(conv_general_dilated=...)`.
 """
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,11 @@ def batch_last_convolution():
     return banded_convolution if jax.default_backend() == "cpu" else lax_convolution
 
 
-FEW_CHANNELS = 16  # the most with which strided_convolution is used
-MANY_CHANNELS = 48  # the least with which wide_convolution is
+FEW_CHANNELS = 16  # the most with which few_channels_convolution is used
+OUTPUTS_A_TILE = {3: 2, 5: 3}  # by the size of the kernel; larger tiles multiply less, and round more
+MANY_CHANNELS = (
+    32  # the least with which winograd_convolution is used, and not for a single image, whose kernels are most of the work
+)
 
 
 def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_count=1, **options):
@@ -47,14 +51,20 @@ def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_co
         parts = (jnp.split(array, feature_group_count, axis=-1) for array in (inputs, kernel))
         groups = [cpu_convolution(*part, window_strides, padding, **options) for part in zip(*parts, strict=True)]
         return jnp.concatenate(groups, axis=-1)
-    sides = [(0, 0), (0, 0)] if padding == "VALID" else padding  # before and after, of rows and of columns
     dilations = [options.get(name) or (1, 1) for name in ("lhs_dilation", "rhs_dilation")]
     plain = all(tuple(dilation) == (1, 1) for dilation in dilations) and options.get("batch_group_count", 1) == 1
-    if inputs.shape[-1] <= FEW_CHANNELS and window_strides[0] == window_strides[1] > 1 and plain and not isinstance(sides, str):
-        element_type = options.get("preferred_element_type")
-        return strided_convolution(inputs, kernel, window_strides[0], sides, preferred_element_type=element_type)
-    if min(kernel.shape[:2]) >= 5 and kernel.shape[2] >= MANY_CHANNELS and tuple(window_strides) == (1, 1) and plain:
-        return wide_convolution(inputs, kernel, padding, **options)
+    if not plain:
+        return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
+    sides = padding  # before and after, of rows and of columns
+    if isinstance(padding, str):
+        sides = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], window_strides, padding)
+    element_type = options.get("preferred_element_type")
+    if inputs.shape[-1] <= FEW_CHANNELS:
+        return few_channels_convolution(inputs, kernel, window_strides, sides, preferred_element_type=element_type)
+    size = kernel.shape[0] if kernel.shape[0] == kernel.shape[1] and tuple(window_strides) == (1, 1) else None
+    narrow = all(zeros < kernel.shape[0] for side in sides for zeros in side)
+    if size in OUTPUTS_A_TILE and narrow and inputs.shape[-1] >= MANY_CHANNELS and len(inputs) > 1:
+        return winograd_convolution(inputs, kernel, sides, preferred_element_type=element_type)
     return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
 
 
@@ -117,61 +127,131 @@ def block_of_outputs(rows: int, columns: int) -> tuple[int, int]:
     return measured.get((rows, columns)) or (max(n for n in range(1, 9) if rows % n == 0), 1)
 
 
-def strided_convolution(inputs, kernel, stride: int, padding, *, preferred_element_type=None):
-    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) with the stride in both directions, as one product.
+def few_channels_convolution(inputs, kernel, strides, padding, **options):
+    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) as one product of patches.
 
-    Each square of stride x stride pixels becomes one pixel of stride^2 * in channels, and the kernel, filled up with zeros to a
+    Without a stride two neighbouring outputs are computed as one, of 2 * out channels: it sees one column more, and the next
+    pair is two columns further. That is 6 / 5 of the products of a 5x5 kernel, from half as many patches.
+    """
+    if tuple(strides) != (1, 1):
+        return strided_convolution(inputs, kernel, strides, padding, **options)
+    features = kernel.shape[3]
+    (rows, (left, right)), columns = padding, inputs.shape[2] + sum(padding[1]) - kernel.shape[1] + 1
+    first, second = (jnp.pad(kernel, ((0, 0), around, (0, 0), (0, 0))) for around in ((0, 1), (1, 0)))
+    pair = jnp.concatenate([first, second], axis=-1)  # (kh, kw + 1, in, 2 * out)
+    outputs = strided_convolution(inputs, pair, (1, 2), (rows, (left, right + columns % 2)), **options)
+    batch, height, pairs, _ = outputs.shape
+    return outputs.reshape(batch, height, 2 * pairs, features)[:, :, :columns]
+
+
+def strided_convolution(inputs, kernel, strides, padding, *, preferred_element_type=None):
+    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) with strides, as one product of patches.
+
+    Each block of stride x stride pixels becomes one pixel of stride^2 * in channels, and the kernel, filled up with zeros to a
     multiple of the stride, shrinks likewise: AlexNet's conv1, 11x11 on 3 channels, becomes 3x3 on 48 without a stride.
 
     Args:
+      strides: of rows and of columns.
       padding: rows before and after, columns before and after: ((top, bottom), (left, right)).
     """
     batch, *sides, channels = inputs.shape
     *kernel_sides, _, features = kernel.shape
-    height, width = (-(-side // stride) for side in kernel_sides)  # of the kernel, in squares
+    height, width = (-(-side // stride) for side, stride in zip(kernel_sides, strides, strict=True))  # of the kernel, in blocks
     rows, columns = (  # of the output
         (side + sum(around) - kernel_side) // stride + 1
-        for side, around, kernel_side in zip(sides, padding, kernel_sides, strict=True)
+        for side, around, kernel_side, stride in zip(sides, padding, kernel_sides, strides, strict=True)
     )
-    tall, wide = rows + height - 1, columns + width - 1  # of the input, in squares
+    tall, wide = rows + height - 1, columns + width - 1  # of the input, in blocks
     # What the last window does not reach is cut off: lax.pad may pad by less than nothing.
     around = [
-        (before, squares * stride - side - before, 0)
-        for (before, _), squares, side in zip(padding, (tall, wide), sides, strict=True)
+        (before, blocks * stride - side - before, 0)
+        for (before, _), blocks, side, stride in zip(padding, (tall, wide), sides, strides, strict=True)
     ]
+    block = math.prod(strides) * channels
     inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *around, (0, 0, 0)])
-    inputs = inputs.reshape(batch, tall, stride, wide, stride, channels).swapaxes(2, 3)
-    inputs = inputs.reshape(batch, tall, wide, stride * stride * channels)
+    inputs = inputs.reshape(batch, tall, strides[0], wide, strides[1], channels).swapaxes(2, 3)
+    inputs = inputs.reshape(batch, tall, wide, block)
 
-    filling = [(0, squares * stride - side) for squares, side in zip((height, width), kernel_sides, strict=True)]
+    filling = [(0, blocks * stride - side) for blocks, stride, side in zip((height, width), strides, kernel_sides, strict=True)]
     kernel = jnp.pad(kernel, (*filling, (0, 0), (0, 0)))
-    kernel = kernel.reshape(height, stride, width, stride, channels, features).swapaxes(1, 2).reshape(-1, features)
+    kernel = kernel.reshape(height, strides[0], width, strides[1], channels, features).swapaxes(1, 2).reshape(-1, features)
 
     windows = [inputs[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-    patches = jnp.concatenate(windows, axis=-1)  # (B, H', W', height * width * stride^2 * in)
-    return jnp.matmul(patches, kernel, preferred_element_type=preferred_element_type)
+    patches = jnp.concatenate(windows, axis=-1).reshape(-1, kernel.shape[0])  # (B * H' * W', height * width * block)
+    outputs = jnp.matmul(patches, kernel, preferred_element_type=preferred_element_type)
+    return outputs.reshape(batch, rows, columns, features)
 
 
-def wide_convolution(inputs, kernel, padding, **options):
-    """`lax.conv_general_dilated` of (B, H, W, in) without a stride, its gradient by the kernel made of one product a pixel."""
-    sides = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], (1, 1), padding) if isinstance(padding, str) else padding
+def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None):
+    """A convolution (B, H, W, in) * (k, k, in, out) -> (B, H', W', out) without a stride, k = 3 or 5, by Winograd's filtering.
 
-    def plain(inputs, kernel):
-        return lax.conv_general_dilated(inputs, kernel, (1, 1), sides, **options)
+    Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), section 4: the outputs are cut into
+    tiles of m x m. All that a tile sees, n x n pixels with n = m + k - 1, and the kernel are transformed, multiplied one by one
+    and summed over the channels, and what comes out is transformed back. That is n^2 products for m^2 outputs in place of
+    k^2 m^2: 16 for 36 with 3x3 kernels and m = 2, 49 for 225 with 5x5 and m = 3. The gradients have the same form.
+
+    In float32 m = 2 rounds less than `lax`, m = 3 seven times as much: 2e-6 of the outputs' size.
+
+    Args:
+      padding: zeros before and after, of rows and of columns: ((top, bottom), (left, right)), each less than k.
+    """
+    size, outputs_dtype = kernel.shape[0], preferred_element_type or inputs.dtype
+    m = OUTPUTS_A_TILE[size]
+    n = m + size - 1
+    dtype = jnp.promote_types(inputs.dtype, jnp.float32)  # what is transformed is not rounded to bfloat16
+    of_pixels, of_kernel, of_products = (matrix.astype(dtype) for matrix in winograd_matrices(m, size))
+
+    def convolve(inputs, kernel, padding):
+        """The outputs, and the transformed tiles."""
+        batch, *sides, channels = inputs.shape
+        (top, _), (left, _) = padding
+        rows, columns = (side + sum(around) - size + 1 for side, around in zip(sides, padding, strict=True))  # of the output
+        down, across = -(-rows // m), -(-columns // m)  # tiles
+        bottom, right = down * m + size - 1 - sides[0] - top, across * m + size - 1 - sides[1] - left
+        inputs = jnp.pad(inputs, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        ends = (down - 1) * m + 1, (across - 1) * m + 1
+        pixels = [inputs[:, i : i + ends[0] : m, j : j + ends[1] : m] for i in range(n) for j in range(n)]
+        tiles = (of_pixels @ jnp.stack(pixels).reshape(n * n, -1)).reshape(n * n, -1, channels)  # (n^2, B * tiles, in)
+        kernel = (of_kernel @ kernel.reshape(size * size, -1)).reshape(n * n, channels, -1)  # (n^2, in, out)
+        outputs = (of_products @ (tiles @ kernel).reshape(n * n, -1)).reshape(m, m, batch, down, across, -1)
+        outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, down * m, across * m, -1)
+        return outputs[:, :rows, :columns], tiles
+
+    def forward(inputs, kernel):
+        outputs, tiles = convolve(inputs, kernel, padding)
+        return outputs, (tiles, kernel)
 
     def backward(saved, gradient):
-        inputs, kernel = saved
-        _, pull_back = jax.vjp(lambda inputs: plain(inputs, kernel), inputs)
-        height, width, features = gradient.shape[1:]
-        padded = jnp.pad(inputs, ((0, 0), *sides, (0, 0)))
+        tiles, kernel = saved
+        around = [[size - 1 - zeros for zeros in side] for side in padding]
+        inputs_gradient, _ = convolve(gradient, kernel[::-1, ::-1].swapaxes(2, 3), around)
 
-        def at(i, j):  # (in, out): what one pixel of the kernel saw, times the gradient
-            seen = padded[:, i : i + height, j : j + width].reshape(-1, inputs.shape[-1])
-            return jnp.matmul(seen.T, gradient.reshape(-1, features), preferred_element_type=kernel.dtype)
+        batch, rows, columns, features = gradient.shape
+        down, across = -(-rows // m), -(-columns // m)
+        gradient = jnp.pad(gradient, ((0, 0), (0, down * m - rows), (0, across * m - columns), (0, 0)))
+        gradient = gradient.reshape(batch, down, m, across, m, features).transpose(2, 4, 0, 1, 3, 5)
+        gradient = (of_products.T @ gradient.reshape(m * m, -1)).reshape(n * n, -1, features)  # (n^2, B * tiles, out)
+        products = tiles.swapaxes(1, 2) @ gradient  # (n^2, in, out)
+        return inputs_gradient, (of_kernel.T @ products.reshape(n * n, -1)).reshape(kernel.shape)
 
-        kernel_gradient = [jnp.stack([at(i, j) for j in range(kernel.shape[1])]) for i in range(kernel.shape[0])]
-        return pull_back(gradient)[0], jnp.stack(kernel_gradient)
+    convolution = jax.custom_vjp(lambda inputs, kernel: convolve(inputs, kernel, padding)[0])
+    convolution.defvjp(forward, backward)
+    return convolution(inputs.astype(dtype), kernel.astype(dtype)).astype(outputs_dtype)
 
-    convolve = jax.custom_vjp(plain)
-    convolve.defvjp(lambda inputs, kernel: (plain(inputs, kernel), (inputs, kernel)), backward)
-    return convolve(inputs, kernel)
+
+@functools.cache
+def winograd_matrices(m: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The transformations of n x n pixels, (n^2, n^2), of a kernel, (n^2, size^2), and back to m x m outputs, (m^2, n^2).
+
+    By Toom and Cook: polynomials are multiplied by their values at n - 1 points and at infinity. Here in its transposed form,
+    B^T, G and A^T of the paper, once along the rows and once along the columns.
+    """
+    points = np.array([0, 1, -1, 2, -2, 0.5])[: m + size - 2]
+    others = [points[points != point] for point in points]
+    at_infinity = np.eye(size)[-1:], np.eye(m)[:, -1:]
+    of_pixels = [[*np.poly(rest)[::-1], 0] for rest in others] + [np.poly(points)[::-1]]
+    scale = [[np.prod(point - rest)] for point, rest in zip(points, others, strict=True)]
+    of_kernel = np.vander(points, size, increasing=True) / scale
+    of_kernel = np.concatenate([of_kernel, at_infinity[0]])
+    of_products = np.concatenate([np.vander(points, m, increasing=True).T, at_infinity[1]], axis=1)
+    return tuple(np.kron(matrix, matrix) for matrix in (np.array(of_pixels), of_kernel, of_products))

@@ -117,15 +117,26 @@ def run_tool(define_flags: Callable, body: Callable, argv: list[str], words: tup
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep what is freed for what comes next, instead of giving it back to the system.
+    """Makes glibc keep what is freed for what comes next, instead of giving it back to the system, and in huge pages.
 
-    A step on a CPU takes some hundred megabytes and frees them, and every page that the system hands out anew is a page fault
-    and filled with zeros: cifar18 trains on 1,550 images/s with this, on 900 to 1,330 without.
+    A step on a CPU takes hundreds of megabytes and frees them, and every page of 4 KiB that the system hands out anew is a page
+    fault and filled with zeros: AlexNet's preset deck trains on 18 images/s without this, on 23 with it.
     """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # from malloc.h
-        mallopt(mmap_max, 0)  # large blocks come from the heap too, of which ...
-        mallopt(trim_threshold, 2**31 - 1)  # ... the system gets nothing back until 2 GiB are free at its end
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    trim_threshold, mmap_max, arena_max, huge_page = -1, -4, -8, 14  # from malloc.h and mman.h
+    libc.mallopt(mmap_max, 0)  # large blocks come from the heap too, ...
+    libc.mallopt(arena_max, 1)  # ... in every thread from the same one, ...
+    libc.mallopt(trim_threshold, -1)  # ... of which the system gets nothing back.
+    # The heap grows once, by addresses alone: memory is behind a page from its first use on.
+    size, page = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 2**21
+    if block := libc.malloc(size):
+        start = -(-block // page) * page
+        libc.madvise(start, (block + size - start) // page * page, huge_page)
+        libc.free(block)
 
 
 def provenance(config) -> dict:

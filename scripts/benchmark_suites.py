@@ -585,11 +585,16 @@ def convolution_forms(stride: int, padding: int) -> dict[str, Callable]:
     forms = {
         "in use": functools.partial(conv.convolution(), **settings),
         "lax": functools.partial(lax.conv_general_dilated, **settings),
-        "all patches in one product": functools.partial(conv.strided_convolution, stride=stride, padding=settings["padding"]),
+        "all patches in one product": lambda x, kernel: conv.strided_convolution(x, kernel, (stride,) * 2, settings["padding"]),
     }
     if stride == 1:
-        del settings["window_strides"]
-        forms["a product for each pixel of the kernel"] = functools.partial(conv.wide_convolution, **settings)
+
+        def pixel_by_pixel(x, kernel):
+            x, (height, width) = jnp.pad(x, ((0, 0), *settings["padding"], (0, 0))), x.shape[1:3]
+            seen = [x[:, i : i + height, j : j + width] for i in range(len(kernel)) for j in range(len(kernel))]
+            return sum(pixels @ weights for pixels, weights in zip(seen, kernel.reshape(-1, *kernel.shape[2:]), strict=True))
+
+        forms["a product for each pixel of the kernel"] = pixel_by_pixel
     return forms
 
 

@@ -33,14 +33,14 @@ def value_and_gradients(convolution, x, kernel, weight):
     return jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(weight * convolution(x, kernel)), argnums=(0, 1)))(x, kernel)
 
 
-def assert_same(fast, plain, x, kernel):
+def assert_same(fast, plain, x, kernel, rounding=1):
     """Values and gradients of both functions of (x, kernel)."""
     expected = plain(x, kernel)
-    np.testing.assert_allclose(fast(x, kernel), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(fast(x, kernel), expected, rtol=1e-5, atol=1e-4 * rounding)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape), jnp.float32)
     mine, theirs = (jax.tree.leaves(value_and_gradients(function, x, kernel, weight)) for function in (fast, plain))
     for gradient, other in zip(mine, theirs, strict=True):
-        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-3 * rounding)
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,20 @@ def test_lenets_convolutions(shape, kernel_shape):
         ((2, 30, 27, 1), (11, 11, 1, 4), 4, "VALID"),  # the last windows end before the image does
         ((2, 17, 15, 3), (5, 3, 3, 4), 2, [(1, 0), (0, 2)]),
         ((1, 12, 12, 2), (2, 3, 2, 4), 5, [(0, 0), (0, 0)]),  # windows with gaps in between
+        ((2, 24, 24, 3), (5, 5, 3, 8), 1, [(2, 2), (2, 2)]),  # cifar18 and cifar13
+        ((2, 9, 8, 3), (4, 3, 3, 4), 1, [(0, 2), (1, 0)]),  # an odd number of columns
+        ((2, 9, 9, 4), (3, 2, 4, 4), 1, "SAME"),
+        ((2, 9, 9, 4), (3, 3, 4, 4), 2, "SAME"),
     ],
 )
-def test_strided_convolutions(shape, kernel_shape, stride, padding):
+def test_few_channels(shape, kernel_shape, stride, padding):
     assert_same_as_lax(shape, kernel_shape, (stride, stride), padding)
 
 
 @pytest.mark.parametrize(
     "shape, kernel_shape, stride, padding, groups",
     [
-        ((2, 13, 13, 96), (5, 5, 48, 64), 1, [(2, 2), (2, 2)], 2),  # conv2
+        ((2, 13, 13, 96), (3, 3, 48, 64), 1, [(1, 1), (1, 1)], 2),  # conv4
         ((2, 9, 9, 12), (3, 3, 3, 8), 1, "VALID", 4),
         ((2, 9, 9, 6), (3, 3, 2, 9), 2, [(1, 1), (1, 1)], 3),
         ((2, 9, 9, 4), (3, 3, 1, 4), 1, "SAME", 4),
@@ -89,40 +93,58 @@ def test_grouped_convolutions(shape, kernel_shape, stride, padding, groups):
     assert_same_as_lax(shape, kernel_shape, (stride, stride), padding, feature_group_count=groups)
 
 
-def assert_same_as_lax(shape, kernel_shape, strides, padding, **options):
+def assert_same_as_lax(shape, kernel_shape, strides, padding, rounding=1, **options):
     settings = dict(window_strides=strides, padding=padding) | NHWC | options
     fast, plain = (partial(function, **settings) for function in (cpu_convolution, lax.conv_general_dilated))
-    assert_same(fast, plain, *draws(shape, kernel_shape))
+    assert_same(fast, plain, *draws(shape, kernel_shape), rounding)
 
 
 @pytest.mark.parametrize(
-    "channels, side, padding, options",
+    "shape, size, padding, options",
     [
-        (96, 5, [(2, 2), (2, 2)], {}),  # conv2
-        (96, 5, [(2, 2), (2, 2)], dict(feature_group_count=2)),  # conv2 of the paper
-        (48, 6, "SAME", {}),
-        (48, 5, "VALID", {}),
-        (48, 5, [(0, 1), (3, 2)], {}),
+        ((2, 27, 27, 96), 5, [(2, 2), (2, 2)], {}),  # conv2
+        ((2, 13, 13, 96), 5, [(2, 2), (2, 2)], dict(feature_group_count=2)),  # conv2 of the paper
+        ((2, 13, 13, 64), 3, [(1, 1), (1, 1)], {}),  # conv3 to conv5
+        ((3, 7, 10, 32), 5, "SAME", {}),
+        ((3, 8, 7, 32), 3, "VALID", {}),
+        ((2, 9, 8, 48), 5, [(0, 1), (3, 2)], {}),
+        ((2, 5, 8, 48), 3, [(0, 1), (2, 2)], {}),
     ],
 )
-def test_large_kernels_on_many_channels(channels, side, padding, options):
-    groups = options.get("feature_group_count", 1)
-    assert_same_as_lax((2, 9, 8, channels), (side, side, channels // groups, 8), (1, 1), padding, **options)
+def test_winograd(shape, size, padding, options):
+    kernel_shape = (size, size, shape[-1] // options.get("feature_group_count", 1), 8)
+    assert_same_as_lax(shape, kernel_shape, (1, 1), padding, ROUNDING[size], **options)
+
+
+ROUNDING = {3: 1, 5: 12}  # by Winograd, at most, in units of what `lax` rounds in float32
+
+
+@pytest.mark.parametrize("shape, size", [((2, 13, 13, 384), 3), ((2, 27, 27, 96), 5)])
+def test_how_much_winograd_rounds(shape, size):
+    x, kernel = draws(shape, (size, size, shape[-1], 16))
+    padding = [(size // 2, size // 2)] * 2
+    with jax.enable_x64(True):
+        wide = (np.asarray(array, np.float64) for array in (x, kernel))
+        exact = np.asarray(lax.conv_general_dilated(*wide, (1, 1), padding, **NHWC))
+    errors = [
+        np.sqrt(np.mean((function(x, kernel, (1, 1), padding, **NHWC) - exact) ** 2))
+        for function in (cpu_convolution, lax.conv_general_dilated)
+    ]
+    assert errors[0] < ROUNDING[size] * errors[1]
 
 
 @pytest.mark.parametrize(
     "shape, strides, padding, options",
     [
-        ((2, 9, 9, 4), (1, 1), "VALID", {}),
-        ((2, 9, 9, 4), (1, 1), "SAME", {}),
-        ((2, 9, 9, 4), (2, 2), "SAME", {}),
-        ((2, 9, 9, 4), (1, 1), [(1, 1), (0, 0)], {}),
-        ((2, 9, 9, 4), (2, 1), "VALID", {}),
+        ((2, 9, 9, 24), (1, 1), "VALID", {}),
+        ((2, 9, 9, 24), (1, 1), "SAME", {}),
+        ((2, 9, 9, 24), (2, 1), [(1, 1), (0, 0)], {}),
         ((2, 9, 9, 4), (1, 1), "VALID", dict(rhs_dilation=(2, 2))),
         ((2, 9, 9, 4), (2, 2), [(0, 0), (0, 0)], dict(lhs_dilation=(2, 2))),
         ((2, 9, 9, 4), (1, 1), "VALID", dict(batch_group_count=2)),
-        ((2, 9, 9, 48), (1, 1), "VALID", {}),  # many channels
-        ((2, 9, 9, 48), (2, 2), "VALID", {}),
+        ((2, 9, 9, 48), (2, 2), "VALID", {}),  # many channels
+        ((2, 9, 9, 48), (1, 1), [(3, 0), (0, 0)], {}),  # a row of the output sees nothing but zeros
+        ((1, 9, 9, 48), (1, 1), "VALID", {}),  # a single image
     ],
 )
 def test_everything_else_goes_to_lax(shape, strides, padding, options):
@@ -145,7 +167,8 @@ def test_bfloat16_is_added_up_in_the_type_asked_for(strides, channels, groups):
     exact = lax.conv_general_dilated(
         *(array.astype(jnp.float32) for array in (x, kernel)), *arguments, feature_group_count=groups, **NHWC
     )
-    np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-4)
+    winograd = channels > 3 and groups == 1
+    np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-4 * (ROUNDING[5] if winograd else 1))
 
 
 def test_the_backend_chooses(monkeypatch):
