@@ -140,7 +140,7 @@ class Records:
             if not 0 <= index < len(self):
                 raise IndexError(f"record {index} of {len(self)}")
             try:
-                content, label = _parse(self._source[int(index)])
+                content, label = parse(self.source[int(index)])
                 if not 0 <= label < self.num_classes:
                     raise ValueError(f"label {label}; allowed: 0 to {self.num_classes - 1}")
                 if self.stored_raw:
@@ -189,7 +189,7 @@ class Records:
         return np.cumsum([0, *(stretch.take for stretch in self.stretches)])
 
     @functools.cached_property
-    def _source(self):
+    def source(self):
         # TFDS's own data source parses the features anew for every record and decodes by what happens to be installed.
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -532,7 +532,7 @@ def _read_records(prepared: _Prepared, split: str, shards: list[Path]) -> tuple[
         stretches = [Stretch(split, str(shard), 0, n, n) for shard, n in zip(shards, shard_lengths, strict=True) if n]
         source = ArrayRecordDataSource(stretches) if stretches else ()
         for index in range(len(source)):
-            content, label = _parse(source[index])
+            content, label = parse(source[index])
             image = open_image(content)
             if image.height != (height or image.height) or image.width != (width or image.width):
                 raise ValueError(f"an image of {image.height}x{image.width} pixels, not {height}x{width}")
@@ -556,7 +556,7 @@ def _read_records(prepared: _Prepared, split: str, shards: list[Path]) -> tuple[
     return np.stack(images) if images else np.zeros((0, 0, 0, 0), np.uint8), np.array(labels, np.int32)
 
 
-def _parse(serialized: bytes) -> tuple[bytes, int]:
+def parse(serialized: bytes) -> tuple[bytes, int]:
     """The image (a file, or its pixels) and the label of a record. Raises whatever a damaged one causes."""
     from tensorflow_datasets.proto import tf_example_pb2
 

@@ -562,6 +562,14 @@ def attempts(setting: Setting) -> Iterator[Case]:
             limit = 3.5 * x.nbytes / copy_bandwidth()
             yield attempt(setting, f"max pooling 3/2, {shape_text(x)}, {form}", function, (x,), limit)
 
+    folder = prepare_images(setting, 64 if setting.smallest else 512)["jpeg"]
+    records = data.open_records(alexnet.imagenet.NAME, "train", [folder])
+    words = "Reading records in random order and decoding them, in batches of 32. Limit: the bare decoder."
+    limit = 1e6 / decoder_rate(records)
+    for form, read in reading_forms(records).items():
+        ours = span(repeated(read, times := 1 if setting.smallest else 5), times * len(records), 1e-6)
+        yield Case(((f"JPEG records, 256x256x3, {form}", "us"),), ours, {}, words, (limit,), "another form of ours")
+
 
 def attempt(setting: Setting, name: str, function: Callable, arrays: tuple, limit_s: float, argnums=(0,)) -> Case:
     @jax.jit
@@ -699,6 +707,37 @@ def with_gradients(function: Callable) -> Callable:
 
 
 # ---- data
+
+
+def reading_forms(records: data.Records) -> dict[str, Callable]:
+    """Each reads and decodes all records once."""
+    order = np.random.default_rng(0).permutation(len(records))
+    batches = [order[i : i + 32] for i in range(0, len(order), 32)]
+    buffer = np.empty((32, *records.image_shape), np.uint8)
+    decode = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
+
+    def reader(stored: Callable, decode_all: Callable) -> Callable:
+        """Reads by hand, without the checks of sizes and labels, and without what tells a damaged record."""
+        return lambda: [decode_all([data.parse(record)[0] for record in stored(batch)]) for batch in batches]
+
+    def one_by_one(batch):
+        return [records.source[int(i)] for i in batch]
+
+    def at_once(batch):
+        return records.source.__getitems__([int(i) for i in batch])
+
+    def into_new_arrays(contents):
+        return np.stack([decode(content) for content in contents])
+
+    def into_one_buffer(contents):
+        return [decode(content, buffer=image) for content, image in zip(contents, buffer, strict=False)]
+
+    return {
+        "in use": lambda: [records.read(batch) for batch in batches],
+        "without checks, into one buffer": reader(one_by_one, into_one_buffer),
+        "the same, a batch of records at once": reader(at_once, into_one_buffer),
+        "without checks, stacked": reader(one_by_one, into_new_arrays),
+    }
 
 
 def input_batches(setting: Setting) -> Iterator[Case]:

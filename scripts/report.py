@@ -286,15 +286,15 @@ def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None 
 
 
 def attempts_table(results: dict[str, list[dict]]) -> str:
-    """Each operation in the form in use and in those tried instead, in milliseconds and as a share of the limit."""
+    """Each operation in the form in use and in those tried instead, in time and as a share of the limit."""
     if "benchmark_attempts" not in results:
         return "Not measured yet."
     (result,) = results["benchmark_attempts"]
     cells = {}
     for row in result["rows"]:
         what, form = re.fullmatch(r"(.*?, [\dx]+), (.*)", row["name"]).groups()
-        cells.setdefault(what, []).append(f"{form} {number(row['ours'])} ms ({100 * row['share_of_limit']:.0f}%)")
-    rows = ["| forward and backward (share of the limit) | in use | tried in its place |", "|---|---|---|"]
+        cells.setdefault(what, []).append(f"{form} {number(row['ours'])} {row['unit']} ({100 * row['share_of_limit']:.0f}%)")
+    rows = ["| what, with gradients (share of the limit) | in use | tried in its place |", "|---|---|---|"]
     rows += [f"| {what} | {used.removeprefix('in use ')} | {'; '.join(tried)} |" for what, (used, *tried) in cells.items()]
     limit = f"{result['machine']['matmul_gflop_per_s']:.0f} GFLOP/s, {result['machine']['copy_gb_per_s']:.0f} GB/s"
     first = result["rows"][0]

@@ -291,7 +291,7 @@ def test_every_suite_gives_its_rows(peers, tmp_path):
     ops = ("masked C3, 2x14x14x6", "dense C3, 2x14x14x6", "LRN, 2x55x55x96", "max pooling 3/2, 2x33x33x32")
     ops += ("max pooling 3/2, 2x55x55x96",)
     assert names["ops"] == [f"{name}, {what}" for name in ops for what in ("forward", "forward and backward")]
-    assert len(names["attempts"]) == 3 + 7 * 4 + 5 + 2 * 5
+    assert len(names["attempts"]) == 3 + 7 * 4 + 5 + 2 * 5 + 4
     readers = [f"{kind} records, {who}" for kind in ("jpeg", "raw") for who in ("1 thread", "2 workers")]
     assert names["input"] == [*readers, "digits in memory, batch 128"]
     assert len(names["startup"]) == 2 and len(names["checkpoint"]) == 6 and len(names["growth"]) == 14

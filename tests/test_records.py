@@ -363,7 +363,7 @@ def test_what_the_machine_lacks_is_no_damage(one_of_each, monkeypatch):
     def starved(content):
         raise error
 
-    monkeypatch.setattr(data, "_parse", starved)
+    monkeypatch.setattr(data, "parse", starved)
     for error in (MemoryError("no memory"), OSError(24, "Too many open files")):
         assert str(error) in message_of(one_of_each[1].read_intact, np.array([1]), 7)
 
