@@ -327,7 +327,7 @@ class Chosen(data.Records):
     bad: frozenset = frozenset()
 
     @property
-    def _source(self):
+    def source(self):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         source, bad = ArrayRecordDataSource(self.stretches), self.bad
