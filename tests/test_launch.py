@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import platform
 import re
 import resource
 import signal
@@ -463,3 +464,33 @@ def test_only_abandoned_writes_go_unheard(monkeypatch):
         for hook in (sys.unraisablehook, threading.excepthook):
             hook(SimpleNamespace(exc_type=type(error), exc_value=error))
     assert len(heard) == 2 * 3 and errors[0] not in {arguments[1] for arguments in heard if len(arguments) == 3}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_kept_for_every_thread(kept):
+    """Page faults of the second time that a thread fills 64 MB: without, one for each 4 KiB."""
+    code = f"""
+import ctypes, resource, threading
+from common import launch
+
+def fill():
+    global faults
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2**26)
+    ctypes.memset(block, 1, 2**26)
+    libc.free(block)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if {kept}:
+    launch.keep_freed_memory()
+for _ in range(2):
+    thread = threading.Thread(target=fill)
+    thread.start()
+    thread.join()
+print(faults)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 100) == kept
