@@ -9,10 +9,10 @@ these are the same functions to float accuracy and faster, measured on two cores
   loops ran over 6 or 16 maps. With the batch last these loops run over the batch: 27,000.
 
   3x3 and 5x5 kernels on many channels: winograd_convolution, which multiplies less. Forward and backward, batch 32: AlexNet's
-  conv2 (27x27x96, 5x5, to 256 maps) 206 instead of 520, conv3 (13x13x256, 3x3, to 384) 120 instead of 170.
+  conv2 (27x27x96, 5x5, to 256 maps) 187 instead of 593, conv3 (13x13x256, 3x3, to 384) 116 instead of 174.
 
   Few channels: few_channels_convolution. Forward and the gradient of the weights: AlexNet's conv1 (227x227x3, 11x11, stride 4,
-  to 96 maps), batch 32, 124 instead of 357; the first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 8 instead of 21.
+  to 96 maps), batch 32, 132 instead of 334; the first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 13 instead of 23.
 
   Groups: one convolution each. AlexNet's conv2 in two groups forward and backward: 153 instead of 1,524, before the above.
 
@@ -39,10 +39,8 @@ def batch_last_convolution():
 
 
 FEW_CHANNELS = 16  # the most with which few_channels_convolution is used
-OUTPUTS_A_TILE = {3: 2, 5: 3}  # by the size of the kernel; larger tiles multiply less, and round more
-MANY_CHANNELS = (
-    32  # the least with which winograd_convolution is used, and not for a single image, whose kernels are most of the work
-)
+MANY_CHANNELS = 32  # the least with which winograd_convolution is
+OUTPUTS_A_TILE = {(3, 3): 2, (5, 5): 3}  # a side, by the size of the kernel; larger tiles multiply less and round more
 
 
 def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_count=1, **options):
@@ -61,9 +59,9 @@ def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_co
     element_type = options.get("preferred_element_type")
     if inputs.shape[-1] <= FEW_CHANNELS:
         return few_channels_convolution(inputs, kernel, window_strides, sides, preferred_element_type=element_type)
-    size = kernel.shape[0] if kernel.shape[0] == kernel.shape[1] and tuple(window_strides) == (1, 1) else None
-    narrow = all(zeros < kernel.shape[0] for side in sides for zeros in side)
-    if size in OUTPUTS_A_TILE and narrow and inputs.shape[-1] >= MANY_CHANNELS and len(inputs) > 1:
+    # Of a single image the transformation of the kernel is most of the work; zeros that fill a window are more than it can pad.
+    worthwhile = inputs.shape[-1] >= MANY_CHANNELS and len(inputs) > 1 and max(map(max, sides)) < min(kernel.shape[:2])
+    if kernel.shape[:2] in OUTPUTS_A_TILE and tuple(window_strides) == (1, 1) and worthwhile:
         return winograd_convolution(inputs, kernel, sides, preferred_element_type=element_type)
     return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
 
@@ -136,10 +134,11 @@ def few_channels_convolution(inputs, kernel, strides, padding, **options):
     if tuple(strides) != (1, 1):
         return strided_convolution(inputs, kernel, strides, padding, **options)
     features = kernel.shape[3]
-    (rows, (left, right)), columns = padding, inputs.shape[2] + sum(padding[1]) - kernel.shape[1] + 1
+    above_and_below, (left, right) = padding
+    columns = inputs.shape[2] + left + right - kernel.shape[1] + 1  # of the output
     first, second = (jnp.pad(kernel, ((0, 0), around, (0, 0), (0, 0))) for around in ((0, 1), (1, 0)))
     pair = jnp.concatenate([first, second], axis=-1)  # (kh, kw + 1, in, 2 * out)
-    outputs = strided_convolution(inputs, pair, (1, 2), (rows, (left, right + columns % 2)), **options)
+    outputs = strided_convolution(inputs, pair, (1, 2), (above_and_below, (left, right + columns % 2)), **options)
     batch, height, pairs, _ = outputs.shape
     return outputs.reshape(batch, height, 2 * pairs, features)[:, :, :columns]
 
@@ -196,7 +195,7 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
       padding: zeros before and after, of rows and of columns: ((top, bottom), (left, right)), each less than k.
     """
     size, outputs_dtype = kernel.shape[0], preferred_element_type or inputs.dtype
-    m = OUTPUTS_A_TILE[size]
+    m = OUTPUTS_A_TILE[size, size]
     n = m + size - 1
     dtype = jnp.promote_types(inputs.dtype, jnp.float32)  # what is transformed is not rounded to bfloat16
     of_pixels, of_kernel, of_products = (matrix.astype(dtype) for matrix in winograd_matrices(m, size))
