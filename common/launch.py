@@ -29,7 +29,7 @@ from absl import app, flags, logging
 
 import common.flags
 from common.errors import LockedError, StorageError, UserError
-from common.parallel import agreed, from_first_process, is_first_process
+from common.parallel import FIXED_PARTS, agreed, from_first_process, is_first_process
 from common.writer import write_atomic
 
 
@@ -190,7 +190,7 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
     _leave_abandoned_writes_unheard()
     keep_freed_memory()
     if config.reduction == "fixed":
-        _let_a_gpu_repeat_itself()
+        _repeat_the_same_bits()
     try:
         processes.start()
         with _claimed(config, workdir) as finished:
@@ -352,14 +352,16 @@ def _stop_signals():
         os.close(read_end)
 
 
-def _let_a_gpu_repeat_itself() -> None:
-    """Keeps XLA to what gives the same bits in every run; on a GPU, and only there, it takes what is fastest otherwise.
+def _repeat_the_same_bits() -> None:
+    """Keeps XLA to what gives the same bits in every run, on any number of devices. Counts only before JAX starts its backend.
 
-    This counts only before JAX starts its backend. A setting of the user's wins.
+    On a GPU it takes what is fastest otherwise; a setting of the user's wins. On a CPU it cuts the sums of a large product
+    among its threads, of which it has one for each core or, if that is more, each device: here always as many.
     """
     given = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in given:
         os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
+    os.environ["NPROC"] = str(FIXED_PARTS)  # what XLA takes for the number of cores
 
 
 def _use_compilation_cache() -> None:

@@ -392,16 +392,17 @@ def run_here(monkeypatch):
         ("fixed", "--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
     ],
 )
-def test_fixed_reduction_keeps_a_gpu_to_what_repeats_itself(tmp_path, run_here, monkeypatch, reduction, given, used):
+def test_fixed_reduction_keeps_xla_to_what_repeats_itself(tmp_path, run_here, monkeypatch, reduction, given, used):
     monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setenv("NPROC", "3")
     seen = []
 
     def train(*_):
-        seen.append(os.environ["XLA_FLAGS"])
+        seen.append((os.environ["XLA_FLAGS"], os.environ["NPROC"]))
         return {"num_steps": 1}
 
     assert run_here(tmp_path / "run", train, Config(reduction=reduction)) == 0
-    assert seen == [used]
+    assert seen == [(used, "8" if reduction == "fixed" else "3")]
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, run_here, capsys):

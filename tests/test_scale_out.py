@@ -101,6 +101,30 @@ def test_fixed_reduction_gives_the_same_bits_everywhere(command, tmp_path):
     assert places == [(line["step"], line["split"]) for line in lines(tmp_path / "4")]  # each line once: one process writes
 
 
+def test_fixed_reduction_adds_up_a_large_product_the_same(monkeypatch):
+    """On a CPU the rounding of such a product depends on the number of threads, and that on the number of devices."""
+    code = """
+import hashlib, jax, numpy as np
+from common import launch
+if {fixed}:
+    launch._repeat_the_same_bits()
+x, y = (np.random.default_rng(0).normal(size=(4608, n)).astype(np.float32) for n in (90, 64))
+print(hashlib.sha256(np.asarray(jax.jit(lambda x, y: x.T @ y)(x, y)).tobytes()).hexdigest())
+"""
+
+    def hashes(fixed):
+        found = set()
+        for devices in (1, 8):
+            monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
+            command = [sys.executable, "-c", code.format(fixed=fixed)]
+            found.add(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return found
+
+    assert len(hashes(True)) == 1
+    if os.cpu_count() < 8:
+        assert len(hashes(False)) == 2  # otherwise this tests nothing
+
+
 @pytest.mark.slow
 def test_a_run_moves_between_devices_and_processes(tmp_path):
     """One device, then eight, then two processes, then two devices: in fixed order the bits of a run that never moved."""
