@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep what is freed for what comes next, instead of giving it back to the system, and in huge pages.
 
     A step on a CPU takes hundreds of megabytes and frees them, and every page of 4 KiB that the system hands out anew is a page
-    fault and filled with zeros. Keeping them in the main thread alone, a step of AlexNet's preset deck took 1.71 s, this way 1.50.
+    fault and filled with zeros. Kept for the main thread alone, a step of AlexNet's preset deck took 1.71 s, this way 1.50.
     """
     if platform.libc_ver()[0] != "glibc":
         return
