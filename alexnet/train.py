@@ -69,7 +69,8 @@ def build_model(config: Config, num_classes: int, before_fc: Callable = lambda x
     settings = {name: getattr(config, name) for name in names}
     settings |= dict(before_fc=before_fc) if config.net == "alexnet" else {}
     settings |= dict(input_size=config.crop_size, num_classes=num_classes)
-    settings |= dict(convolution=conv.convolution(), dtype=jnp.dtype(config.compute_dtype), rngs=nnx.Rngs(config.seed))
+    settings |= dict(convolution=conv.convolution(parallel.has_model_axis(config.mesh)))
+    settings |= dict(dtype=jnp.dtype(config.compute_dtype), rngs=nnx.Rngs(config.seed))
     return AlexNet(**settings) if config.net == "alexnet" else CifarNet(config.net, **settings)
 
 

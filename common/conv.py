@@ -28,9 +28,13 @@ import numpy as np
 from jax import lax
 
 
-def convolution():
-    """The convolution for this process's backend, with the signature of `lax.conv_general_dilated`."""
-    return cpu_convolution if jax.default_backend() == "cpu" else lax.conv_general_dilated
+def convolution(model_axis: bool = False):
+    """The convolution for this process's backend, with the signature of `lax.conv_general_dilated`.
+
+    Under a mesh with a model axis it is `lax` itself: there the compiler places what moves between devices, and of
+    `winograd_convolution` it would add up the gradients of the transformed kernels, twice as many bytes.
+    """
+    return cpu_convolution if jax.default_backend() == "cpu" and not model_axis else lax.conv_general_dilated
 
 
 def batch_last_convolution():

@@ -107,6 +107,11 @@ def mesh_shape(mesh: str) -> dict[str, int]:
     return {"data": int(found[1]), "model": int(found[2] or 1)} if found else {}
 
 
+def has_model_axis(mesh: str) -> bool:
+    """Whether `mesh` splits layers."""
+    return mesh_shape(mesh).get("model", 1) > 1
+
+
 def device_mesh(shape: dict[str, int]) -> Mesh:
     """The mesh of `shape` {"data": ..., "model": ...} over the first devices. Raises UserError if there are too few."""
     if math.prod(shape.values()) > jax.device_count():
@@ -119,10 +124,9 @@ def gather_before_split_layers(mesh: str) -> Callable[[jax.Array], jax.Array]:
     """A function of (B, ...) to apply, in a train step, before each split layer: devices that share a part of the batch for
     whole layers get all of it, and of its values, for split ones. Without a `model` axis: the identity.
     """
-    shape = mesh_shape(mesh)
-    if shape.get("model", 1) == 1:
+    if not has_model_axis(mesh):
         return lambda x: x
-    sharding = NamedSharding(device_mesh(shape), P("data"))
+    sharding = NamedSharding(device_mesh(mesh_shape(mesh)), P("data"))
     return lambda x: lax.with_sharding_constraint(x, sharding)
 
 
