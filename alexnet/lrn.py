@@ -10,8 +10,9 @@ and PyTorch (k = 1 unless told) divide alpha by the number of activities in a wh
 within a map. The same alpha = 1e-4 thus means 2e-5 there.
 
 On a CPU the sums are additions of shifted arrays, and everywhere the gradient is written by hand: it sums once more where JAX's
-own would take the sums apart again. So a batch of 32 x 55 x 55 x 96 takes 47 ms forward and backward on two cores, with JAX's
-own gradient 150 ms; with the sums by `lax.reduce_window`, as on other backends, 56 ms and 60 ms.
+own would take the sums apart again, and keeps the fourth root of what is divided by, of which all powers are products. So a
+batch of 32 x 55 x 55 x 96 takes 15 ms forward and backward on two cores, with JAX's own gradient 65 ms; with the sums by
+`lax.reduce_window`, as on other backends, 20 ms and 26 ms.
 """
 
 import functools
@@ -91,17 +92,16 @@ def _normalize_and_keep(x, axes, size, alpha, beta, k):
     if size < 1 or size % 2 == 0:
         raise UserError(f"size {size}: a window has a middle, so its size is odd")
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = k + alpha * window_sums(wide * wide, axes, size)
-    return (wide * negative_power(scale, beta)).astype(x.dtype), (x, scale)
+    root = jnp.sqrt(lax.rsqrt(k + alpha * window_sums(wide * wide, axes, size)))
+    return (wide * negative_power(root, beta)).astype(x.dtype), (x, root)
 
 
 def _gradient(axes, size, alpha, beta, k, kept, gradient):
     """By x: g s^-beta - 2 alpha beta x * (sum of g x s^(-beta - 1) over the window), g by the output and s the scale."""
-    x, scale = kept
-    wide, gradient = x.astype(scale.dtype), gradient.astype(scale.dtype)
-    power = negative_power(scale, beta)
-    from_neighbours = window_sums(gradient * wide * power / scale, axes, size)
-    return ((gradient * power - 2 * alpha * beta * wide * from_neighbours).astype(x.dtype),)
+    x, root = kept
+    wide, gradient = x.astype(root.dtype), gradient.astype(root.dtype)
+    from_neighbours = window_sums(gradient * wide * negative_power(root, beta + 1), axes, size)
+    return ((gradient * negative_power(root, beta) - 2 * alpha * beta * wide * from_neighbours).astype(x.dtype),)
 
 
 normalize.defvjp(_normalize_and_keep, _gradient)
@@ -120,9 +120,8 @@ def window_sums(x: jax.Array, axes: tuple[int, ...], size: int) -> jax.Array:
     return x
 
 
-def negative_power(scale: jax.Array, beta: float) -> jax.Array:
-    """scale^-beta."""
-    if beta == 0.75:  # two square roots instead of a logarithm and an exponential; exact to 3e-7, five roundings
-        root = lax.rsqrt(scale)
-        return root * jnp.sqrt(root)
-    return scale**-beta
+def negative_power(root: jax.Array, exponent: float) -> jax.Array:
+    """scale^-exponent from root = scale^(-1/4): for the exponents 0.75 and 1.75 products instead of a logarithm and an
+    exponential, exact to 1e-6.
+    """
+    return root ** (int(4 * exponent) if 4 * exponent % 1 == 0 else 4 * exponent)

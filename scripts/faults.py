@@ -241,7 +241,7 @@ def interrupted(case: Case, number: signal.Signals, tries: int, folder: Path, dr
         target, met = f"≤ {2 * clean.save_steps} steps lost", max(lost) <= 2 * clean.save_steps
     else:
         target = f"exit code {128 + number} within 10 s, nothing lost"
-        met, counts = met and max(seconds) <= 10 and not max(lost), counts | {"seconds": seconds}
+        met, counts = met and max(seconds, default=0) <= 10 and not max(lost), counts | {"seconds": seconds}
     name = f"{number.name}, {case.name}"
     return row(name, ends.total(), ends["same"], ends["other"], target=target, met=met and ends.total() == tries, **counts)
 
