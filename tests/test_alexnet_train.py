@@ -19,6 +19,8 @@ from alexnet.train import build_model, load_run
 from common import builders
 from common.checkpoint import saved_steps
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TINY = [
     "--flagfile=alexnet/presets/small.flags", "--dataset=noise10", "--validation_size=20", "--batch_size=16", "--num_epochs=2",
     "--learning_rate=0.001", "--log_every_steps=2",
@@ -98,6 +100,12 @@ def score(workdir, *flags):
     done = subprocess.run(command(workdir, "--json", *flags, module="scripts.evaluate"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def compiled_well(monkeypatch):
+    """Like a user's run."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +227,7 @@ def killed_and_resumed(workdir, flags, signals, seconds=0.0):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize(
     "flags",
     [
@@ -332,6 +341,7 @@ def test_a_run_that_damage_ended_goes_on_where_more_is_allowed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_well")
 def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
     """jit on 8, pmap on 8 and one device agree to float tolerance, dropout and augmentation on; a run goes on with another
     number of devices; 20 and 68 examples, which 8 does not divide, are all counted.
@@ -368,6 +378,7 @@ def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize("preset", ["deck", "paper", "caffe", "code2012", "torchvision", "modern"])
 def test_presets_train_at_full_size(preset, tmp_path):
     """Two steps on noise; `deck` is killed after the first of them, and ends the same."""

@@ -48,6 +48,12 @@ def environment(tmp_path_factory, write_set):
         yield
 
 
+@pytest.fixture
+def quickly(monkeypatch):
+    """Runs without XLA's expensive passes: for what does not hang on the last bits of its programs."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
 def start(workdir, module, *flags, devices=1, processes=1):
     """The processes of a run, started: each with its share of `devices` virtual devices."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
@@ -140,7 +146,7 @@ def test_a_run_moves_between_devices_and_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path, quickly):
     command = [*LENET, "--num_epochs=40"]
     where = dict(devices=2, processes=2)
     stop(tmp_path / "run", *command, **where)
@@ -157,7 +163,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_records_are_counted_over_all_processes(tmp_path):
+def test_damaged_records_are_counted_over_all_processes(tmp_path, quickly):
     """Each process meets some of the five; the others' count too, once each."""
     command = [*ALEXNET, "--dataset=damaged", "--num_epochs=2", "--num_workers=0"]
     one = train(tmp_path / "one", *command, "--max_bad_records=5", devices=2)
@@ -190,7 +196,7 @@ def test_fast_reduction_stays_close(net, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path):
+def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path, quickly):
     """Four devices as two pairs that share fc6 to fc8: the losses of four equal ones, also after a resume; fewer bytes."""
     command = [*ALEXNET[:-1], "--num_epochs=6", SMALL_STEPS]
     plain = train(tmp_path / "plain", *command, devices=4)
