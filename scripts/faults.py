@@ -498,7 +498,7 @@ def save(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
         busy = [took[k] for k in range(first, first + every) if k == first or writing[k]]
         costs.append(float(sum(busy) - quiet * len(busy)))
     share_pct = 100 * statistics.median(costs) / (100 * quiet)
-    what = f"every 100 steps of {quiet:.2f} s: the loop waits {statistics.median(stalls[:3]):.2f} s for a save, in all it costs"
+    what = f"a save after 100 steps of {quiet:.2f} s, the loop waiting {statistics.median(stalls[:3]):.2f} s"
     name = f"AlexNet{'' if full else ' `small`'} saved, {config.batch_size} images a step"
     more = dict(seconds=costs, stalls_s=stalls[:3], step_s=quiet, share_pct=share_pct, outcomes={what: len(costs)})
     yield row(name, len(costs), len(saved_steps(folder / "run")), target="≤ 2% of the time", met=share_pct <= 2, **more)
