@@ -21,6 +21,12 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture
+def compiled_well(compiled_quickly, monkeypatch):
+    """In such a file, a test whose subprocesses are compiled like a user's: what it says hangs on the last bits."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+
+
 @pytest.fixture(params=["cpu", "gpu"])
 def backend(request, monkeypatch):
     """The forms for a CPU, then those for a GPU, computed on what there is."""

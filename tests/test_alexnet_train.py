@@ -102,12 +102,6 @@ def score(workdir, *flags):
     return json.loads(done.stdout)
 
 
-@pytest.fixture
-def compiled_well(monkeypatch):
-    """Like a user's run."""
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, environment):
     """A finished run of TINY: its workdir and its result."""

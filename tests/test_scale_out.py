@@ -20,6 +20,8 @@ from common import builders, parallel
 from common.checkpoint import saved_steps
 from common.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 LENET = [
     "lenet.train", "--dataset=mnist10k", "--train_size=1600", "--validation_size=50", "--batch_size=32", "--num_epochs=2",
     "--distortions=affine", "--reduction=fixed",
@@ -46,12 +48,6 @@ def environment(tmp_path_factory, write_set):
         patch.setenv("TFDS_DATA_DIR", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield
-
-
-@pytest.fixture
-def quickly(monkeypatch):
-    """Runs without XLA's expensive passes: for what does not hang on the last bits of its programs."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def start(workdir, module, *flags, devices=1, processes=1):
@@ -95,6 +91,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [LENET, ALEXNET], ids=["lenet", "alexnet"])
 def test_fixed_reduction_gives_the_same_bits_everywhere(command, tmp_path):
@@ -107,6 +104,7 @@ def test_fixed_reduction_gives_the_same_bits_everywhere(command, tmp_path):
     assert places == [(line["step"], line["split"]) for line in lines(tmp_path / "4")]  # each line once: one process writes
 
 
+@pytest.mark.usefixtures("compiled_well")
 def test_fixed_reduction_adds_up_a_large_product_the_same(monkeypatch):
     """On a CPU the rounding of such a product depends on the number of threads, and that on the number of devices."""
     code = """
@@ -131,6 +129,7 @@ print(hashlib.sha256(np.asarray(jax.jit(lambda x, y: x.T @ y)(x, y)).tobytes()).
         assert len(hashes(False)) == 2  # otherwise this tests nothing
 
 
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.slow
 def test_a_run_moves_between_devices_and_processes(tmp_path):
     """One device, then eight, then two processes, then two devices: in fixed order the bits of a run that never moved."""
@@ -146,7 +145,7 @@ def test_a_run_moves_between_devices_and_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path, quickly):
+def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path):
     command = [*LENET, "--num_epochs=40"]
     where = dict(devices=2, processes=2)
     stop(tmp_path / "run", *command, **where)
@@ -163,7 +162,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path, quickly):
 
 
 @pytest.mark.slow
-def test_damaged_records_are_counted_over_all_processes(tmp_path, quickly):
+def test_damaged_records_are_counted_over_all_processes(tmp_path):
     """Each process meets some of the five; the others' count too, once each."""
     command = [*ALEXNET, "--dataset=damaged", "--num_epochs=2", "--num_workers=0"]
     one = train(tmp_path / "one", *command, "--max_bad_records=5", devices=2)
@@ -175,6 +174,7 @@ def test_damaged_records_are_counted_over_all_processes(tmp_path, quickly):
         assert code == 65 and "more damaged records than --max_bad_records=4: " in message, message
 
 
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["lenet", "alexnet"])
 def test_fast_reduction_stays_close(net, tmp_path):
@@ -196,7 +196,7 @@ def test_fast_reduction_stays_close(net, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path, quickly):
+def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path):
     """Four devices as two pairs that share fc6 to fc8: the losses of four equal ones, also after a resume; fewer bytes."""
     command = [*ALEXNET[:-1], "--num_epochs=6", SMALL_STEPS]
     plain = train(tmp_path / "plain", *command, devices=4)
