@@ -35,7 +35,9 @@ PAUSE_S = 0.02  # between the sides: threads that have just worked go on asking 
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_list("suite", [], f"Some of {', '.join(SUITES)}; all but attempts if empty.", flag_values=flag_values)
+    flags.DEFINE_list(
+        "suite", [], f"Some of {', '.join(SUITES)}; all but attempts and profile if empty.", flag_values=flag_values
+    )
     flags.DEFINE_integer("rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
     flags.DEFINE_string("json", "", "Write the rows to this file, after each suite.", flag_values=flag_values)
@@ -55,7 +57,7 @@ def main(flag_values: flags.FlagValues) -> None:
     print(describe(source))
     path, said = Path(flag_values.json), ""
     rows = rows_of(path, source) if flag_values.json and path.exists() else []
-    for name in flag_values.suite or [name for name in SUITES if name != "attempts"]:
+    for name in flag_values.suite or [name for name in SUITES if name not in ("attempts", "profile")]:
         print(f"\n{name}: {SUITES[name].__doc__}")
         found = []
         with tempfile.TemporaryDirectory() as work:

@@ -50,6 +50,9 @@ from common.errors import DataError, UserError
 ROOT = Path(__file__).parents[1]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 PEERS = importlib.util.find_spec("torch") is not None
+ANOTHER_FORM, A_PART = "another form of ours", "a part of ours"  # why such rows have no peer
+READING_LIMITS = {"jpeg": "the bare decoder", "raw": "a copy of the pixels at the copy bandwidth"}
+DECODE = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
 TARGET_PCT = 1.0  # validation error that `time_to_accuracy` runs to
 
 
@@ -344,10 +347,10 @@ class AlexNetTraining:
         self.batch = alexnet.data.training_batch(noise, 0, batch_size=config.batch_size, seed=config.seed)
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes)))
         tx, loss = alexnet.train.build_optimizer(config, 1000), alexnet.train.build_loss(config)
-        prepare = alexnet.train.build_prepare(config, self.statistics)
-        train_step = alexnet.train.make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
+        self.prepare = alexnet.train.build_prepare(config, self.statistics)
+        train_step = alexnet.train.make_train_step(graphdef, tx, loss, self.prepare, config.average_decay, config.seed)
         self.placement = parallel.place(train_step, mode="jit", batch_size=config.batch_size)
-        self.eval_step = alexnet.train.make_eval_step(graphdef, loss, prepare)
+        self.eval_step = alexnet.train.make_eval_step(graphdef, loss, self.prepare)
         self.new_state = jax.jit(
             lambda: alexnet.train.initial_state(config, tx, num_classes, self.statistics),
             out_shardings=self.placement.replicated,
@@ -562,16 +565,18 @@ def attempts(setting: Setting) -> Iterator[Case]:
             limit = 3.5 * x.nbytes / copy_bandwidth()
             yield attempt(setting, f"max pooling 3/2, {shape_text(x)}, {form}", function, (x,), limit)
 
-    folder = prepare_images(setting, 64 if setting.smallest else 512)["jpeg"]
-    records = data.open_records(alexnet.imagenet.NAME, "train", [folder])
-    words = "Reading records in random order and decoding them, in batches of 32. Limit: the bare decoder."
-    limit = 1e6 / decoder_rate(records)
-    for form, read in reading_forms(records).items():
-        ours = span(repeated(read, times := 1 if setting.smallest else 5), times * len(records), 1e-6)
-        yield Case(((f"JPEG records, 256x256x3, {form}", "us"),), ours, {}, words, (limit,), "another form of ours")
+    for record_format, folder in prepare_images(setting, 64 if setting.smallest else 512).items():
+        records = data.open_records(alexnet.imagenet.NAME, "train", [folder])
+        words = f"Reading records in random order and decoding them, in batches of 32. Limit: {READING_LIMITS[record_format]}."
+        for form, read in reading_forms(records).items():
+            ours = span(repeated(read, times := 1 if setting.smallest else 5), times * len(records), 1e-6)
+            limit = 1e6 / reading_limit(records)
+            yield Case(((f"{record_format} records, 256x256x3, {form}", "us"),), ours, {}, words, (limit,), ANOTHER_FORM)
 
 
-def attempt(setting: Setting, name: str, function: Callable, arrays: tuple, limit_s: float, argnums=(0,)) -> Case:
+def attempt(
+    setting: Setting, name: str, function: Callable, arrays: tuple, limit_s: float, argnums=(0,), no_peer=ANOTHER_FORM
+) -> Case:
     @jax.jit
     def run(*arrays):
         def of_some(*some):
@@ -583,7 +588,7 @@ def attempt(setting: Setting, name: str, function: Callable, arrays: tuple, limi
     words = "Forward and all gradients, of arrays in memory; the convolutions on images without those of the images."
     times = 1 if setting.smallest else 50 if accelerated() else 3
     ours = span(repeated(lambda: run(*arrays), times), times, 1e-3)
-    return Case(((name, "ms"),), ours, {}, words, (1e3 * limit_s,), "another form of ours")
+    return Case(((name, "ms"),), ours, {}, words, (1e3 * limit_s,), no_peer)
 
 
 def convolution_forms(stride: int, padding: int) -> dict[str, Callable]:
@@ -706,6 +711,112 @@ def with_gradients(function: Callable) -> Callable:
     return both
 
 
+# ---- where the time goes
+
+
+def profile(setting: Setting) -> Iterator[Case]:
+    """The parts of what misses its target, each measured by itself."""
+    yield from step_parts(setting, "cifar18")
+    yield from normalization_parts(setting)
+    for record_format, folder in prepare_images(setting, 64 if setting.smallest else 512).items():
+        records = data.open_records(alexnet.imagenet.NAME, "train", [folder])
+        yield from reading_parts(setting, f"{record_format} records, 256x256x3", records)
+
+
+def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
+    """An update in all, the crops, and each layer forward and backward on random numbers."""
+    config = preset(alexnet, preset_name, "--dataset=fake", *["--batch_size=8"] * setting.smallest)
+    training = AlexNetTraining(config, 10)
+    what, peak, bandwidth = training.described(preset_name), matmul_peak(), copy_bandwidth()
+    words = "An update as in cifar_train. Limit: its operations at the peak of a matrix product."
+    limit = 1e3 * config.batch_size * training.operations(training=True) / peak
+    times = 1 if setting.smallest else 5
+    yield Case(((f"{what}, in all", "ms"),), span(repeated(training.run, times), times, 1e-3), {}, words, (limit,), A_PART)
+
+    prepare = jax.jit(training.prepare)
+    image, draw = (jnp.asarray(training.batch[name]) for name in ("image", "draw"))
+    x = prepare(image, draw)
+    words = "Limit: bytes in and out at the copy bandwidth."
+    ours = span(repeated(lambda: prepare(image, draw), times), times, 1e-3)
+    yield Case(((f"{what}, crops", "ms"),), ours, {}, words, (1e3 * (image.nbytes + x.nbytes) / bandwidth,), A_PART)
+
+    model, keys = alexnet.train.build_model(config, 10), jax.vmap(jax.random.key)(draw)
+    table = {row["name"]: row for row in alexnet.model.layer_table(model, config.crop_size)}
+    for name in model.order:
+        if isinstance(getattr(model, name, None), nnx.Module):
+            graphdef, params = nnx.split(getattr(model, name))
+
+            def function(x, params, graphdef=graphdef):
+                return nnx.merge(graphdef, params)(x)
+
+            x, first = x.reshape(len(x), -1) if name.startswith("fc") else x, name == "conv1"
+            limit = (2 if first else 3) * 2 * len(x) * table[name]["multiply_adds"] / peak
+            arrays, argnums = (x, params), (1,) if first else (0, 1)
+        else:
+            function, arrays, argnums = functools.partial(model.layer, name, keys=keys), (x,), (0,)
+        outputs = jax.eval_shape(function, *arrays)
+        if len(arrays) == 1:  # reads x and writes the outputs, then reads x and their gradient and writes its own
+            limit = 4 * (3 * x.size + 2 * outputs.size) / bandwidth
+        yield attempt(setting, f"{what}, {name}", function, arrays, limit, argnums, A_PART)
+        x = jax.random.normal(jax.random.key(0), outputs.shape)
+
+
+def normalization_parts(setting: Setting) -> Iterator[Case]:
+    """The passes over memory that XLA makes of a normalization and its gradient, compiled one by one."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2 if setting.smallest else 32, 55, 55, 96), np.float32))
+    padded = jnp.pad(x, [(0, 0)] * 3 + [(2, 2)])
+    pad = functools.partial(jnp.pad, pad_width=[(0, 0)] * 3 + [(2, 2)])
+
+    def sums(padded):
+        return sum(padded[..., i : i + x.shape[-1]] for i in range(5))
+
+    power = alexnet.lrn.negative_power
+    passes = {  # what is computed: (function, its arguments)
+        "in all": (with_gradients(alexnet.lrn.local_response_normalization), (x,)),
+        "squares with zeros around": (lambda x: pad(x * x), (x,)),
+        "fourth roots of sums": (lambda padded: jnp.sqrt(lax.rsqrt(2 + 1e-4 * sums(padded))), (padded * padded,)),
+        "outputs": (lambda x, root: x * power(root, 0.75), (x, x)),
+        "products with zeros around": (lambda g, x, root: pad(g * x * power(root, 1.75)), (x, x, x)),
+        "gradient": (lambda g, x, root, padded: g * power(root, 0.75) - 1e-4 * x * sums(padded), (x, x, x, padded)),
+    }
+    words = "Limit: what each reads and writes at the copy bandwidth; in all, x twice, the outputs, and both gradients."
+    times = 1 if setting.smallest else 5
+    for name, (function, arrays) in passes.items():
+        moved = 5 * x.nbytes if name == "in all" else (len(arrays) + 1) * x.nbytes
+        ours = span(repeated(functools.partial(jax.jit(function), *arrays), times), times, 1e-3)
+        row = (f"LRN, {shape_text(x)}, {name}", "ms")
+        yield Case((row,), ours, {}, words, (1e3 * moved / copy_bandwidth(),), A_PART)
+
+
+def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterator[Case]:
+    """A record on its way from the disk to the device. The last copy goes on while the next batch is read."""
+    indices = [int(i) for i in np.random.default_rng(0).permutation(len(records))]
+    stored = [records.source[i] for i in indices]
+    contents = [data.parse(record)[0] for record in stored]
+    batch = np.empty((32, *records.image_shape), np.uint8)
+
+    def fill():
+        for place, content in enumerate(contents):
+            pixels(records, content, batch[place % 32])
+
+    parts = {
+        "read and checked": lambda: [records.source[i] for i in indices],
+        "parsed": lambda: [data.parse(record) for record in stored],
+        "copied into the batch" if records.stored_raw else "decoded into the batch": fill,
+        "from the batch to the device": lambda: [place_on_device({"image": batch}) for _ in range(len(records) // 32)],
+    }
+    limit = 1e6 / reading_limit(records)
+    words = "Microseconds a record, in random order, in batches of 32. Limit: the bare decoder, or a copy of the pixels."
+    times = 1 if setting.smallest else 5
+    settings = dict(first_step=0, batch_size=32, seed=0, num_workers=0)
+    with contextlib.closing(alexnet.data.training_batches(records, **settings)) as batches:
+        read = functools.partial(drained_rate, batches, ahead=5, num_batches=20, count=32, use=place_on_device)
+        yield Case(((f"{what}, in all", "us"),), lambda: (1e6 / read()[0],), {}, words, (limit,), A_PART)
+    for name, run in parts.items():
+        ours = span(repeated(run, times, wait=lambda done: done), times * len(records), 1e-6)
+        yield Case(((f"{what}, {name}", "us"),), ours, {}, words, no_peer=A_PART)
+
+
 # ---- data
 
 
@@ -714,7 +825,6 @@ def reading_forms(records: data.Records) -> dict[str, Callable]:
     order = np.random.default_rng(0).permutation(len(records))
     batches = [order[i : i + 32] for i in range(0, len(order), 32)]
     buffer = np.empty((32, *records.image_shape), np.uint8)
-    decode = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
 
     def reader(stored: Callable, decode_all: Callable) -> Callable:
         """Reads by hand, without the checks of sizes and labels, and without what tells a damaged record."""
@@ -727,10 +837,10 @@ def reading_forms(records: data.Records) -> dict[str, Callable]:
         return records.source.__getitems__([int(i) for i in batch])
 
     def into_new_arrays(contents):
-        return np.stack([decode(content) for content in contents])
+        return np.stack([pixels(records, content) for content in contents])
 
     def into_one_buffer(contents):
-        return [decode(content, buffer=image) for content, image in zip(contents, buffer, strict=False)]
+        return [pixels(records, content, image) for content, image in zip(contents, buffer, strict=False)]
 
     return {
         "in use": lambda: [records.read(batch) for batch in batches],
@@ -738,6 +848,17 @@ def reading_forms(records: data.Records) -> dict[str, Callable]:
         "the same, a batch of records at once": reader(at_once, into_one_buffer),
         "without checks, stacked": reader(one_by_one, into_new_arrays),
     }
+
+
+def pixels(records: data.Records, content: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
+    """A record's image, in `buffer` if there is one, without any check."""
+    if not records.stored_raw:
+        return DECODE(content, buffer=buffer)
+    image = np.frombuffer(content, np.uint8).reshape(records.image_shape)
+    if buffer is None:
+        return image
+    buffer[...] = image
+    return buffer
 
 
 def input_batches(setting: Setting) -> Iterator[Case]:
@@ -748,10 +869,8 @@ def input_batches(setting: Setting) -> Iterator[Case]:
     for record_format, num_workers in itertools.product(alexnet.imagenet.RECORD_FORMATS, readers):
         records = data.open_records(alexnet.imagenet.NAME, "train", [folders[record_format]])
         workers = max(num_workers, 1)
-        if record_format == "jpeg":
-            limit, what = min(workers, CORES) * decoder_rate(records), "the bare decoder on as many cores as there are readers"
-        else:
-            limit, what = copy_bandwidth() / (2 * np.prod(records.image_shape)), "a copy of the pixels at the copy bandwidth"
+        decoders = min(workers, CORES) if record_format == "jpeg" else 1  # all cores together have the copy bandwidth
+        limit, what = decoders * reading_limit(records), READING_LIMITS[record_format]
         measured = dict(ahead=5 * workers, num_batches=num_batches, count=batch_size)  # 5: what a reader may have ready
         with contextlib.ExitStack() as stack:
             settings = dict(first_step=0, batch_size=batch_size, seed=0, num_workers=num_workers)
@@ -767,8 +886,8 @@ def input_batches(setting: Setting) -> Iterator[Case]:
                 peers,
                 f"Reading records of 256x256 pixels in random order, decoding (both by simplejpeg), batches of {batch_size}, "
                 "ours with the copy to the device. What lies ready when the clock starts is used up before. "
-                f"Limit: {what}.",
-                (float(limit),),
+                f"Limit: {what}{', on as many cores as there are readers' if record_format == 'jpeg' else ''}.",
+                (limit,),
             )
 
     training = LeNetTraining(lenet.config.Config(), embedded_digits(), 2 if setting.smallest else 32)
@@ -836,12 +955,13 @@ def noise_image(seed: int) -> np.ndarray:
     return np.clip(np.asarray(smooth) + random.normal(0, 6, (256, 256, 1)), 0, 255).astype(np.uint8)
 
 
-def decoder_rate(records: data.Records) -> float:
-    """Images a second of simplejpeg alone, on one core, the best of five."""
+def reading_limit(records: data.Records) -> float:
+    """Images a second, with one reader: of raw pixels a copy, else simplejpeg alone, the best of five."""
+    if records.stored_raw:
+        return copy_bandwidth() / (2 * float(np.prod(records.image_shape)))
     images, _ = records.read(np.arange(min(len(records), 128)))
     contents, buffer = [alexnet.imagenet.encode_jpeg(image) for image in images], np.empty_like(images[0])
-    decode = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=buffer)
-    return len(contents) / best_seconds(lambda: [decode(content) for content in contents])
+    return len(contents) / best_seconds(lambda: [DECODE(content, buffer=buffer) for content in contents])
 
 
 # ---- start and checkpoints
@@ -907,8 +1027,8 @@ def checkpoints(setting: Setting) -> Iterator[Case]:
             functools.partial(save_and_restore, folder, training.state),
             {"torch.save": functools.partial(torch_peers().save_and_load, plain, arrays)} if PEERS else {},
             "Ours digests every array (SHA-256), saves in the background and verifies what it restores; torch.save does none "
-            "of it. Limits: the same bytes written to a plain file, and read from it.",
-            (None, write, read),
+            "of it. Limits: the same bytes copied in memory, written to a plain file, and read from it.",
+            (2 * content.nbytes / copy_bandwidth(), write, read),
         )
 
 
@@ -933,17 +1053,18 @@ def save_and_restore(folder: Path, state) -> tuple[float, float, float]:
 def growth(setting: Setting) -> Iterator[Case]:
     """Time per image and memory of a process, against batch size, devices and the number of images."""
     alone = "in a process of its own, and the most memory it ever had, libraries included."
+    words = f"Training of LeNet-5 deck {alone} Limit: the operations of forward and backward at the matmul peak."
+    model = lenet.train.build_model(lenet.config.Config())
+    least = 1e6 * operations(lenet.model.layer_table(model), training=True) / matmul_peak()
     for batch_size in (32, 64) if setting.smallest else (128, 1024, 4096):
-        yield growth_case(
-            setting, f"batch {batch_size}", f"growth_of_training({batch_size})", f"Training of LeNet-5 deck {alone}"
-        )
+        yield growth_case(f"batch {batch_size}", f"growth_of_training({batch_size})", words, least)
     for devices in () if accelerated() else (1, 2) if setting.smallest else (1, 2, 4, 8):
         batch_size = 64 if setting.smallest else 1024
         yield growth_case(
-            setting,
             f"{devices} virtual devices, batch {batch_size}",
             f"growth_of_training({batch_size})",
-            f"Training of LeNet-5 deck {alone} The virtual devices share the cores.",
+            f"{words} The virtual devices share the cores.",
+            least,
             "none: PyTorch has no virtual devices",
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )
@@ -951,17 +1072,18 @@ def growth(setting: Setting) -> Iterator[Case]:
     tiles = [(alexnet.imagenet.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10) for i in range(count)]
     names = [str(label) for label in range(10)]
     builders.write_prepared(setting.work, "tiles", "1.0.0", {"train": tiles}, (72, 72, 3), names, keep_order=True)
+    least = 1e6 / reading_limit(data.open_records("tiles", "train", [setting.work]))
     for repeats in (1, 10, 100):
         yield growth_case(
-            setting,
             f"{repeats * count:,} records",
             f"growth_of_stream({str(setting.work)!r}, {repeats}, {2 if setting.smallest else 20})",
             f"Batches of 128 from JPEG records of 72x72 pixels, in random order, without workers, {alone} All shards, of "
-            f"{count:,} records each, are the same file.",
+            f"{count:,} records each, are the same file. Limit: the bare decoder.",
+            least,
         )
 
 
-def growth_case(setting: Setting, what: str, call: str, contains: str, no_peer: str = "", **environment: str) -> Case:
+def growth_case(what: str, call: str, contains: str, least_us: float, no_peer: str = "", **environment: str) -> Case:
     """Time and memory of a call that both modules have; once, as the times are medians already."""
     form = "DataLoader" if "stream" in call else "eager"
     theirs = {form: functools.partial(in_process, "scripts.torch_peers", call)}
@@ -970,7 +1092,7 @@ def growth_case(setting: Setting, what: str, call: str, contains: str, no_peer: 
         functools.partial(in_process, "scripts.benchmark_suites", call, **environment),
         theirs if PEERS and not no_peer else {},
         contains,
-        (None, None),
+        (least_us, None),
         no_peer,
         rounds=1,
     )
@@ -1092,6 +1214,7 @@ SUITES = {
     "cifar_train": cifar_train,
     "ops": ops,
     "attempts": attempts,
+    "profile": profile,
     "input": input_batches,
     "startup": startup,
     "checkpoint": checkpoints,

@@ -84,6 +84,7 @@ def fill(page: str, results: dict[str, list[dict]]) -> str:
     tables |= {"lenet_tries": tries_table, "machine": machine_line}
     tables |= {"alexnet": alexnet_table, "alexnet_commands": alexnet_commands_table, "alexnet_agreement": agreement_line}
     tables |= {"benchmark": benchmark_table, "benchmark_gpu": gpu_table, "attempts": attempts_table}
+    tables |= {"profile": profile_table}
     tables |= {"scaling": scaling_table, "faults": faults_table}
 
     def replaced(match: re.Match) -> str:
@@ -287,18 +288,31 @@ def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None 
 
 def attempts_table(results: dict[str, list[dict]]) -> str:
     """Each operation in the form in use and in those tried instead, in time and as a share of the limit."""
-    if "benchmark_attempts" not in results:
+    return forms_table(results, "attempts", "what, with gradients (share of the limit)", "in use", "tried in its place")
+
+
+def profile_table(results: dict[str, list[dict]]) -> str:
+    """Where the time of a row goes that misses its target."""
+    return forms_table(results, "profile", "what (share of the limit)", "in all", "its parts, each by itself")
+
+
+def forms_table(results: dict[str, list[dict]], suite: str, *columns: str) -> str:
+    """The rows of `suite`: one line for each thing measured, its first number in a column of its own, named as that column."""
+    rows = [row for result in results.get("benchmark_attempts", []) for row in result["rows"] if row["suite"] == suite]
+    if not rows:
         return "Not measured yet."
-    (result,) = results["benchmark_attempts"]
     cells = {}
-    for row in result["rows"]:
-        what, form = re.fullmatch(r"(.*?, [\dx]+), (.*)", row["name"]).groups()
-        cells.setdefault(what, []).append(f"{form} {number(row['ours'])} {row['unit']} ({100 * row['share_of_limit']:.0f}%)")
-    rows = ["| what, with gradients (share of the limit) | in use | tried in its place |", "|---|---|---|"]
-    rows += [f"| {what} | {used.removeprefix('in use ')} | {'; '.join(tried)} |" for what, (used, *tried) in cells.items()]
-    limit = f"{result['machine']['matmul_gflop_per_s']:.0f} GFLOP/s, {result['machine']['copy_gb_per_s']:.0f} GB/s"
-    first = result["rows"][0]
-    return "\n".join([*rows, "", f"`{first['command']}`, commit `{(first['commit'] or 'none')[:8]}`; limits {limit}."])
+    for row in rows:
+        what, form = re.fullmatch(r"(.*?, (?:batch )?[\dx]+), (.*)", row["name"]).groups()
+        share = "" if row["share_of_limit"] is None else f" ({100 * row['share_of_limit']:.0f}%)"
+        cells.setdefault(what, []).append(f"{form} {number(row['ours'])} {row['unit']}{share}")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [
+        f"| {what} | {first.removeprefix(columns[1] + ' ')} | {'; '.join(others)} |" for what, (first, *others) in cells.items()
+    ]
+    machine = results["benchmark_attempts"][0]["machine"]
+    limit = f"{machine['matmul_gflop_per_s']:.0f} GFLOP/s, {machine['copy_gb_per_s']:.0f} GB/s"
+    return "\n".join([*lines, "", f"`{rows[0]['command']}`, commit `{(rows[0]['commit'] or 'none')[:8]}`; limits {limit}."])
 
 
 # What the prediction assumes of each GPU and its links: NVIDIA A100 in DGX A100 systems (NVIDIA's data sheets).
