@@ -44,7 +44,7 @@ def batch_last_convolution():
 
 FEW_CHANNELS = 16  # the most with which few_channels_convolution is used
 MANY_CHANNELS = 32  # the least with which winograd_convolution is
-OUTPUTS_A_TILE = {(3, 3): 2, (5, 5): 3}  # a side, by the size of the kernel; larger tiles multiply less and round more
+OUTPUTS_A_TILE = {3: (2,), 5: (3, 4)}  # a side, by the size of the kernel; larger tiles multiply less and round more
 
 
 def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_count=1, **options):
@@ -65,7 +65,8 @@ def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_co
         return few_channels_convolution(inputs, kernel, window_strides, sides, preferred_element_type=element_type)
     # Of a single image the transformation of the kernel is most of the work; zeros that fill a window are more than it can pad.
     worthwhile = inputs.shape[-1] >= MANY_CHANNELS and len(inputs) > 1 and max(map(max, sides)) < min(kernel.shape[:2])
-    if kernel.shape[:2] in OUTPUTS_A_TILE and tuple(window_strides) == (1, 1) and worthwhile:
+    square = kernel.shape[0] == kernel.shape[1]
+    if square and kernel.shape[0] in OUTPUTS_A_TILE and tuple(window_strides) == (1, 1) and worthwhile:
         return winograd_convolution(inputs, kernel, sides, preferred_element_type=element_type)
     return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
 
@@ -133,18 +134,31 @@ def few_channels_convolution(inputs, kernel, strides, padding, **options):
     """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) as one product of patches.
 
     Without a stride two neighbouring outputs are computed as one, of 2 * out channels: it sees one column more, and the next
-    pair is two columns further. That is 6 / 5 of the products of a 5x5 kernel, from half as many patches.
+    pair is two columns further. That is 6 / 5 of the products of a 5x5 kernel, from half as many patches. The gradients, for
+    which there are as many patches as pixels again, are those of `lax`.
     """
     if tuple(strides) != (1, 1):
         return strided_convolution(inputs, kernel, strides, padding, **options)
-    features = kernel.shape[3]
-    above_and_below, (left, right) = padding
-    columns = inputs.shape[2] + left + right - kernel.shape[1] + 1  # of the output
-    first, second = (jnp.pad(kernel, ((0, 0), around, (0, 0), (0, 0))) for around in ((0, 1), (1, 0)))
-    pair = jnp.concatenate([first, second], axis=-1)  # (kh, kw + 1, in, 2 * out)
-    outputs = strided_convolution(inputs, pair, (1, 2), (above_and_below, (left, right + columns % 2)), **options)
-    batch, height, pairs, _ = outputs.shape
-    return outputs.reshape(batch, height, 2 * pairs, features)[:, :, :columns]
+
+    def in_pairs(inputs, kernel):
+        features = kernel.shape[3]
+        above_and_below, (left, right) = padding
+        columns = inputs.shape[2] + left + right - kernel.shape[1] + 1  # of the output
+        first, second = (jnp.pad(kernel, ((0, 0), around, (0, 0), (0, 0))) for around in ((0, 1), (1, 0)))
+        pair = jnp.concatenate([first, second], axis=-1)  # (kh, kw + 1, in, 2 * out)
+        outputs = strided_convolution(inputs, pair, (1, 2), (above_and_below, (left, right + columns % 2)), **options)
+        batch, height, pairs, _ = outputs.shape
+        return outputs.reshape(batch, height, 2 * pairs, features)[:, :, :columns]
+
+    def backward(arrays, gradient):
+        layout = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.vjp(lambda *arrays: lax.conv_general_dilated(*arrays, (1, 1), padding, **layout, **options), *arrays)[1](
+            gradient
+        )
+
+    convolution = jax.custom_vjp(in_pairs)
+    convolution.defvjp(lambda *arrays: (in_pairs(*arrays), arrays), backward)
+    return convolution(inputs, kernel)
 
 
 def strided_convolution(inputs, kernel, strides, padding, *, preferred_element_type=None):
@@ -191,70 +205,84 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), section 4: the outputs are cut into
     tiles of m x m. All that a tile sees, n x n pixels with n = m + k - 1, and the kernel are transformed, multiplied one by one
     and summed over the channels, and what comes out is transformed back. That is n^2 products for m^2 outputs in place of
-    k^2 m^2: 16 for 36 with 3x3 kernels and m = 2, 49 for 225 with 5x5 and m = 3. The gradients have the same form.
+    k^2 m^2: 16 for 36 with 3x3 kernels and m = 2, 64 for 400 with 5x5 and m = 4. The gradients have the same form.
 
-    In float32 m = 2 rounds less than `lax`, m = 3 seven times as much: 2e-6 of the outputs' size.
+    In float32 m = 2 rounds less than `lax`, m = 3 or 4 seven times as much: 2e-6 of the outputs' size.
 
     Args:
       padding: zeros before and after, of rows and of columns: ((top, bottom), (left, right)), each less than k.
     """
     size, outputs_dtype = kernel.shape[0], preferred_element_type or inputs.dtype
-    m = OUTPUTS_A_TILE[size, size]
-    n = m + size - 1
     dtype = jnp.promote_types(inputs.dtype, jnp.float32)  # what is transformed is not rounded to bfloat16
-    of_pixels, of_kernel, of_products = (matrix.astype(dtype) for matrix in winograd_matrices(m, size))
+    sides = [side + sum(around) - size + 1 for side, around in zip(inputs.shape[1:3], padding, strict=True)]  # of the outputs
+    m = min(OUTPUTS_A_TILE[size], key=lambda m: math.prod(-(-side // m) * (m + size - 1) for side in sides))
+    n = m + size - 1
+    of_pixels, of_kernel, of_products = winograd_matrices(m, size)
+
+    def transform_kernel(kernel):  # (k, k, in, out) -> (n^2, in, out)
+        both = jnp.asarray(np.kron(of_kernel, of_kernel), dtype)
+        return (both @ kernel.reshape(size * size, -1)).reshape(n * n, *kernel.shape[2:])
 
     def convolve(inputs, kernel, padding):
-        """The outputs, and the transformed tiles."""
-        batch, *sides, channels = inputs.shape
+        """The outputs, of a transformed kernel, and the transformed tiles, (n, n, B, down, across, in)."""
+        *sides, channels = inputs.shape[1:]
         (top, _), (left, _) = padding
         rows, columns = (side + sum(around) - size + 1 for side, around in zip(sides, padding, strict=True))  # of the output
         down, across = -(-rows // m), -(-columns // m)  # tiles
         bottom, right = down * m + size - 1 - sides[0] - top, across * m + size - 1 - sides[1] - left
         inputs = jnp.pad(inputs, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        ends = (down - 1) * m + 1, (across - 1) * m + 1
-        pixels = [inputs[:, i : i + ends[0] : m, j : j + ends[1] : m] for i in range(n) for j in range(n)]
-        tiles = (of_pixels @ jnp.stack(pixels).reshape(n * n, -1)).reshape(n * n, -1, channels)  # (n^2, B * tiles, in)
-        kernel = (of_kernel @ kernel.reshape(size * size, -1)).reshape(n * n, channels, -1)  # (n^2, in, out)
-        outputs = (of_products @ (tiles @ kernel).reshape(n * n, -1)).reshape(m, m, batch, down, across, -1)
-        outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, down * m, across * m, -1)
+        lines = combine(of_pixels, [inputs[:, i : i + (down - 1) * m + 1 : m] for i in range(n)])  # (n, B, down, W, in)
+        tiles = combine(of_pixels, [lines[:, :, :, j : j + (across - 1) * m + 1 : m] for j in range(n)], axis=1)
+        products = (tiles.reshape(n * n, -1, channels) @ kernel).reshape(*tiles.shape[:-1], -1)
+        lines = combine(of_products, list(products))  # (m, n, B, down, across, out)
+        outputs = combine(of_products, [lines[:, j] for j in range(n)], axis=1)
+        outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(-1, down * m, across * m, kernel.shape[-1])
         return outputs[:, :rows, :columns], tiles
 
     def forward(inputs, kernel):
-        outputs, tiles = convolve(inputs, kernel, padding)
+        outputs, tiles = convolve(inputs, transform_kernel(kernel), padding)
         return outputs, (tiles, kernel)
 
     def backward(saved, gradient):
         tiles, kernel = saved
         around = [[size - 1 - zeros for zeros in side] for side in padding]
-        inputs_gradient, _ = convolve(gradient, kernel[::-1, ::-1].swapaxes(2, 3), around)
+        inputs_gradient, _ = convolve(gradient, transform_kernel(kernel[::-1, ::-1].swapaxes(2, 3)), around)
 
         batch, rows, columns, features = gradient.shape
-        down, across = -(-rows // m), -(-columns // m)
+        *_, down, across, channels = tiles.shape
         gradient = jnp.pad(gradient, ((0, 0), (0, down * m - rows), (0, across * m - columns), (0, 0)))
-        gradient = gradient.reshape(batch, down, m, across, m, features).transpose(2, 4, 0, 1, 3, 5)
-        gradient = (of_products.T @ gradient.reshape(m * m, -1)).reshape(n * n, -1, features)  # (n^2, B * tiles, out)
-        products = tiles.swapaxes(1, 2) @ gradient  # (n^2, in, out)
-        return inputs_gradient, (of_kernel.T @ products.reshape(n * n, -1)).reshape(kernel.shape)
+        gradient = gradient.reshape(batch, down, m, across, m, features)
+        lines = combine(of_products.T, [gradient[:, :, i] for i in range(m)])  # (n, B, down, across, m, out)
+        gradient = combine(of_products.T, [lines[:, :, :, :, j] for j in range(m)], axis=1)
+        gradient = gradient.reshape(n * n, -1, features)  # (n^2, B * tiles, out)
+        products = tiles.reshape(n * n, -1, channels).swapaxes(1, 2) @ gradient  # (n^2, in, out)
+        both = jnp.asarray(np.kron(of_kernel, of_kernel).T, dtype)
+        return inputs_gradient, (both @ products.reshape(n * n, -1)).reshape(kernel.shape)
 
-    convolution = jax.custom_vjp(lambda inputs, kernel: convolve(inputs, kernel, padding)[0])
+    convolution = jax.custom_vjp(lambda inputs, kernel: forward(inputs, kernel)[0])
     convolution.defvjp(forward, backward)
     return convolution(inputs.astype(dtype), kernel.astype(dtype)).astype(outputs_dtype)
 
 
+def combine(matrix: np.ndarray, arrays: list[jax.Array], axis: int = 0) -> jax.Array:
+    """matrix @ arrays, which become one array along `axis`: sums that XLA computes in one pass, where a product with so small a
+    matrix takes three times as long."""
+    sums = [sum(float(weight) * array for weight, array in zip(row, arrays, strict=True) if weight) for row in matrix]
+    return jnp.stack(sums, axis)
+
+
 @functools.cache
 def winograd_matrices(m: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The transformations of n x n pixels, (n^2, n^2), of a kernel, (n^2, size^2), and back to m x m outputs, (m^2, n^2).
+    """The transformations of n pixels, (n, n), of a kernel, (n, size), and back to m outputs, (m, n), along one side of a tile.
 
-    By Toom and Cook: polynomials are multiplied by their values at n - 1 points and at infinity. Here in its transposed form,
-    B^T, G and A^T of the paper, once along the rows and once along the columns.
+    By Toom and Cook: polynomials are multiplied by their values at n - 1 points and at infinity. Here in its transposed form:
+    B^T, G and A^T of the paper.
     """
-    points = np.array([0, 1, -1, 2, -2, 0.5])[: m + size - 2]
+    points = np.array([0, 1, -1, 2, -2, 0.5, -0.5])[: m + size - 2]
     others = [points[points != point] for point in points]
     at_infinity = np.eye(size)[-1:], np.eye(m)[:, -1:]
     of_pixels = [[*np.poly(rest)[::-1], 0] for rest in others] + [np.poly(points)[::-1]]
     scale = [[np.prod(point - rest)] for point, rest in zip(points, others, strict=True)]
-    of_kernel = np.vander(points, size, increasing=True) / scale
-    of_kernel = np.concatenate([of_kernel, at_infinity[0]])
+    of_kernel = np.concatenate([np.vander(points, size, increasing=True) / scale, at_infinity[0]])
     of_products = np.concatenate([np.vander(points, m, increasing=True).T, at_infinity[1]], axis=1)
-    return tuple(np.kron(matrix, matrix) for matrix in (np.array(of_pixels), of_kernel, of_products))
+    return np.array(of_pixels), of_kernel, of_products
