@@ -44,7 +44,8 @@ def batch_last_convolution():
 
 FEW_CHANNELS = 16  # the most with which few_channels_convolution is used
 MANY_CHANNELS = 32  # the least with which winograd_convolution is
-OUTPUTS_A_TILE = {3: (2,), 5: (3, 4)}  # a side, by the size of the kernel; larger tiles multiply less and round more
+MANY_TILES = 40  # the same; with fewer, transforming the kernel is most of the work
+OUTPUTS_A_TILE = {3: (2, 3, 4), 5: (3, 4)}  # a side, by the size of the kernel; larger tiles multiply less and round more
 
 
 def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_count=1, **options):
@@ -60,15 +61,15 @@ def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_co
     sides = padding  # before and after, of rows and of columns
     if isinstance(padding, str):
         sides = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], window_strides, padding)
-    element_type = options.get("preferred_element_type")
-    if inputs.shape[-1] <= FEW_CHANNELS:
-        return few_channels_convolution(inputs, kernel, window_strides, sides, preferred_element_type=element_type)
-    # Of a single image the transformation of the kernel is most of the work; zeros that fill a window are more than it can pad.
-    worthwhile = inputs.shape[-1] >= MANY_CHANNELS and len(inputs) > 1 and max(map(max, sides)) < min(kernel.shape[:2])
-    square = kernel.shape[0] == kernel.shape[1]
-    if square and kernel.shape[0] in OUTPUTS_A_TILE and tuple(window_strides) == (1, 1) and worthwhile:
+    element_type, few = options.get("preferred_element_type"), inputs.shape[-1] <= FEW_CHANNELS
+    if tuple(window_strides) != (1, 1):
+        convolve = strided_convolution if few else lax.conv_general_dilated
+        return convolve(inputs, kernel, window_strides, sides, **options)
+    if few and kernel.shape[1] <= 5:
+        return few_channels_convolution(inputs, kernel, sides, preferred_element_type=element_type)
+    if inputs.shape[-1] >= MANY_CHANNELS and has_winograd(inputs.shape, kernel.shape, sides):
         return winograd_convolution(inputs, kernel, sides, preferred_element_type=element_type)
-    return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
+    return lax.conv_general_dilated(inputs, kernel, window_strides, sides, **options)
 
 
 def masked(convolution, mask: np.ndarray):
@@ -130,39 +131,49 @@ def block_of_outputs(rows: int, columns: int) -> tuple[int, int]:
     return measured.get((rows, columns)) or (max(n for n in range(1, 9) if rows % n == 0), 1)
 
 
-def few_channels_convolution(inputs, kernel, strides, padding, **options):
-    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) as one product of patches.
+def few_channels_convolution(inputs, kernel, padding, *, preferred_element_type=None):
+    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) without a stride, kw <= 5.
 
-    Without a stride two neighbouring outputs are computed as one, of 2 * out channels: it sees one column more, and the next
-    pair is two columns further. That is 6 / 5 of the products of a 5x5 kernel, from half as many patches. The gradients, for
-    which there are as many patches as pixels again, are those of `lax`.
+    Winograd's filtering (below) along the rows of the image alone, m = 4 outputs by n = kw + 3 products; down the columns two
+    outputs are computed as one, of 2 * out channels, from patches of kh + 1 pixels. The gradients are those of `lax`, which
+    takes long only for the outputs.
     """
-    if tuple(strides) != (1, 1):
-        return strided_convolution(inputs, kernel, strides, padding, **options)
+    kernel_height, kernel_width, channels, features = kernel.shape
+    (top, bottom), (left, right) = padding
+    m, n, pair, tall = 4, kernel_width + 3, 2, kernel_height + 1
+    of_pixels, of_kernel, of_products = winograd_matrices(m, kernel_width)
+    outputs_dtype, dtype = preferred_element_type or inputs.dtype, jnp.promote_types(inputs.dtype, jnp.float32)
 
-    def in_pairs(inputs, kernel):
-        features = kernel.shape[3]
-        above_and_below, (left, right) = padding
-        columns = inputs.shape[2] + left + right - kernel.shape[1] + 1  # of the output
-        first, second = (jnp.pad(kernel, ((0, 0), around, (0, 0), (0, 0))) for around in ((0, 1), (1, 0)))
-        pair = jnp.concatenate([first, second], axis=-1)  # (kh, kw + 1, in, 2 * out)
-        outputs = strided_convolution(inputs, pair, (1, 2), (above_and_below, (left, right + columns % 2)), **options)
-        batch, height, pairs, _ = outputs.shape
-        return outputs.reshape(batch, height, 2 * pairs, features)[:, :, :columns]
+    def convolve(inputs, kernel):
+        batch, height, width, _ = inputs.shape
+        rows, columns = height + top + bottom - kernel_height + 1, width + left + right - kernel_width + 1  # of the output
+        down, across = -(-rows // pair), -(-columns // m)
+        around = (top, down * pair + tall - pair - height - top), (left, across * m + n - m - width - left)
+        inputs = jnp.pad(inputs, ((0, 0), *around, (0, 0)))
+        lines = combine(of_pixels, [inputs[:, :, j : j + (across - 1) * m + 1 : m] for j in range(n)])  # (n, B, H, across, in)
+        patches = jnp.stack([lines[:, :, i : i + (down - 1) * pair + 1 : pair] for i in range(tall)], axis=-2)
+        kernel = jnp.tensordot(jnp.asarray(of_kernel, dtype), kernel, (1, 1))  # (n, kh, in, out)
+        moved = [jnp.pad(kernel, ((0, 0), (i, pair - 1 - i), (0, 0), (0, 0))) for i in range(pair)]
+        kernel = jnp.stack(moved, axis=3).reshape(n, tall * channels, pair * features)
+        products = patches.reshape(n, -1, tall * channels) @ kernel
+        outputs = combine(of_products, list(products.reshape(n, batch, down, across, pair, features)))
+        outputs = outputs.transpose(1, 2, 4, 3, 0, 5).reshape(batch, down * pair, across * m, features)
+        return outputs[:, :rows, :columns]
 
     def backward(arrays, gradient):
-        layout = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return jax.vjp(lambda *arrays: lax.conv_general_dilated(*arrays, (1, 1), padding, **layout, **options), *arrays)[1](
-            gradient
+        layout = ("NHWC", "HWIO", "NHWC")
+        _, pull_back = jax.vjp(
+            lambda *arrays: lax.conv_general_dilated(*arrays, (1, 1), padding, dimension_numbers=layout), *arrays
         )
+        return pull_back(gradient)
 
-    convolution = jax.custom_vjp(in_pairs)
-    convolution.defvjp(lambda *arrays: (in_pairs(*arrays), arrays), backward)
-    return convolution(inputs, kernel)
+    convolution = jax.custom_vjp(convolve)
+    convolution.defvjp(lambda *arrays: (convolve(*arrays), arrays), backward)
+    return convolution(inputs.astype(dtype), kernel.astype(dtype)).astype(outputs_dtype)
 
 
-def strided_convolution(inputs, kernel, strides, padding, *, preferred_element_type=None):
-    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) with strides, as one product of patches.
+def strided_convolution(inputs, kernel, strides, padding, **options):
+    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) with strides, as one without.
 
     Each block of stride x stride pixels becomes one pixel of stride^2 * in channels, and the kernel, filled up with zeros to a
     multiple of the stride, shrinks likewise: AlexNet's conv1, 11x11 on 3 channels, becomes 3x3 on 48 without a stride.
@@ -191,12 +202,10 @@ def strided_convolution(inputs, kernel, strides, padding, *, preferred_element_t
 
     filling = [(0, blocks * stride - side) for blocks, stride, side in zip((height, width), strides, kernel_sides, strict=True)]
     kernel = jnp.pad(kernel, (*filling, (0, 0), (0, 0)))
-    kernel = kernel.reshape(height, strides[0], width, strides[1], channels, features).swapaxes(1, 2).reshape(-1, features)
+    kernel = kernel.reshape(height, strides[0], width, strides[1], channels, features).swapaxes(1, 2)
+    kernel = kernel.reshape(height, width, block, features)
 
-    windows = [inputs[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-    patches = jnp.concatenate(windows, axis=-1).reshape(-1, kernel.shape[0])  # (B * H' * W', height * width * block)
-    outputs = jnp.matmul(patches, kernel, preferred_element_type=preferred_element_type)
-    return outputs.reshape(batch, rows, columns, features)
+    return cpu_convolution(inputs, kernel, (1, 1), "VALID", **options)
 
 
 def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None):
@@ -215,7 +224,7 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
     size, outputs_dtype = kernel.shape[0], preferred_element_type or inputs.dtype
     dtype = jnp.promote_types(inputs.dtype, jnp.float32)  # what is transformed is not rounded to bfloat16
     sides = [side + sum(around) - size + 1 for side, around in zip(inputs.shape[1:3], padding, strict=True)]  # of the outputs
-    m = min(OUTPUTS_A_TILE[size], key=lambda m: math.prod(-(-side // m) * (m + size - 1) for side in sides))
+    m = outputs_a_tile(sides, size)
     n = m + size - 1
     of_pixels, of_kernel, of_products = winograd_matrices(m, size)
 
@@ -264,6 +273,21 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
     return convolution(inputs.astype(dtype), kernel.astype(dtype)).astype(outputs_dtype)
 
 
+def has_winograd(shape, kernel_shape, padding) -> bool:
+    """Whether winograd_convolution can compute it, and is the faster for it."""
+    size = kernel_shape[0]
+    if kernel_shape[1] != size or size not in OUTPUTS_A_TILE or max(map(max, padding)) >= size:
+        return False
+    sides = [side + sum(around) - size + 1 for side, around in zip(shape[1:3], padding, strict=True)]  # of the outputs
+    m = outputs_a_tile(sides, size)
+    return shape[0] * math.prod(-(-side // m) for side in sides) >= MANY_TILES
+
+
+def outputs_a_tile(sides, size: int) -> int:
+    """m, with which there is least to multiply for outputs of these two sides."""
+    return min(OUTPUTS_A_TILE[size], key=lambda m: math.prod(-(-side // m) * (m + size - 1) for side in sides))
+
+
 def combine(matrix: np.ndarray, arrays: list[jax.Array], axis: int = 0) -> jax.Array:
     """matrix @ arrays, which become one array along `axis`: sums that XLA computes in one pass, where a product with so small a
     matrix takes three times as long."""
@@ -278,7 +302,7 @@ def winograd_matrices(m: int, size: int) -> tuple[np.ndarray, np.ndarray, np.nda
     By Toom and Cook: polynomials are multiplied by their values at n - 1 points and at infinity. Here in its transposed form:
     B^T, G and A^T of the paper.
     """
-    points = np.array([0, 1, -1, 2, -2, 0.5, -0.5])[: m + size - 2]
+    points = np.array([0, 1, -1, 2, -0.5, -2, 0.5])[: m + size - 2]
     others = [points[points != point] for point in points]
     at_infinity = np.eye(size)[-1:], np.eye(m)[:, -1:]
     of_pixels = [[*np.poly(rest)[::-1], 0] for rest in others] + [np.poly(points)[::-1]]
