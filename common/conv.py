@@ -9,10 +9,13 @@ these are the same functions to float accuracy and faster, measured on two cores
   loops ran over 6 or 16 maps. With the batch last these loops run over the batch: 27,000.
 
   3x3 and 5x5 kernels on many channels: winograd_convolution, which multiplies less. Forward and backward, batch 32: AlexNet's
-  conv2 (27x27x96, 5x5, to 256 maps) 187 instead of 593, conv3 (13x13x256, 3x3, to 384) 116 instead of 174.
+  conv2 (27x27x96, 5x5, to 256 maps) 155 instead of 512, conv3 (13x13x256, 3x3, to 384) 80 instead of 169.
 
-  Few channels: few_channels_convolution. Forward and the gradient of the weights: AlexNet's conv1 (227x227x3, 11x11, stride 4,
-  to 96 maps), batch 32, 132 instead of 334; the first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 13 instead of 23.
+  Few channels with a stride: strided_convolution, which makes them many. Forward and the gradient of the weights: AlexNet's
+  conv1 (227x227x3, 11x11, stride 4, to 96 maps), batch 32, 60 instead of 255.
+
+  Few channels without: few_channels_convolution. The first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 8 instead
+  of 22.
 
   Groups: one convolution each. AlexNet's conv2 in two, forward and backward, batch 32: 157 instead of 1,857.
 
@@ -264,7 +267,10 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
         lines = combine(of_products.T, [gradient[:, :, i] for i in range(m)])  # (n, B, down, across, m, out)
         gradient = combine(of_products.T, [lines[:, :, :, :, j] for j in range(m)], axis=1)
         gradient = gradient.reshape(n * n, -1, features)  # (n^2, B * tiles, out)
-        products = tiles.reshape(n * n, -1, channels).swapaxes(1, 2) @ gradient  # (n^2, in, out)
+        tiles = tiles.reshape(n * n, -1, channels).swapaxes(1, 2)
+        if channels <= MANY_CHANNELS:  # XLA's other library multiplies small matrices in half the time, once they lie ready
+            tiles = lax.optimization_barrier(tiles)
+        products = tiles @ gradient  # (n^2, in, out)
         both = jnp.asarray(np.kron(of_kernel, of_kernel).T, dtype)
         return inputs_gradient, (both @ products.reshape(n * n, -1)).reshape(kernel.shape)
 

@@ -635,6 +635,7 @@ def lrn_forms(channels: int) -> dict[str, Callable]:
         "shifted additions": normalized(shifted),
         "a product with a banded matrix": normalized(lambda x: (x * x) @ band),
         "a power instead of roots": lambda x: x * (2 + 1e-4 * shifted(x)) ** -0.75,
+        "an image at a time, in the cache": lambda x: lax.map(alexnet.lrn.local_response_normalization, x),
     }
 
 
@@ -763,9 +764,10 @@ def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
 
 def normalization_parts(setting: Setting) -> Iterator[Case]:
     """The passes over memory that XLA makes of a normalization and its gradient, compiled one by one."""
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2 if setting.smallest else 32, 55, 55, 96), np.float32))
-    padded = jnp.pad(x, [(0, 0)] * 3 + [(2, 2)])
+    shape = (2 if setting.smallest else 32, 55, 55, 96)
+    x, g, root = (jnp.asarray(np.random.default_rng(seed).random(shape, np.float32)) for seed in range(3))
     pad = functools.partial(jnp.pad, pad_width=[(0, 0)] * 3 + [(2, 2)])
+    padded = pad(x)
 
     def sums(padded):
         return sum(padded[..., i : i + x.shape[-1]] for i in range(5))
@@ -774,10 +776,10 @@ def normalization_parts(setting: Setting) -> Iterator[Case]:
     passes = {  # what is computed: (function, its arguments)
         "in all": (with_gradients(alexnet.lrn.local_response_normalization), (x,)),
         "squares with zeros around": (lambda x: pad(x * x), (x,)),
-        "fourth roots of sums": (lambda padded: jnp.sqrt(lax.rsqrt(2 + 1e-4 * sums(padded))), (padded * padded,)),
-        "outputs": (lambda x, root: x * power(root, 0.75), (x, x)),
-        "products with zeros around": (lambda g, x, root: pad(g * x * power(root, 1.75)), (x, x, x)),
-        "gradient": (lambda g, x, root, padded: g * power(root, 0.75) - 1e-4 * x * sums(padded), (x, x, x, padded)),
+        "fourth roots of sums": (lambda padded: jnp.sqrt(lax.rsqrt(2 + 1e-4 * sums(padded))), (padded,)),
+        "outputs": (lambda x, root: x * power(root, 0.75), (x, root)),
+        "products with zeros around": (lambda g, x, root: pad(g * x * power(root, 1.75)), (g, x, root)),
+        "gradient": (lambda g, x, root, padded: g * power(root, 0.75) - 1e-4 * x * sums(padded), (g, x, root, padded)),
     }
     words = "Limit: what each reads and writes at the copy bandwidth; in all, x twice, the outputs, and both gradients."
     times = 1 if setting.smallest else 5

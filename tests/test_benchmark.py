@@ -291,7 +291,7 @@ def test_every_suite_gives_its_rows(peers, tmp_path):
     ops = ("masked C3, 2x14x14x6", "dense C3, 2x14x14x6", "LRN, 2x55x55x96", "max pooling 3/2, 2x33x33x32")
     ops += ("max pooling 3/2, 2x55x55x96",)
     assert names["ops"] == [f"{name}, {what}" for name in ops for what in ("forward", "forward and backward")]
-    assert len(names["attempts"]) == 3 + 7 * 4 + 5 + 2 * 5 + 2 * 4
+    assert len(names["attempts"]) == 3 + 7 * 4 + 6 + 2 * 5 + 2 * 4
     parts = {what: sum(name.startswith(what) for name in names["profile"]) for what in ("cifar18", "LRN", "jpeg", "raw")}
     assert parts == {"cifar18": 2 + 13, "LRN": 6, "jpeg": 5, "raw": 5}
     readers = [f"{kind} records, {who}" for kind in ("jpeg", "raw") for who in ("1 thread", "2 workers")]
