@@ -595,16 +595,23 @@ def convolution_forms(stride: int, padding: int) -> dict[str, Callable]:
     """Functions of (x, kernel)."""
     settings = dict(window_strides=(stride, stride), padding=((padding, padding),) * 2)
     settings["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+
+    def patches(x, kernel):
+        x = jnp.pad(x, ((0, 0), *settings["padding"], (0, 0)))
+        height, width = (side - size + 1 for side, size in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+        seen = [x[:, i : i + height : stride, j : j + width : stride] for i, j in np.ndindex(*kernel.shape[:2])]
+        return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
     forms = {
         "in use": functools.partial(conv.convolution(), **settings),
         "lax": functools.partial(lax.conv_general_dilated, **settings),
-        "all patches in one product": lambda x, kernel: conv.strided_convolution(x, kernel, (stride,) * 2, settings["padding"]),
+        "all patches in one product": patches,
     }
     if stride == 1:
 
         def pixel_by_pixel(x, kernel):
             x, (height, width) = jnp.pad(x, ((0, 0), *settings["padding"], (0, 0))), x.shape[1:3]
-            seen = [x[:, i : i + height, j : j + width] for i in range(len(kernel)) for j in range(len(kernel))]
+            seen = [x[:, i : i + height, j : j + width] for i, j in np.ndindex(*kernel.shape[:2])]
             return sum(pixels @ weights for pixels, weights in zip(seen, kernel.reshape(-1, *kernel.shape[2:]), strict=True))
 
         forms["a product for each pixel of the kernel"] = pixel_by_pixel
