@@ -242,12 +242,12 @@ def target_of(row: dict, targets: dict) -> str:
 def benchmark_table(results: dict[str, list[dict]]) -> str:
     """Ours beside PyTorch's, and the share of what the machine allows."""
     lines = [speed_table(results, "benchmark", TARGETS)]
-    for result in results.get("benchmark", []):
-        ours = {(row["suite"], row["name"]): row["ours"] for row in result["rows"]}
-        gain = ours["input", "raw records, 1 thread"] / ours["input", "jpeg records, 1 thread"]
-        reached = "met" if gain >= RAW_GAIN else "missed"
+    rates = {row["name"]: row["ours"] for result in results.get("benchmark", []) for row in result["rows"]}
+    raw, jpeg = (rates.get(f"{record_format} records, 1 thread") for record_format in ("raw", "jpeg"))
+    if raw and jpeg:
+        reached = "met" if raw >= RAW_GAIN * jpeg else "missed"
         lines.append(
-            f"Raw records are read {gain:.1f} times as fast as JPEG ones in one thread (target {RAW_GAIN}: {reached})."
+            f"Raw records are read {raw / jpeg:.1f} times as fast as JPEG ones in one thread (target {RAW_GAIN}: {reached})."
         )
     return "\n\n".join(lines)
 

@@ -236,6 +236,10 @@ def test_table():
     def deck(suite, name, ours):
         return row | {"suite": suite, "name": name, "ours": ours}
 
+    rows = [deck("input", "jpeg records, 1 thread", 2000.0), deck("input", "raw records, 1 thread", 5000.0)]
+    last = report.benchmark_table({"benchmark": [result | {"rows": rows}]}).splitlines()[-1]
+    assert last == "Raw records are read 2.5 times as fast as JPEG ones in one thread (target 3: missed)."
+
     both = {
         "benchmark": [result | {"rows": [deck("input", "jpeg records, 1 thread", 2000.0)]}],
         "benchmark_gpu": [result | {"rows": [deck("alexnet_train", "deck, batch 128", 9001.0)]}],
