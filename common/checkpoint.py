@@ -66,7 +66,13 @@ class Checkpointer:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, create=not read_only, cleanup_tmp_directories=not read_only
             )
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            for attempt in range(10):
+                try:
+                    self._manager = ocp.CheckpointManager(self._directory, options=options)
+                    break
+                except FileNotFoundError:  # Orbax looks at all steps that it lists; the run beside us may remove one meanwhile
+                    if not read_only or attempt == 9:
+                        raise
 
     def save(self, step: int, state, meta: dict) -> None:
         """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of `step`; returns early.

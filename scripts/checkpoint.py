@@ -83,16 +83,18 @@ def duration(seconds: float) -> str:
 
 def verify(workdir: Path, checkpointer: Checkpointer) -> None:
     """Prints a line for each finished checkpoint, the newest first. Raises StorageError if one is damaged."""
-    intact, damaged = [], []
-    for step in reversed(saved_steps(workdir)):
-        damage = checkpointer.verify(step)
-        if damage:
-            time.sleep(1)  # the run that trains here may be in the middle of removing it
-            if step not in saved_steps(workdir):
-                print(f"{step}: removed meanwhile by the run, which keeps its newest", flush=True)
-                continue
-        print(f"{step}: {f'damaged, {damage}' if damage else 'intact'}", flush=True)
-        (damaged if damage else intact).append(step)
+    intact, damaged, steps = [], [], saved_steps(workdir)
+    while steps and not intact + damaged:  # again if the run that trains here has removed them all meanwhile
+        for step in reversed(steps):
+            damage = checkpointer.verify(step)
+            if damage:
+                time.sleep(1)  # it may be in the middle of removing it
+                if step not in saved_steps(workdir):
+                    print(f"{step}: removed meanwhile by the run, which keeps its newest", flush=True)
+                    continue
+            print(f"{step}: {f'damaged, {damage}' if damage else 'intact'}", flush=True)
+            (damaged if damage else intact).append(step)
+        steps = saved_steps(workdir)
     set_aside = [path.name for path in workdir.glob("checkpoints/*.corrupt*")]
     if not (intact or damaged or set_aside):
         raise UserError(f"{workdir} has no finished checkpoint")

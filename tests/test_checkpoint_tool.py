@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import alexnet.config
@@ -190,6 +192,43 @@ def test_beside_a_run_that_saves_all_the_time_it_finds_no_damage_and_does_none(t
         process.kill()
         process.communicate()
     assert not list(tmp_path.glob("checkpoints/*.corrupt*"))
+
+
+def test_a_step_removed_while_it_opens_is_no_failure(tmp_path, monkeypatch):
+    """Orbax lists the steps, then looks at each: a run that saves may have removed one in between."""
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, {"w": jnp.ones(3)}, {})
+    manager, calls = ocp.CheckpointManager, []
+
+    def opened(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) % 2:
+            raise FileNotFoundError("checkpoints/0")
+        return manager(*arguments, **options)
+
+    monkeypatch.setattr(ocp, "CheckpointManager", opened)
+    with contextlib.closing(Checkpointer(tmp_path, read_only=True)) as checkpointer:
+        assert checkpointer.verify(1) is None and len(calls) == 2
+    with pytest.raises(FileNotFoundError):
+        Checkpointer(tmp_path)  # nobody else removes what this one keeps
+
+
+def test_all_steps_removed_while_it_reads_are_no_damage(tmp_path, monkeypatch, capsys):
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, {"w": jnp.ones(3)}, {})
+    verified = Checkpointer.verify
+
+    def verify(self, step):
+        if step == 1:
+            shutil.rmtree(tmp_path / "checkpoints" / "1")
+            with contextlib.closing(Checkpointer(tmp_path)) as other:
+                other.save(2, {"w": jnp.ones(3)}, {})
+        return verified(self, step)
+
+    monkeypatch.setattr(Checkpointer, "verify", verify)
+    with contextlib.closing(Checkpointer(tmp_path, read_only=True)) as checkpointer:
+        checkpoint.verify(tmp_path, checkpointer)
+    assert capsys.readouterr().out == "1: removed meanwhile by the run, which keeps its newest\n2: intact\n"
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):
