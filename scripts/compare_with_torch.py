@@ -4,6 +4,10 @@
 
 PyTorch draws the weights; images and labels are drawn from --seed; dropout is off on both sides. Differences are relative to
 the largest value of each array. Needs `pip install -r requirements-peers.txt`.
+
+The two round differently, by 1e-6 of a layer's outputs. Where a sum is as close to zero, or two in a pooling window to each
+other, a rectifier or a maximum may pass on another unit, and from there on the gradient of that image is another one. So each
+image's gradients are compared by themselves, and those with such a unit are counted and shown apart.
 """
 
 import json
@@ -44,7 +48,8 @@ def main(flag_values: flags.FlagValues) -> None:
         write_atomic(Path(flag_values.json), json.dumps(result, indent=2) + "\n")
     print(
         f"relative difference of the logits {result['logits_relative_difference']:.1e}, of the gradients at most "
-        f"{result['gradients_relative_difference']:.1e} ({result['gradients_farthest']})"
+        f"{result['gradients_relative_difference']:.1e} ({result['gradients_farthest']}); units that rounding switched in each "
+        f"image {result['units_switched']}, with at most {result['switched_gradients_relative_difference']:.1e} where there are some"
     )
 
 
@@ -86,36 +91,73 @@ def compare(torch, batch_size: int, seed: int) -> dict:
     random = np.random.default_rng(seed)
     images = random.standard_normal((batch_size, 224, 224, 3), np.float32)
     labels = random.integers(0, 1000, batch_size)
-    logits = theirs(torch.tensor(images.transpose(0, 3, 1, 2).copy()))
-    torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).backward()
+    x, steps = torch.tensor(images.transpose(0, 3, 1, 2).copy()), []
+    for layer in theirs:
+        kind = {"Conv2d": "conv", "MaxPool2d": "pool", "Linear": "fc"}.get(type(layer).__name__)
+        steps.append((kind, x, layer(x)))
+        x = steps[-1][2]
+    logits = x
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
 
     config = preset()
     params = {
         name: {"kernel": to_ours(name, layer.weight.detach().numpy()), "bias": layer.bias.detach().numpy()}
         for name, layer in layers.items()
     }
-    graphdef, loss = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, 1000))), build_loss(config)
+    model, loss = nnx.eval_shape(lambda: build_model(config, 1000)), build_loss(config)
+    graphdef = nnx.graphdef(model)
+
+    def to_torch(x):  # (B, H, W, C) -> (B, C, H, W)
+        x = np.asarray(x)
+        return torch.tensor(x.transpose(0, 3, 1, 2).copy() if x.ndim == 4 else x)
 
     @jax.jit
-    def step(params):
-        def mean_loss(params):
-            logits = nnx.merge(graphdef, params)(images)
-            return loss(logits, labels).mean(), logits
+    def forward(params):  # what each layer makes of the one before
+        model, x, steps = nnx.merge(graphdef, params), images, []
+        for name in model.order:
+            steps.append((x, model.layer(name, x)))
+            x = steps[-1][1]
+        return steps
 
-        return jax.value_and_grad(mean_loss, has_aux=True)(params)
+    @jax.jit
+    def gradients(params, i):  # of the loss of image i in its batch
+        return jax.grad(lambda params: loss(nnx.merge(graphdef, params)(images), labels)[i])(params)
 
-    (_, our_logits), grads = step(params)
-    differences = {}
-    for name, layer in layers.items():
-        differences[f"{name} weights"] = difference(grads[name]["kernel"], to_ours(name, layer.weight.grad.numpy()))
-        differences[f"{name} biases"] = difference(grads[name]["bias"], layer.bias.grad.numpy())
-    farthest = max(differences, key=differences.get)
+    our_steps = forward(params)
+    ours = [(name[:-1], *map(to_torch, arrays)) for name, arrays in zip(model.order, our_steps, strict=True)]
+    switched = [a != b for a, b in zip(choices(torch, ours), choices(torch, steps), strict=True)]
+    switched = sum(units.reshape(batch_size, -1).sum(1) for units in switched).tolist()  # of each image
+
+    farthest = {True: (0.0, ""), False: (0.0, "")}  # whether units switched: the largest difference, and where
+    for i in range(batch_size):
+        parameters = [array for layer in layers.values() for array in (layer.weight, layer.bias)]
+        found = iter(torch.autograd.grad(losses[i], parameters, retain_graph=True))
+        for name, grads in gradients(params, i).items():
+            for kind in ("kernel", "bias"):
+                their_grad = next(found).numpy()
+                their_grad = to_ours(name, their_grad) if kind == "kernel" else their_grad
+                there = (difference(grads[kind], their_grad), f"{name} {kind}, image {i}")
+                farthest[switched[i] > 0] = max(farthest[switched[i] > 0], there)
     return {
         "batch_size": batch_size,
-        "logits_relative_difference": difference(our_logits, logits.detach().numpy()),
-        "gradients_relative_difference": differences[farthest],
-        "gradients_farthest": farthest,
+        "logits_relative_difference": difference(our_steps[-1][1], logits.detach().numpy()),
+        "gradients_relative_difference": farthest[False][0],
+        "gradients_farthest": farthest[False][1],
+        "units_switched": switched,
+        "switched_gradients_relative_difference": farthest[True][0],
     }
+
+
+def choices(torch, steps: list[tuple]) -> list:
+    """Which units rectifiers and poolings pass on, of steps (kind of layer, inputs, outputs): the places of the maxima in each
+    pooling's inputs, and the signs of what layers with weights put out."""
+    found = []
+    for kind, inputs, outputs in steps:
+        if kind == "pool":
+            found.append(torch.nn.functional.max_pool2d(inputs, 3, 2, return_indices=True)[1])
+        elif kind in ("conv", "fc"):
+            found.append(outputs > 0)
+    return found
 
 
 def weighted(model) -> list:

@@ -202,10 +202,19 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
     (result,) = results.get("alexnet_torchvision_agreement", [None])
     if result is None:
         return "Not measured."
-    return (
+    switched = [count for count in result["units_switched"] if count]
+    same = result["batch_size"] - len(switched)
+    line = (
         f"`{result['command']}`: with the same weights, the logits of {result['batch_size']} images differ from PyTorch "
         f"{result['versions']['torch']}'s by {result['logits_relative_difference']:.1e} of the largest (target 1e-4), "
-        f"gradients by at most {result['gradients_relative_difference']:.1e} (target 1e-3)."
+        f"gradients by at most {result['gradients_relative_difference']:.1e} (target 1e-3)"
+    )
+    if not switched:
+        return line + "."
+    return line + (
+        f" for the {same} images whose units are active on both sides; in the other {len(switched)}, {sum(switched)} of millions "
+        "of rectifiers and maxima lie so close to their threshold that rounding decides: "
+        f"{result['switched_gradients_relative_difference']:.1e}."
     )
 
 
