@@ -5,11 +5,6 @@ import pytest
 from scripts import compare_with_torch
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="PyTorch is not installed (requirements-peers.txt)")
-
-
 @pytest.mark.slow
 def test_logits_and_gradients_agree(torch):
     result = compare_with_torch.compare(torch, 3, 0)
