@@ -49,7 +49,7 @@ def main(flag_values: flags.FlagValues) -> None:
     print(
         f"relative difference of the logits {result['logits_relative_difference']:.1e}, of the gradients at most "
         f"{result['gradients_relative_difference']:.1e} ({result['gradients_farthest']}); units that rounding switched in each "
-        f"image {result['units_switched']}, with at most {result['switched_gradients_relative_difference']:.1e} where there are some"
+        f"image {result['units_switched']}, with at most {result['switched_gradients_relative_difference']:.1e} there"
     )
 
 

@@ -212,8 +212,8 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
     if not switched:
         return line + "."
     return line + (
-        f" for {same} of them; in the other {len(switched)}, {sum(switched)} of millions of units lie so close to a threshold, zero "
-        f"or another unit, that rounding decides which is passed on: {result['switched_gradients_relative_difference']:.1e}."
+        f" for {same} of them; in the other {len(switched)}, {sum(switched)} of millions of units lie so close to a threshold, "
+        f"zero or another unit, that rounding decides which is passed on: {result['switched_gradients_relative_difference']:.1e}."
     )
 
 
