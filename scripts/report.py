@@ -213,7 +213,7 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
         return line + "."
     return line + (
         f" for {same} of them; in the other {len(switched)}, {sum(switched)} of millions of units lie so close to a threshold, "
-        f"zero or another unit, that rounding decides which is passed on: {result['switched_gradients_relative_difference']:.1e}."
+        f"zero or another unit, that rounding decides: {result['switched_gradients_relative_difference']:.1e}."
     )
 
 
