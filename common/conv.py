@@ -45,8 +45,7 @@ def batch_last_convolution():
     return banded_convolution if jax.default_backend() == "cpu" else lax_convolution
 
 
-FEW_CHANNELS = 16  # the most with which few_channels_convolution is used
-MANY_CHANNELS = 32  # the least with which winograd_convolution is
+MANY_CHANNELS = 16  # the least with which winograd_convolution is used, and not few_channels_convolution
 MANY_TILES = 40  # the same; with fewer, transforming the kernel is most of the work
 OUTPUTS_A_TILE = {3: (2, 3, 4), 5: (3, 4)}  # a side, by the size of the kernel; larger tiles multiply less and round more
 
@@ -64,13 +63,13 @@ def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_co
     sides = padding  # before and after, of rows and of columns
     if isinstance(padding, str):
         sides = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], window_strides, padding)
-    element_type, few = options.get("preferred_element_type"), inputs.shape[-1] <= FEW_CHANNELS
+    element_type, few = options.get("preferred_element_type"), inputs.shape[-1] < MANY_CHANNELS
     if tuple(window_strides) != (1, 1):
         convolve = strided_convolution if few else lax.conv_general_dilated
         return convolve(inputs, kernel, window_strides, sides, **options)
     if few and kernel.shape[1] <= 5:
         return few_channels_convolution(inputs, kernel, sides, preferred_element_type=element_type)
-    if inputs.shape[-1] >= MANY_CHANNELS and has_winograd(inputs.shape, kernel.shape, sides):
+    if not few and has_winograd(inputs.shape, kernel.shape, sides):
         return winograd_convolution(inputs, kernel, sides, preferred_element_type=element_type)
     return lax.conv_general_dilated(inputs, kernel, window_strides, sides, **options)
 
@@ -267,7 +266,7 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
         gradient = combine(of_products.T, [lines[:, :, :, :, j] for j in range(m)], axis=1)
         gradient = gradient.reshape(n * n, -1, features)  # (n^2, B * tiles, out)
         tiles = tiles.reshape(n * n, -1, channels).swapaxes(1, 2)
-        if channels <= MANY_CHANNELS:  # XLA's other library multiplies small matrices in half the time, once they lie ready
+        if channels <= 32:  # XLA's other library multiplies small matrices in half the time, once they lie ready
             tiles = lax.optimization_barrier(tiles)
         products = tiles @ gradient  # (n^2, in, out)
         both = jnp.asarray(np.kron(of_kernel, of_kernel).T, dtype)
