@@ -46,8 +46,8 @@ def batch_last_convolution():
 
 
 MANY_CHANNELS = 16  # the least with which winograd_convolution is used, and not few_channels_convolution
-MANY_TILES = 40  # the same; with fewer, transforming the kernel is most of the work
-OUTPUTS_A_TILE = {3: (2, 3, 4), 5: (3, 4)}  # a side, by the size of the kernel; larger tiles multiply less and round more
+MANY_TILES = 40  # of a single image; with fewer, transforming the kernel is most of the work
+OUTPUTS_A_TILE = {3: (2,), 5: (3, 4)}  # a side, by the size of the kernel; larger tiles multiply less and round more
 
 
 def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_count=1, **options):
@@ -278,13 +278,14 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
 
 
 def has_winograd(shape, kernel_shape, padding) -> bool:
-    """Whether winograd_convolution can compute it, and is the faster for it."""
+    """Whether winograd_convolution can compute it, and is the faster for it: alike for all shares of a batch, lest the number
+    of devices decide how its sums are rounded."""
     size = kernel_shape[0]
     if kernel_shape[1] != size or size not in OUTPUTS_A_TILE or max(map(max, padding)) >= size:
         return False
     sides = [side + sum(around) - size + 1 for side, around in zip(shape[1:3], padding, strict=True)]  # of the outputs
     m = outputs_a_tile(sides, size)
-    return shape[0] * math.prod(-(-side // m) for side in sides) >= MANY_TILES
+    return shape[0] > 1 or math.prod(-(-side // m) for side in sides) >= MANY_TILES
 
 
 def outputs_a_tile(sides, size: int) -> int:
