@@ -53,7 +53,5 @@ def test_the_training_step_lowers(name, backend, platform, monkeypatch):
     assert shapes[0] == shapes[1]  # fit for the next step, and for a checkpoint
     assert set(sums) == {"loss", "errors", "count"}
     program = exported.mlir_module()
-    few_channels = name in ("cifar13", "cifar18", "small")  # of which the gradient of conv1's weights is lax's
-    convolutions = program.count("stablehlo.convolution")
-    assert convolutions == few_channels if backend == "cpu" else convolutions > 3  # on a CPU all others are products
+    assert ("stablehlo.convolution" in program) == (backend == "gpu")  # on a CPU all of them are products
     assert ("stablehlo.select_and_scatter" in program) == (backend == "gpu")  # the gradient of lax.reduce_window's maximum

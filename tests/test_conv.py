@@ -10,13 +10,11 @@ import pytest
 from jax import lax
 
 from common.conv import (
-    MANY_CHANNELS,
     banded_convolution,
     batch_last_convolution,
     block_of_outputs,
     convolution,
     cpu_convolution,
-    has_winograd,
     lax_convolution,
     masked,
 )
@@ -79,8 +77,7 @@ def test_lenets_convolutions(shape, kernel_shape):
     ],
 )
 def test_few_channels(shape, kernel_shape, stride, padding):
-    winograd = stride * stride * shape[-1] >= MANY_CHANNELS  # what strided_convolution makes of it
-    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding, ROUNDING[3] if winograd else 1)
+    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding)
 
 
 @pytest.mark.parametrize(
@@ -105,30 +102,24 @@ def assert_same_as_lax(shape, kernel_shape, strides, padding, rounding=1, **opti
 @pytest.mark.parametrize(
     "shape, size, padding, options",
     [
-        ((1, 27, 27, 96), 5, [(2, 2), (2, 2)], {}),  # conv2: m = 4
-        ((2, 27, 27, 96), 5, [(2, 2), (2, 2)], dict(feature_group_count=2)),  # conv2 of the paper
-        ((3, 13, 13, 64), 3, [(1, 1), (1, 1)], {}),  # conv3 to conv5: m = 4
-        ((10, 6, 6, 32), 5, "SAME", {}),  # m = 3
-        ((12, 8, 8, 32), 3, "VALID", {}),  # m = 3
-        ((50, 4, 4, 32), 3, "VALID", {}),  # m = 2
-        ((9, 7, 10, 32), 5, "SAME", {}),
-        ((9, 9, 8, 48), 5, [(0, 1), (3, 2)], {}),
-        ((14, 5, 8, 48), 3, [(0, 1), (2, 2)], {}),
+        ((2, 27, 27, 96), 5, [(2, 2), (2, 2)], {}),  # conv2
+        ((2, 13, 13, 96), 5, [(2, 2), (2, 2)], dict(feature_group_count=2)),  # conv2 of the paper
+        ((2, 13, 13, 64), 3, [(1, 1), (1, 1)], {}),  # conv3 to conv5
+        ((3, 7, 10, 32), 5, "SAME", {}),
+        ((3, 8, 7, 32), 3, "VALID", {}),
+        ((2, 9, 8, 48), 5, [(0, 1), (3, 2)], {}),
+        ((2, 5, 8, 48), 3, [(0, 1), (2, 2)], {}),
     ],
 )
 def test_winograd(shape, size, padding, options):
     kernel_shape = (size, size, shape[-1] // options.get("feature_group_count", 1), 8)
-    sides = padding if isinstance(padding, list) else [(size // 2, size // 2) if padding == "SAME" else (0, 0)] * 2
-    assert has_winograd(shape, kernel_shape, sides)
-    assert_same_as_lax(
-        shape, kernel_shape, (1, 1), padding, 1.5 * ROUNDING[size], **options
-    )  # lax of JAX 0.12 rounds so much more
+    assert_same_as_lax(shape, kernel_shape, (1, 1), padding, ROUNDING[size], **options)
 
 
-ROUNDING = {3: 7, 5: 12}  # by Winograd, at most, in units of what `lax` rounds in float32
+ROUNDING = {3: 1, 5: 12}  # by Winograd, at most, in units of what `lax` rounds in float32
 
 
-@pytest.mark.parametrize("shape, size", [((3, 13, 13, 384), 3), ((1, 27, 27, 96), 5)])
+@pytest.mark.parametrize("shape, size", [((2, 13, 13, 384), 3), ((2, 27, 27, 96), 5)])
 def test_how_much_winograd_rounds(shape, size):
     x, kernel = draws(shape, (size, size, shape[-1], 16))
     padding = [(size // 2, size // 2)] * 2
