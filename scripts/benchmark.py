@@ -28,16 +28,15 @@ from common import launch
 from common.errors import UserError
 from common.writer import write_atomic
 from scripts import benchmark_suites
-from scripts.benchmark_suites import SUITES, Case, Setting
+from scripts.benchmark_suites import ONLY_IF_NAMED, SUITES, Case, Setting
 from scripts.report import number
 
 PAUSE_S = 0.02  # between the sides: threads that have just worked go on asking for work for some milliseconds
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_list(
-        "suite", [], f"Some of {', '.join(SUITES)}; all but attempts and profile if empty.", flag_values=flag_values
-    )
+    usual = f"all but {' and '.join(ONLY_IF_NAMED)} if empty."
+    flags.DEFINE_list("suite", [], f"Some of {', '.join(SUITES)}; {usual}", flag_values=flag_values)
     flags.DEFINE_integer("rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
     flags.DEFINE_string("json", "", "Write the rows to this file, after each suite.", flag_values=flag_values)
@@ -57,7 +56,7 @@ def main(flag_values: flags.FlagValues) -> None:
     print(describe(source))
     path, said = Path(flag_values.json), ""
     rows = rows_of(path, source) if flag_values.json and path.exists() else []
-    for name in flag_values.suite or [name for name in SUITES if name not in ("attempts", "profile")]:
+    for name in flag_values.suite or [name for name in SUITES if name not in ONLY_IF_NAMED]:
         print(f"\n{name}: {SUITES[name].__doc__}")
         found = []
         with tempfile.TemporaryDirectory() as work:

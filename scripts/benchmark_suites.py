@@ -1230,3 +1230,5 @@ SUITES = {
     "growth": growth,
     "time_to_accuracy": time_to_accuracy,
 }
+
+ONLY_IF_NAMED = ("attempts", "profile")  # they explain the others, and have a table of their own

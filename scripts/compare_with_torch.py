@@ -128,9 +128,12 @@ def compare(torch, batch_size: int, seed: int) -> dict:
     switched = [a != b for a, b in zip(choices(torch, ours), choices(torch, steps), strict=True)]
     switched = sum(units.reshape(batch_size, -1).sum(1) for units in switched).tolist()  # of each image
 
+    if all(switched):
+        raise UserError(f"--seed={seed}: rounding switched a unit in every image, so there is nothing to compare; try another")
+
     farthest = {True: (0.0, ""), False: (0.0, "")}  # whether units switched: the largest difference, and where
+    parameters = [array for layer in layers.values() for array in (layer.weight, layer.bias)]
     for i in range(batch_size):
-        parameters = [array for layer in layers.values() for array in (layer.weight, layer.bias)]
         found = iter(torch.autograd.grad(losses[i], parameters, retain_graph=True))
         for name, grads in gradients(params, i).items():
             for kind in ("kernel", "bias"):

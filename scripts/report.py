@@ -217,8 +217,9 @@ def agreement_line(results: dict[str, list[dict]]) -> str:
     )
 
 
-# What rows of the benchmark are to reach on two cores without a GPU: (ratio to PyTorch, share of the limit, seconds at most).
 RAW_GAIN = 3  # how much faster raw records are to be read than JPEG ones
+
+# What rows of the benchmark are to reach on two cores without a GPU: (ratio to PyTorch, share of the limit, seconds at most).
 TARGETS = {
     ("lenet_train", "deck, batch 1"): (5.0, None, None),
     ("lenet_train", "deck, batch 128"): (1.5, None, None),
@@ -297,8 +298,8 @@ def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None 
     where = (
         f"{commands}, commit {commits}: {machine['processor']}, {machine['cores']} "
         f"cores, {machine['accelerator']}, {packages}, load average {result['load_average'][0]:.2f} before and "
-        f"{result['load_average_after'][0]:.2f} after. Limits: {machine['matmul_gflop_per_s']:,.0f} GFLOP/s in a float32 "
-        f"matrix product, {machine['copy_gb_per_s']:,.0f} GB/s read and written by a copy."
+        f"{result['load_average_after'][0]:.2f} after. Limits, in the last of these runs: "
+        f"{machine['matmul_gflop_per_s']:,.0f} GFLOP/s in a float32 matrix product, {machine['copy_gb_per_s']:,.0f} GB/s read and written by a copy."
     )
     return "\n".join([*rows, "", where])
 
