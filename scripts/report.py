@@ -299,7 +299,8 @@ def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None 
         f"{commands}, commit {commits}: {machine['processor']}, {machine['cores']} "
         f"cores, {machine['accelerator']}, {packages}, load average {result['load_average'][0]:.2f} before and "
         f"{result['load_average_after'][0]:.2f} after. Limits, in the last of these runs: "
-        f"{machine['matmul_gflop_per_s']:,.0f} GFLOP/s in a float32 matrix product, {machine['copy_gb_per_s']:,.0f} GB/s read and written by a copy."
+        f"{machine['matmul_gflop_per_s']:,.0f} GFLOP/s in a float32 matrix product, {machine['copy_gb_per_s']:,.0f} GB/s read "
+        "and written by a copy."
     )
     return "\n".join([*rows, "", where])
 
