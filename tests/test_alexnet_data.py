@@ -302,10 +302,10 @@ def is_alive(pid: int) -> bool:
 
 
 READER = """
-import contextlib, multiprocessing, signal, sys, time
+import contextlib, multiprocessing, os, signal, sys, time
 from alexnet import data
 interrupted = []  # as in common/launch.py, no handler raises in the middle of a read
-signal.signal(signal.SIGTERM, lambda *_: print("SIGTERM", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"SIGTERM\\n"))  # print may be in the middle of a print
 signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
 train, _, _ = data.load_splits("photos", sys.argv[1], train_size=0, validation_size=0, crop_size=227, seed=0)
 with contextlib.closing(data.training_batches(train, first_step=0, batch_size=4, seed=0, num_workers=2)) as batches:
