@@ -17,6 +17,7 @@ A record's `image` is a JPEG file of quality 95, or, as `raw`, the 196,608 bytes
     np.frombuffer(records[0]["image"], np.uint8).reshape(256, 256, 3)  # of raw records
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -30,7 +31,7 @@ import tarfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -381,13 +382,18 @@ def _write_shards(source: Source, work: Path, record_format: str, num_workers: i
 
     missing = [name for name in tasks if not finish(name, resumed=True)]
     if missing:
-        with _workers(min(num_workers, len(missing))) as pool:
-            with _interrupt_deferred():  # here they are started
+        with _interrupt_noted() as interrupted, _workers(min(num_workers, len(missing))) as pool:
+            with _interrupt_blocked():  # the workers, started here, inherit this
                 futures = {pool.submit(_write_shard, work, name, tasks[name][1], record_format): name for name in missing}
-            for future in as_completed(futures):
-                future.result()
-                if not finish(futures[future], resumed=False):
-                    raise StorageError(f"{work / futures[future]} cannot be read again; is the disk in order?")
+            pending = futures.keys()
+            while pending:
+                done, pending = concurrent.futures.wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+                if interrupted:
+                    raise KeyboardInterrupt
+                for future in done:
+                    future.result()
+                    if not finish(futures[future], resumed=False):
+                        raise StorageError(f"{work / futures[future]} cannot be read again; is the disk in order?")
     return [shards[name] for name in tasks], sums
 
 
@@ -411,18 +417,26 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
 
 
 @contextlib.contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Ctrl-C, which a terminal sends to all processes, waits for the end of the body, and for ever in workers started in it."""
+def _interrupt_noted() -> Iterator[list]:
+    """Ctrl-C puts a word in this list. As an exception it could come in a callback of the garbage collector, and be lost."""
     interrupted = []
-    handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))  # another thread of ours may receive it
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit this
+    handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append("Ctrl-C"))
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Ctrl-C, which a terminal sends to all processes, waits for the end of the body, and for ever in workers started in it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, handler)
-    if interrupted:
-        raise KeyboardInterrupt
 
 
 def _end_with(parent: Connection) -> None:
