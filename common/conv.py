@@ -9,10 +9,13 @@ these are the same functions to float accuracy and faster, measured on two cores
   loops ran over 6 or 16 maps. With the batch last these loops run over the batch: 27,000.
 
   3x3 and 5x5 kernels on many channels: winograd_convolution, which multiplies less. Forward and backward, batch 32: AlexNet's
-  conv2 (27x27x96, 5x5, to 256 maps) 187 instead of 593, conv3 (13x13x256, 3x3, to 384) 116 instead of 174.
+  conv2 (27x27x96, 5x5, to 256 maps) 155 instead of 512, conv3 (13x13x256, 3x3, to 384) 80 instead of 169.
 
-  Few channels: few_channels_convolution. Forward and the gradient of the weights: AlexNet's conv1 (227x227x3, 11x11, stride 4,
-  to 96 maps), batch 32, 132 instead of 334; the first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 13 instead of 23.
+  Few channels with a stride: strided_convolution, which makes them many. Forward and the gradient of the weights: AlexNet's
+  conv1 (227x227x3, 11x11, stride 4, to 96 maps), batch 32, 60 instead of 255.
+
+  Few channels without: few_channels_convolution. The first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 8 instead
+  of 22.
 
   Groups: one convolution each. AlexNet's conv2 in two, forward and backward, batch 32: 157 instead of 1,857.
 
@@ -42,9 +45,10 @@ def batch_last_convolution():
     return banded_convolution if jax.default_backend() == "cpu" else lax_convolution
 
 
-FEW_CHANNELS = 16  # the most with which few_channels_convolution is used
-MANY_CHANNELS = 32  # the least with which winograd_convolution is
-OUTPUTS_A_TILE = {(3, 3): 2, (5, 5): 3}  # a side, by the size of the kernel; larger tiles multiply less and round more
+MANY_CHANNELS = 32  # the least with which winograd_convolution is used, and not few_channels_convolution
+MANY_TILES = 40  # of a single image; with fewer, transforming the kernel is most of the work
+OUTPUTS_A_TILE = {3: (2, 3, 4), 5: (3, 4)}  # a side, by the size of the kernel; larger tiles round more
+CHANNELS_OF_PARTS = 64  # the most with which the gradient of a kernel is summed in parts: more make the parts large
 
 
 def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_count=1, **options):
@@ -60,14 +64,15 @@ def cpu_convolution(inputs, kernel, window_strides, padding, *, feature_group_co
     sides = padding  # before and after, of rows and of columns
     if isinstance(padding, str):
         sides = lax.padtype_to_pads(inputs.shape[1:3], kernel.shape[:2], window_strides, padding)
-    element_type = options.get("preferred_element_type")
-    if inputs.shape[-1] <= FEW_CHANNELS:
-        return few_channels_convolution(inputs, kernel, window_strides, sides, preferred_element_type=element_type)
-    # Of a single image the transformation of the kernel is most of the work; zeros that fill a window are more than it can pad.
-    worthwhile = inputs.shape[-1] >= MANY_CHANNELS and len(inputs) > 1 and max(map(max, sides)) < min(kernel.shape[:2])
-    if kernel.shape[:2] in OUTPUTS_A_TILE and tuple(window_strides) == (1, 1) and worthwhile:
+    element_type, few = options.get("preferred_element_type"), inputs.shape[-1] < MANY_CHANNELS
+    if tuple(window_strides) != (1, 1):
+        convolve = strided_convolution if few else lax.conv_general_dilated
+        return convolve(inputs, kernel, window_strides, sides, **options)
+    if few and kernel.shape[1] <= 5:
+        return few_channels_convolution(inputs, kernel, sides, preferred_element_type=element_type)
+    if not few and has_winograd(inputs.shape, kernel.shape, sides):
         return winograd_convolution(inputs, kernel, sides, preferred_element_type=element_type)
-    return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
+    return lax.conv_general_dilated(inputs, kernel, window_strides, sides, **options)
 
 
 def masked(convolution, mask: np.ndarray):
@@ -129,26 +134,49 @@ def block_of_outputs(rows: int, columns: int) -> tuple[int, int]:
     return measured.get((rows, columns)) or (max(n for n in range(1, 9) if rows % n == 0), 1)
 
 
-def few_channels_convolution(inputs, kernel, strides, padding, **options):
-    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) as one product of patches.
+def few_channels_convolution(inputs, kernel, padding, *, preferred_element_type=None):
+    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) without a stride, kw <= 5.
 
-    Without a stride two neighbouring outputs are computed as one, of 2 * out channels: it sees one column more, and the next
-    pair is two columns further. That is 6 / 5 of the products of a 5x5 kernel, from half as many patches.
+    Winograd's filtering (below) along the rows of the image alone, m = 4 outputs by n = kw + 3 products; down the columns two
+    outputs are computed as one, of 2 * out channels, from patches of kh + 1 pixels. The gradients are those of `lax`, which
+    takes long only for the outputs.
     """
-    if tuple(strides) != (1, 1):
-        return strided_convolution(inputs, kernel, strides, padding, **options)
-    features = kernel.shape[3]
-    above_and_below, (left, right) = padding
-    columns = inputs.shape[2] + left + right - kernel.shape[1] + 1  # of the output
-    first, second = (jnp.pad(kernel, ((0, 0), around, (0, 0), (0, 0))) for around in ((0, 1), (1, 0)))
-    pair = jnp.concatenate([first, second], axis=-1)  # (kh, kw + 1, in, 2 * out)
-    outputs = strided_convolution(inputs, pair, (1, 2), (above_and_below, (left, right + columns % 2)), **options)
-    batch, height, pairs, _ = outputs.shape
-    return outputs.reshape(batch, height, 2 * pairs, features)[:, :, :columns]
+    kernel_height, kernel_width, channels, features = kernel.shape
+    (top, bottom), (left, right) = padding
+    m, n, pair, tall = 4, kernel_width + 3, 2, kernel_height + 1
+    of_pixels, of_kernel, of_products = winograd_matrices(m, kernel_width)
+    outputs_dtype, dtype = preferred_element_type or inputs.dtype, jnp.promote_types(inputs.dtype, jnp.float32)
+
+    def convolve(inputs, kernel):
+        batch, height, width, _ = inputs.shape
+        rows, columns = height + top + bottom - kernel_height + 1, width + left + right - kernel_width + 1  # of the output
+        down, across = -(-rows // pair), -(-columns // m)
+        around = (top, down * pair + tall - pair - height - top), (left, across * m + n - m - width - left)
+        inputs = jnp.pad(inputs, ((0, 0), *around, (0, 0)))
+        lines = combine(of_pixels, [inputs[:, :, j : j + (across - 1) * m + 1 : m] for j in range(n)])  # (n, B, H, across, in)
+        patches = jnp.stack([lines[:, :, i : i + (down - 1) * pair + 1 : pair] for i in range(tall)], axis=-2)
+        kernel = jnp.tensordot(jnp.asarray(of_kernel, dtype), kernel, (1, 1))  # (n, kh, in, out)
+        moved = [jnp.pad(kernel, ((0, 0), (i, pair - 1 - i), (0, 0), (0, 0))) for i in range(pair)]
+        kernel = jnp.stack(moved, axis=3).reshape(n, tall * channels, pair * features)
+        products = patches.reshape(n, -1, tall * channels) @ kernel
+        outputs = combine(of_products, list(products.reshape(n, batch, down, across, pair, features)))
+        outputs = outputs.transpose(1, 2, 4, 3, 0, 5).reshape(batch, down * pair, across * m, features)
+        return outputs[:, :rows, :columns]
+
+    def backward(arrays, gradient):
+        layout = ("NHWC", "HWIO", "NHWC")
+        _, pull_back = jax.vjp(
+            lambda *arrays: lax.conv_general_dilated(*arrays, (1, 1), padding, dimension_numbers=layout), *arrays
+        )
+        return pull_back(gradient)
+
+    convolution = jax.custom_vjp(convolve)
+    convolution.defvjp(lambda *arrays: (convolve(*arrays), arrays), backward)
+    return convolution(inputs.astype(dtype), kernel.astype(dtype)).astype(outputs_dtype)
 
 
-def strided_convolution(inputs, kernel, strides, padding, *, preferred_element_type=None):
-    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) with strides, as one product of patches.
+def strided_convolution(inputs, kernel, strides, padding, **options):
+    """A convolution (B, H, W, in) * (kh, kw, in, out) -> (B, H', W', out) with strides, as one without.
 
     Each block of stride x stride pixels becomes one pixel of stride^2 * in channels, and the kernel, filled up with zeros to a
     multiple of the stride, shrinks likewise: AlexNet's conv1, 11x11 on 3 channels, becomes 3x3 on 48 without a stride.
@@ -177,12 +205,9 @@ def strided_convolution(inputs, kernel, strides, padding, *, preferred_element_t
 
     filling = [(0, blocks * stride - side) for blocks, stride, side in zip((height, width), strides, kernel_sides, strict=True)]
     kernel = jnp.pad(kernel, (*filling, (0, 0), (0, 0)))
-    kernel = kernel.reshape(height, strides[0], width, strides[1], channels, features).swapaxes(1, 2).reshape(-1, features)
-
-    windows = [inputs[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-    patches = jnp.concatenate(windows, axis=-1).reshape(-1, kernel.shape[0])  # (B * H' * W', height * width * block)
-    outputs = jnp.matmul(patches, kernel, preferred_element_type=preferred_element_type)
-    return outputs.reshape(batch, rows, columns, features)
+    kernel = kernel.reshape(height, strides[0], width, strides[1], channels, features).swapaxes(1, 2)
+    kernel = kernel.reshape(height, width, block, features)
+    return cpu_convolution(inputs, kernel, (1, 1), "VALID", **options)
 
 
 def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None):
@@ -191,70 +216,125 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), section 4: the outputs are cut into
     tiles of m x m. All that a tile sees, n x n pixels with n = m + k - 1, and the kernel are transformed, multiplied one by one
     and summed over the channels, and what comes out is transformed back. That is n^2 products for m^2 outputs in place of
-    k^2 m^2: 16 for 36 with 3x3 kernels and m = 2, 49 for 225 with 5x5 and m = 3. The gradients have the same form.
+    k^2 m^2: 36 for 144 with 3x3 kernels and m = 4, 64 for 400 with 5x5. The gradients have the same form.
 
-    In float32 m = 2 rounds less than `lax`, m = 3 seven times as much: 2e-6 of the outputs' size.
+    In float32 it rounds up to six times as much as `lax` with 3x3 kernels, 1.3e-6 of the outputs' size; with 5x5 ten, 3e-6.
+    The gradient of a kernel is a long sum, of all tiles, before it is transformed back: with 5x5 kernels 1e-5 of its size, a
+    third of that where it is summed in 16 parts.
 
     Args:
       padding: zeros before and after, of rows and of columns: ((top, bottom), (left, right)), each less than k.
     """
     size, outputs_dtype = kernel.shape[0], preferred_element_type or inputs.dtype
-    m = OUTPUTS_A_TILE[size, size]
-    n = m + size - 1
     dtype = jnp.promote_types(inputs.dtype, jnp.float32)  # what is transformed is not rounded to bfloat16
-    of_pixels, of_kernel, of_products = (matrix.astype(dtype) for matrix in winograd_matrices(m, size))
+    m = outputs_a_tile(output_sides(inputs.shape, size, padding), size)
+    n = m + size - 1
+    of_pixels, of_kernel, of_products = winograd_matrices(m, size)
+
+    def transform_kernel(kernel):  # (k, k, in, out) -> (n^2, in, out)
+        both = jnp.asarray(np.kron(of_kernel, of_kernel), dtype)
+        return (both @ kernel.reshape(size * size, -1)).reshape(n * n, *kernel.shape[2:])
 
     def convolve(inputs, kernel, padding):
-        """The outputs, and the transformed tiles."""
-        batch, *sides, channels = inputs.shape
+        """The outputs, of a transformed kernel, and the transformed tiles, (n, n, B, down, across, in)."""
+        *sides, channels = inputs.shape[1:]
         (top, _), (left, _) = padding
-        rows, columns = (side + sum(around) - size + 1 for side, around in zip(sides, padding, strict=True))  # of the output
+        rows, columns = output_sides(inputs.shape, size, padding)
         down, across = -(-rows // m), -(-columns // m)  # tiles
         bottom, right = down * m + size - 1 - sides[0] - top, across * m + size - 1 - sides[1] - left
         inputs = jnp.pad(inputs, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        ends = (down - 1) * m + 1, (across - 1) * m + 1
-        pixels = [inputs[:, i : i + ends[0] : m, j : j + ends[1] : m] for i in range(n) for j in range(n)]
-        tiles = (of_pixels @ jnp.stack(pixels).reshape(n * n, -1)).reshape(n * n, -1, channels)  # (n^2, B * tiles, in)
-        kernel = (of_kernel @ kernel.reshape(size * size, -1)).reshape(n * n, channels, -1)  # (n^2, in, out)
-        outputs = (of_products @ (tiles @ kernel).reshape(n * n, -1)).reshape(m, m, batch, down, across, -1)
-        outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(batch, down * m, across * m, -1)
+        lines = combine(of_pixels, [inputs[:, i : i + (down - 1) * m + 1 : m] for i in range(n)])  # (n, B, down, W, in)
+        tiles = combine(of_pixels, [lines[:, :, :, j : j + (across - 1) * m + 1 : m] for j in range(n)], axis=1)
+        products = (tiles.reshape(n * n, -1, channels) @ kernel).reshape(*tiles.shape[:-1], -1)
+        lines = combine(of_products, list(products))  # (m, n, B, down, across, out)
+        outputs = combine(of_products, [lines[:, j] for j in range(n)], axis=1)
+        outputs = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(-1, down * m, across * m, kernel.shape[-1])
         return outputs[:, :rows, :columns], tiles
 
     def forward(inputs, kernel):
-        outputs, tiles = convolve(inputs, kernel, padding)
+        outputs, tiles = convolve(inputs, transform_kernel(kernel), padding)
         return outputs, (tiles, kernel)
 
     def backward(saved, gradient):
         tiles, kernel = saved
         around = [[size - 1 - zeros for zeros in side] for side in padding]
-        inputs_gradient, _ = convolve(gradient, kernel[::-1, ::-1].swapaxes(2, 3), around)
+        inputs_gradient, _ = convolve(gradient, transform_kernel(kernel[::-1, ::-1].swapaxes(2, 3)), around)
 
         batch, rows, columns, features = gradient.shape
-        down, across = -(-rows // m), -(-columns // m)
+        *_, down, across, channels = tiles.shape
         gradient = jnp.pad(gradient, ((0, 0), (0, down * m - rows), (0, across * m - columns), (0, 0)))
-        gradient = gradient.reshape(batch, down, m, across, m, features).transpose(2, 4, 0, 1, 3, 5)
-        gradient = (of_products.T @ gradient.reshape(m * m, -1)).reshape(n * n, -1, features)  # (n^2, B * tiles, out)
-        products = tiles.swapaxes(1, 2) @ gradient  # (n^2, in, out)
-        return inputs_gradient, (of_kernel.T @ products.reshape(n * n, -1)).reshape(kernel.shape)
+        gradient = gradient.reshape(batch, down, m, across, m, features)
+        lines = combine(of_products.T, [gradient[:, :, i] for i in range(m)])  # (n, B, down, across, m, out)
+        gradient = combine(of_products.T, [lines[:, :, :, :, j] for j in range(m)], axis=1)
+        parts = math.gcd(batch, 16) if channels <= CHANNELS_OF_PARTS else 1
+        gradient = gradient.reshape(n * n, parts, -1, features)  # (n^2, parts, B * tiles / parts, out)
+        tiles = tiles.reshape(n * n, parts, -1, channels).swapaxes(2, 3)
+        if parts > 1:  # transposed once, before the products, which take twice as long otherwise
+            tiles = lax.optimization_barrier(tiles)
+        products = (tiles @ gradient).sum(1)  # (n^2, in, out)
+        both = jnp.asarray(np.kron(of_kernel, of_kernel).T, dtype)
+        return inputs_gradient, (both @ products.reshape(n * n, -1)).reshape(kernel.shape)
 
-    convolution = jax.custom_vjp(lambda inputs, kernel: convolve(inputs, kernel, padding)[0])
+    convolution = jax.custom_vjp(lambda inputs, kernel: forward(inputs, kernel)[0])
     convolution.defvjp(forward, backward)
     return convolution(inputs.astype(dtype), kernel.astype(dtype)).astype(outputs_dtype)
 
 
+def has_winograd(shape, kernel_shape, padding) -> bool:
+    """Whether winograd_convolution can compute it, and is the faster for it."""
+    size = kernel_shape[0]
+    if kernel_shape[1] != size or size not in OUTPUTS_A_TILE or max(map(max, padding)) >= size:
+        return False
+    sides = output_sides(shape, size, padding)
+    m = outputs_a_tile(sides, size)
+    return shape[0] > 1 or math.prod(-(-side // m) for side in sides) >= MANY_TILES
+
+
+def output_sides(shape, size: int, padding) -> list[int]:
+    """Rows and columns of the outputs for inputs of this shape, (B, H, W, in)."""
+    return [side + sum(around) - size + 1 for side, around in zip(shape[1:3], padding, strict=True)]
+
+
+def outputs_a_tile(sides, size: int) -> int:
+    """m, with which there is least to multiply for outputs of these two sides."""
+    return min(OUTPUTS_A_TILE[size], key=lambda m: math.prod(-(-side // m) * (m + size - 1) for side in sides))
+
+
+def combine(matrix: np.ndarray, arrays: list[jax.Array], axis: int = 0) -> jax.Array:
+    """matrix @ arrays, which become one array along `axis`: sums that XLA computes in one pass, where a product with so small a
+    matrix takes three times as long.
+
+    Weights are cut into powers of two, by which products are exact. Of others the compiler fuses some with the addition, which
+    then round once: not the same ones in each program, and `--reduction=fixed` promises the same bits of all.
+    """
+    sums = [
+        sum(power * array for weight, array in zip(row, arrays, strict=True) for power in powers_of_two(weight))
+        for row in matrix
+    ]
+    return jnp.stack(sums, axis)
+
+
+def powers_of_two(number: float) -> list[float]:
+    """A few powers of two, with signs, that add up to a number of few binary digits: 5.25 = 4 + 1 + 1/4, 3.75 = 4 - 1/4."""
+    powers = []
+    while number:
+        powers.append(math.copysign(2.0 ** round(math.log2(abs(number))), number))
+        number -= powers[-1]
+    return powers
+
+
 @functools.cache
 def winograd_matrices(m: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The transformations of n x n pixels, (n^2, n^2), of a kernel, (n^2, size^2), and back to m x m outputs, (m^2, n^2).
+    """The transformations of n pixels, (n, n), of a kernel, (n, size), and back to m outputs, (m, n), along one side of a tile.
 
-    By Toom and Cook: polynomials are multiplied by their values at n - 1 points and at infinity. Here in its transposed form,
-    B^T, G and A^T of the paper, once along the rows and once along the columns.
+    By Toom and Cook: polynomials are multiplied by their values at n - 1 points and at infinity. Here in its transposed form:
+    B^T, G and A^T of the paper.
     """
-    points = np.array([0, 1, -1, 2, -2, 0.5])[: m + size - 2]
+    points = np.array([0, 1, -1, 2, -0.5, -2, 0.5])[: m + size - 2]
     others = [points[points != point] for point in points]
     at_infinity = np.eye(size)[-1:], np.eye(m)[:, -1:]
     of_pixels = [[*np.poly(rest)[::-1], 0] for rest in others] + [np.poly(points)[::-1]]
     scale = [[np.prod(point - rest)] for point, rest in zip(points, others, strict=True)]
-    of_kernel = np.vander(points, size, increasing=True) / scale
-    of_kernel = np.concatenate([of_kernel, at_infinity[0]])
+    of_kernel = np.concatenate([np.vander(points, size, increasing=True) / scale, at_infinity[0]])
     of_products = np.concatenate([np.vander(points, m, increasing=True).T, at_infinity[1]], axis=1)
-    return tuple(np.kron(matrix, matrix) for matrix in (np.array(of_pixels), of_kernel, of_products))
+    return np.array(of_pixels), of_kernel, of_products

@@ -23,8 +23,11 @@ def compiled_quickly():
 
 @pytest.fixture
 def compiled_well(compiled_quickly, monkeypatch):
-    """In such a file, a test whose subprocesses are compiled like a user's: what it says hangs on the last bits."""
+    """In such a file, a test that is compiled like a user's command, subprocesses too: what it says hangs on the last bits."""
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(params=["cpu", "gpu"])

@@ -53,5 +53,6 @@ def test_the_training_step_lowers(name, backend, platform, monkeypatch):
     assert shapes[0] == shapes[1]  # fit for the next step, and for a checkpoint
     assert set(sums) == {"loss", "errors", "count"}
     program = exported.mlir_module()
-    assert ("stablehlo.convolution" in program) == (backend == "gpu")  # on a CPU all of them are products
+    without_stride = name in ("cifar13", "cifar18", "small")  # on few channels: on a CPU only its gradients are those of lax
+    assert ("stablehlo.convolution" in program) == (backend == "gpu" or without_stride)  # all others are products
     assert ("stablehlo.select_and_scatter" in program) == (backend == "gpu")  # the gradient of lax.reduce_window's maximum

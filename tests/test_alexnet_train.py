@@ -13,9 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-from alexnet.train import build_model, load_run
+from alexnet.train import load_run
 from common import builders
 from common.checkpoint import saved_steps
 
@@ -338,7 +337,7 @@ def test_a_run_that_damage_ended_goes_on_where_more_is_allowed(tmp_path):
 @pytest.mark.usefixtures("compiled_well")
 def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
     """jit on 8, pmap on 8 and one device agree to float tolerance, dropout and augmentation on; a run goes on with another
-    number of devices; 20 and 68 examples, which 8 does not divide, are all counted.
+    number of devices, in fixed order with the same bits; 20 and 68 examples, which 8 does not divide, are all counted.
     """
     flags = [*TINY, "--optimizer=paper", "--color_pca", "--average_decay=0.5"]
     runs = {
@@ -354,7 +353,7 @@ def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
         assert np.sum(runs[name]["confusion_matrix"]) == runs[name]["num_test_examples"] == 68
     assert runs["jit"]["machine"]["devices"] == 8
 
-    longer = [*CIFAR18, "--num_epochs=12", "--save_every_steps=3"]
+    longer = [*CIFAR18, "--num_epochs=12", "--save_every_steps=3", "--reduction=fixed"]
     process = subprocess.Popen(command(tmp_path / "moved", *longer), stderr=subprocess.DEVNULL)
     wait_for_checkpoint(process, tmp_path / "moved")
     process.kill()
@@ -362,10 +361,7 @@ def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
     moved = train(tmp_path / "moved", *longer, devices=8)
     straight = train(tmp_path / "straight", *longer)
     assert (moved["machine"]["devices"], straight["machine"]["devices"]) == (8, 1) and moved["num_steps"] == 36
-    ours, theirs = (load_run(tmp_path / name) for name in ("moved", "straight"))
-    start = nnx.to_pure_dict(nnx.state(build_model(theirs.config, 10), nnx.Param))
-    distance = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), theirs.params, start)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=distance / 1000), ours.params, theirs.params)
+    assert moved["state_sha256"] == straight["state_sha256"]
 
 
 # Presets at full size
