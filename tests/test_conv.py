@@ -85,7 +85,8 @@ def test_lenets_convolutions(shape, kernel_shape):
     ],
 )
 def test_few_channels(shape, kernel_shape, stride, padding):
-    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding)
+    by_winograd = stride > 1 and stride**2 * shape[-1] >= MANY_CHANNELS
+    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding, ROUNDING[3] if by_winograd else 1)
 
 
 @pytest.mark.parametrize(
