@@ -36,7 +36,7 @@ def convolution(model_axis: bool = False):
     """The convolution for this process's backend, with the signature of `lax.conv_general_dilated`.
 
     Under a mesh with a model axis it is `lax` itself: there the compiler places what moves between devices, and of
-    `winograd_convolution` it would add up the gradients of the transformed kernels, twice as many bytes.
+    `winograd_convolution` it would add up the gradients of the transformed kernels, up to four times as many bytes.
     """
     return cpu_convolution if jax.default_backend() == "cpu" and not model_axis else lax.conv_general_dilated
 
@@ -142,15 +142,16 @@ def few_channels_convolution(inputs, kernel, padding, *, preferred_element_type=
     outputs are computed as one, of 2 * out channels, from patches of kh + 1 pixels. The gradients are those of `lax`, which
     takes long only for the outputs.
     """
-    kernel_height, kernel_width, channels, features = kernel.shape
-    (top, bottom), (left, right) = padding
+    *kernel_sides, channels, features = kernel.shape
+    kernel_height, kernel_width = kernel_sides
+    (top, _), (left, _) = padding
     m, n, pair, tall = 4, kernel_width + 3, 2, kernel_height + 1
     of_pixels, of_kernel, of_products = winograd_matrices(m, kernel_width)
     outputs_dtype, dtype = preferred_element_type or inputs.dtype, jnp.promote_types(inputs.dtype, jnp.float32)
 
     def convolve(inputs, kernel):
         batch, height, width, _ = inputs.shape
-        rows, columns = height + top + bottom - kernel_height + 1, width + left + right - kernel_width + 1  # of the output
+        rows, columns = output_sides(inputs.shape, kernel_sides, padding)
         down, across = -(-rows // pair), -(-columns // m)
         around = (top, down * pair + tall - pair - height - top), (left, across * m + n - m - width - left)
         inputs = jnp.pad(inputs, ((0, 0), *around, (0, 0)))
@@ -228,7 +229,7 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
     """
     size, outputs_dtype = kernel.shape[0], preferred_element_type or inputs.dtype
     dtype = jnp.promote_types(inputs.dtype, jnp.float32)  # what is transformed is not rounded to bfloat16
-    m = outputs_a_tile(output_sides(inputs.shape, size, padding), size)
+    m = outputs_a_tile(output_sides(inputs.shape, (size, size), padding), size)
     n = m + size - 1
     of_pixels, of_kernel, of_products = winograd_matrices(m, size)
 
@@ -240,7 +241,7 @@ def winograd_convolution(inputs, kernel, padding, *, preferred_element_type=None
         """The outputs, of a transformed kernel, and the transformed tiles, (n, n, B, down, across, in)."""
         *sides, channels = inputs.shape[1:]
         (top, _), (left, _) = padding
-        rows, columns = output_sides(inputs.shape, size, padding)
+        rows, columns = output_sides(inputs.shape, (size, size), padding)
         down, across = -(-rows // m), -(-columns // m)  # tiles
         bottom, right = down * m + size - 1 - sides[0] - top, across * m + size - 1 - sides[1] - left
         inputs = jnp.pad(inputs, ((0, 0), (top, bottom), (left, right), (0, 0)))
@@ -286,14 +287,14 @@ def has_winograd(shape, kernel_shape, padding) -> bool:
     size = kernel_shape[0]
     if kernel_shape[1] != size or size not in OUTPUTS_A_TILE or max(map(max, padding)) >= size:
         return False
-    sides = output_sides(shape, size, padding)
+    sides = output_sides(shape, kernel_shape[:2], padding)
     m = outputs_a_tile(sides, size)
     return shape[0] > 1 or math.prod(-(-side // m) for side in sides) >= MANY_TILES
 
 
-def output_sides(shape, size: int, padding) -> list[int]:
-    """Rows and columns of the outputs for inputs of this shape, (B, H, W, in)."""
-    return [side + sum(around) - size + 1 for side, around in zip(shape[1:3], padding, strict=True)]
+def output_sides(shape, kernel_sides, padding) -> list[int]:
+    """Rows and columns of the outputs, without a stride, for inputs of this shape, (B, H, W, in)."""
+    return [side + sum(around) - size + 1 for side, size, around in zip(shape[1:3], kernel_sides, padding, strict=True)]
 
 
 def outputs_a_tile(sides, size: int) -> int:

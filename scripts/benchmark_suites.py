@@ -1065,14 +1065,14 @@ def growth(setting: Setting) -> Iterator[Case]:
     words = f"Training of LeNet-5 deck {alone} Limit: the operations of forward and backward at the matmul peak."
     model = lenet.train.build_model(lenet.config.Config())
     least = 1e6 * operations(lenet.model.layer_table(model), training=True) / matmul_peak()
+    num_images = 64 if setting.smallest else 4096
     for batch_size in (32, 64) if setting.smallest else (128, 1024, 4096):
-        call = f"growth_of_training({batch_size}, {64 if setting.smallest else 4096})"
-        yield growth_case(f"batch {batch_size}", call, words, least)
+        yield growth_case(f"batch {batch_size}", f"growth_of_training({batch_size}, {num_images})", words, least)
     for devices in () if accelerated() else (1, 2) if setting.smallest else (1, 2, 4, 8):
         batch_size = 64 if setting.smallest else 1024
         yield growth_case(
             f"{devices} virtual devices, batch {batch_size}",
-            f"growth_of_training({batch_size}, {64 if setting.smallest else 4096})",
+            f"growth_of_training({batch_size}, {num_images})",
             f"{words} The virtual devices share the cores.",
             least,
             "none: PyTorch has no virtual devices",

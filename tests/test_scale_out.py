@@ -97,7 +97,7 @@ def lines(workdir):
 def test_fixed_reduction_gives_the_same_bits_everywhere(command, tmp_path):
     """Distortions or dropout and augmentation on: 1, 2, 4 and 8 devices, pmap, and two processes of two devices.
 
-    AlexNet's are 1 and 8, and 4 in the other two ways; all of them stand in results/faults.json.
+    AlexNet's are 1 and 8, and 4 in the other two ways; results/faults.json has it on 2 and 4 too.
     """
     counts = (1, 2, 4, 8) if command is LENET else (1, 8)
     hashes = {devices: train(tmp_path / f"{devices}", *command, devices=devices)["state_sha256"] for devices in counts}
