@@ -130,6 +130,7 @@ def measure(case: Case, rounds: int) -> list[dict]:
     rows = []
     for i, (name, unit) in enumerate(case.rows):
         values, limit = [numbers[i] for numbers in ours], case.limits[i]
+        limit = limit() if callable(limit) else limit
         row = {"name": name, "unit": unit, "ours": statistics.median(values), "ours_range": [min(values), max(values)]}
         if form:
             peers = [numbers[i] for numbers in theirs]

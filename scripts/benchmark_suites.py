@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class Case(NamedTuple):
       ours: measures once, and returns the numbers.
       peers: the same in PyTorch, by form; the best form is the peer. Empty without PyTorch, and where `no_peer` says why.
       contains: what is inside of the numbers, in words.
-      limits: what the machine allows of each number; None where nothing simple does.
+      limits: what the machine allows of each number, or a function that says so after measuring; None where nothing does.
       no_peer: why there is none even with PyTorch.
       rounds: fewer than usual, for what hardly varies or takes long.
     """
@@ -81,7 +82,7 @@ class Case(NamedTuple):
     ours: Callable[[], tuple[float, ...]]
     peers: dict[str, Callable[[], tuple[float, ...]]]
     contains: str
-    limits: tuple[float | None, ...] = (None,)
+    limits: tuple[float | Callable[[], float] | None, ...] = (None,)
     no_peer: str = ""
     rounds: int | None = None
 
@@ -196,8 +197,11 @@ def forms(setting: Setting, *, one_thread: bool = False) -> list[str]:
     return [name for name in names if not (setting.smallest and "compiled" in name)] if PEERS else []
 
 
-def in_process(module: str, call: str, **environment: str) -> tuple[float, float]:
-    """What a call of a function of `module` gives in a Python of its own, and the most memory (MB) that this ever had."""
+def in_process(module: str, call: str, processes: int = 1, **environment: str) -> tuple[float, float]:
+    """What a call of a function of `module` gives in a Python of its own, and the most memory (MB) that this ever had.
+
+    Of several `processes`, which find one another as torchrun's do, the largest number and their memory together.
+    """
     # On Linux ru_maxrss would begin with the memory of the process that started it.
     code = f"""
 import json, re, resource, sys, {module} as module
@@ -207,10 +211,26 @@ if sys.platform == "linux":
     peak_mb = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**10
 print(json.dumps([number, peak_mb]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{call}: {done.stderr}")
-    return tuple(json.loads(done.stdout.splitlines()[-1]))
+    if processes > 1:
+        environment |= dict(MASTER_ADDR="localhost", MASTER_PORT=str(free_port()), WORLD_SIZE=str(processes))
+
+    def run(rank: int) -> tuple[float, float]:
+        variables = os.environ | environment | {"RANK": str(rank)}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{call}: {done.stderr}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(processes) as threads:
+        numbers, peaks_mb = zip(*threads.map(run, range(processes)), strict=True)
+    return max(numbers), sum(peaks_mb)
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.socket() as opened:
+        opened.bind(("localhost", 0))
+        return opened.getsockname()[1]
 
 
 # ---- LeNet-5
@@ -1062,58 +1082,59 @@ def save_and_restore(folder: Path, state) -> tuple[float, float, float]:
 def growth(setting: Setting) -> Iterator[Case]:
     """Time per image and memory of a process, against batch size, devices and the number of images."""
     alone = "in a process of its own, and the most memory it ever had, libraries included."
-    words = f"Training of LeNet-5 deck {alone} Limit: the operations of forward and backward at the matmul peak."
+    least_mb = "of memory, that of a process that has these libraries and puts one number on the device."
+    words = f"Training of LeNet-5 deck {alone} Limits: the operations of forward and backward at the matmul peak; {least_mb}"
     model = lenet.train.build_model(lenet.config.Config())
-    least = 1e6 * operations(lenet.model.layer_table(model), training=True) / matmul_peak()
-    num_images = 64 if setting.smallest else 4096
-    for batch_size in (32, 64) if setting.smallest else (128, 1024, 4096):
-        yield growth_case(f"batch {batch_size}", f"growth_of_training({batch_size}, {num_images})", words, least)
-    for devices in () if accelerated() else (1, 2) if setting.smallest else (1, 2, 4, 8):
+    _, bare_mb = in_process("scripts.benchmark_suites", "jax.device_put(1.0).item()")
+    limits = 1e6 * operations(lenet.model.layer_table(model), training=True) / matmul_peak(), bare_mb
+    num_images, tried = (64, forms(setting)[:1]) if setting.smallest else (4096, forms(setting))
+    for batch_size in (64,) if setting.smallest else (128, 1024, 4096):
+        yield growth_case(f"batch {batch_size}", f"growth_of_training({{}}{batch_size}, {num_images})", tried, words, limits)
+    for devices in () if accelerated() else (2,) if setting.smallest else (1, 2, 4, 8):
         batch_size = 64 if setting.smallest else 1024
         yield growth_case(
             f"{devices} virtual devices, batch {batch_size}",
-            f"growth_of_training({batch_size}, {num_images})",
-            f"{words} The virtual devices share the cores.",
-            least,
-            "none: PyTorch has no virtual devices",
+            f"growth_of_training({{}}{batch_size}, {num_images})",
+            tried,
+            f"{words} The virtual devices share the cores, as do PyTorch's processes, one for each device, with "
+            "DistributedDataParallel over gloo; their memory counts together.",
+            limits,
+            processes=devices,
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )
     count = 200 if setting.smallest else 1000
     tiles = [(alexnet.imagenet.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10) for i in range(count)]
     names = [str(label) for label in range(10)]
     builders.write_prepared(setting.work, "tiles", "1.0.0", {"train": tiles}, (72, 72, 3), names, keep_order=True)
-    least = 1e6 / reading_limit(data.open_records("tiles", "train", [setting.work]))
-    for repeats in (1, 10, 100):
+    limits = 1e6 / reading_limit(data.open_records("tiles", "train", [setting.work])), bare_mb
+    for repeats in (1, 10) if setting.smallest else (1, 10, 100):
         yield growth_case(
             f"{repeats * count:,} records",
-            f"growth_of_stream({str(setting.work)!r}, {repeats}, {2 if setting.smallest else 20})",
+            f"growth_of_stream({{}}{str(setting.work)!r}, {repeats}, {2 if setting.smallest else 20})",
+            ["DataLoader"] * PEERS,
             f"Batches of 128 from JPEG records of 72x72 pixels, in random order, without workers, {alone} All shards, of "
-            f"{count:,} records each, are the same file. Limit: the bare decoder.",
-            least,
+            f"{count:,} records each, are the same file. Limits: the bare decoder; {least_mb}",
+            limits,
         )
 
 
-def growth_case(what: str, call: str, contains: str, least_us: float, no_peer: str = "", **environment: str) -> Case:
-    """Time and memory of a call that both modules have; once, as the times are medians already."""
-    form = "DataLoader" if "stream" in call else "eager"
-    theirs = {form: functools.partial(in_process, "scripts.torch_peers", call)}
-    return Case(
-        ((f"{what}: time per image", "us"), (f"{what}: memory", "MB")),
-        functools.partial(in_process, "scripts.benchmark_suites", call, **environment),
-        theirs if PEERS and not no_peer else {},
-        contains,
-        (least_us, None),
-        no_peer,
-        rounds=1,
-    )
+def growth_case(
+    what: str, call: str, peers: list[str], contains: str, limits: tuple, *, processes: int = 1, **environment: str
+) -> Case:
+    """Time and memory of a call that both modules have, theirs with the form as its first argument, and in `processes`."""
+    theirs = {
+        form: functools.partial(in_process, "scripts.torch_peers", call.format(f"{form!r}, "), processes) for form in peers
+    }
+    ours = functools.partial(in_process, "scripts.benchmark_suites", call.format(""), **environment)
+    return Case(((f"{what}: time per image", "us"), (f"{what}: memory", "MB")), ours, theirs, contains, limits)
 
 
 def growth_of_training(batch_size: int, num_images: int) -> float:
-    """Microseconds per image of LeNet-5's training on so many images, the median of five times."""
+    """Microseconds per image of LeNet-5's training on so many images, the median of three times."""
     steps = num_images // batch_size
     training = LeNetTraining(lenet.config.Config(batch_size=batch_size), embedded_digits(), steps)
     training.run()
-    return 1e6 * statistics.median(seconds(training.run) for _ in range(5)) / (steps * batch_size)
+    return 1e6 * statistics.median(seconds(training.run) for _ in range(3)) / (steps * batch_size)
 
 
 def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
@@ -1148,8 +1169,9 @@ def time_to_accuracy(setting: Setting) -> Iterator[Case]:
         f"LeNet-5 (Table I, ReLU, max pooling), batch 128, Adam, its rate falling from {race.config.learning_rate} along "
         f"half a cosine of {race.config.num_epochs} epochs, the same weights at the start and the same batches on both sides, "
         "another seed in each round. Seconds of training alone: compiled before, and "
-        f"validated every {RACE_CHUNKS * 32} updates with the clock stopped.",
-        (None, None),
+        f"validated every {RACE_CHUNKS * 32} updates with the clock stopped. Limit: the operations of forward and backward in "
+        "these updates at the matmul peak.",
+        (race.least_seconds, None),
     )
 
 
@@ -1171,6 +1193,7 @@ class Race:
         self.num_steps, self.rates = num_epochs * epoch_steps, np.asarray(schedule(np.arange(num_epochs * epoch_steps)))
         self.training = LeNetTraining(self.config, self.train, 32)
         self.training.run()  # compiles
+        self.updates = []  # until the target was reached, in each of our runs
         times, trainers = {}, lenet_trainers(setting, False, self.config)
         for form, trainer in trainers.items():
             steps = functools.partial(torch_peers().train_in_memory, self.train.images, self.train.labels, 128, 8, trainer)
@@ -1186,7 +1209,14 @@ class Race:
             sums = lenet.train.evaluate(self.training.eval_step, self.training.state.params, examples)
             return 100 * float(sums["errors"]) / float(sums["count"])
 
-        return self.run(self.training.run, error_pct)
+        numbers = self.run(self.training.run, error_pct)
+        self.updates.append(self.training.step)
+        return numbers
+
+    def least_seconds(self) -> float:
+        """That the median of our runs would have taken at the matmul peak."""
+        layers = lenet.model.layer_table(lenet.train.build_model(self.config))
+        return statistics.median(self.updates) * 128 * operations(layers, training=True) / matmul_peak()
 
     def theirs(self, seeds: Iterator[int]) -> tuple[float, float]:
         self.training.restart(next(seeds))  # for its weights and batches

@@ -258,12 +258,20 @@ def benchmark_table(results: dict[str, list[dict]]) -> str:
         lines.append(
             f"Raw records are read {raw / jpeg:.1f} times as fast as JPEG ones in one thread (target {RAW_GAIN}: {reached})."
         )
+    lines += [errors_line(row) for result in results.get("benchmark", []) for row in result["rows"] if row["unit"] == "%"]
     return "\n\n".join(lines)
+
+
+def errors_line(row: dict) -> str:
+    """What both sides have learned when the clock of `time_to_accuracy` stops: no speed, so not in the table."""
+    theirs = "" if row["ratio"] is None else f", of PyTorch's {with_range(row, 'peer')}%"
+    return f"{row['name'].replace(': ', ', the ')}: of our network {with_range(row, 'ours')}%{theirs}."
 
 
 def gpu_table(results: dict[str, list[dict]]) -> str:
     """The same on a GPU, for which nothing was aimed at, and how many cores it takes to feed it."""
     lines = [speed_table(results, "benchmark_gpu")]
+    lines += [errors_line(row) for result in results.get("benchmark_gpu", []) for row in result["rows"] if row["unit"] == "%"]
     if not {"benchmark", "benchmark_gpu"} <= results.keys():
         return lines[0]
     both = [row for name in ("benchmark", "benchmark_gpu") for row in results[name][0]["rows"]]
@@ -283,7 +291,7 @@ def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None 
     (result,) = results[name]
     columns = ["what", "unit", "ours", "PyTorch, its fastest form", "ratio", "share of the limit"] + ["target"] * bool(targets)
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for row in result["rows"]:
+    for row in (row for row in result["rows"] if row["unit"] != "%"):
         ours, theirs, ratio = with_range(row, "ours"), row["peer"], "–"
         if row["ratio"] is not None:
             theirs, ratio = f"{with_range(row, 'peer')}, {row['peer_form']}", f"**{row['ratio']:.2f}**"

@@ -10,6 +10,7 @@ is done, and `wait` waits for it.
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -468,24 +469,37 @@ def first_step(data_dir: str) -> None:
     print("first step", flush=True)
 
 
-def growth_of_training(batch_size: int, num_images: int) -> float:
-    """Microseconds per image of LeNet-5's eager training on so many images, the median of five times."""
-    trainer = Trainer(lenet(np.ones((5, 5, 6, 16), np.float32)), sgd(0.1), FORMS["eager"], prepare=digits)
-    images, labels = torch.randint(256, (batch_size, 28, 28, 1), dtype=torch.uint8), torch.randint(10, (batch_size,))
+def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
+    """Microseconds per image of LeNet-5's training on so many images, the median of three times.
+
+    If there is a WORLD_SIZE, this is one of so many processes that share each batch and add up their gradients.
+    """
+    processes, here = int(os.environ.get("WORLD_SIZE", 1)), FORMS[form]
+    here = here._replace(threads=max(1, CORES // processes))
+    model = lenet(np.ones((5, 5, 6, 16), np.float32)).to(memory_format=layout(here))
+    if processes > 1:
+        torch.set_num_threads(here.threads)
+        torch.distributed.init_process_group("gloo")
+        model = nn.parallel.DistributedDataParallel(model)
+    trainer = Trainer(model, sgd(0.1), here, prepare=digits)
+    share = batch_size // processes
+    images, labels = torch.randint(256, (share, 28, 28, 1), dtype=torch.uint8), torch.randint(10, (share,))
     images, labels = placed(images, labels)
     steps = num_images // batch_size
     seconds = []
-    for _ in range(6):
+    for _ in range(4):
         start = time.perf_counter()
         for _ in range(steps):
             trainer.step(images, labels)
         wait()
         seconds.append(time.perf_counter() - start)
+    if processes > 1:
+        torch.distributed.destroy_process_group()
     return 1e6 * float(np.median(seconds[1:])) / (steps * batch_size)
 
 
-def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
-    """Microseconds per image of reading batches of 128 by DataLoader without workers."""
+def growth_of_stream(form: str, data_dir: str, repeats: int, num_batches: int) -> float:
+    """Microseconds per image of reading batches of 128 by DataLoader, the only form, without workers."""
     from common import data
 
     records = data.open_records("tiles", "train", [data_dir])
