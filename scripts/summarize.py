@@ -107,7 +107,7 @@ def compiled_step(config: alexnet.config.Config) -> str:
     )
     images = (config.batch_size, size, size, 3)
     kinds = {"image": (images, jnp.uint8), "label": (images[:1], jnp.int32), "draw": (images[:1], jnp.uint32)}
-    split = placement.place_batch(np.zeros(config.batch_size)).sharding
+    split = placement.place_training(np.zeros(config.batch_size)).sharding
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in kinds.items()}
     return placement.run.lower(state, batch).compile().as_text()
 
