@@ -235,7 +235,7 @@ def evaluate(
     """
     num_devices = placement.num_devices if placement else 1
     batch_size = min(batch_size, -(-len(examples) // num_devices)) * num_devices
-    rows, put = (placement.rows(batch_size), placement.place_batch) if placement else (slice(None), lambda batch: batch)
+    rows, put = (placement.rows(batch_size), placement.place_batch) if placement else (slice(None), jax.device_put)
     sums = []
     for batch in data.eval_batches(examples, batch_size, rows, damaged):
         if stop_signal := stop_requested():

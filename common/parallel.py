@@ -41,7 +41,7 @@ class Placement(NamedTuple):
       copy, sharded like `replicated`. state_shardings: how the leaves of a state lie for `run`.
     place_training: puts batches for `run` on the devices, split along their batch axis; from each process its `rows`.
     over_devices: compiles an evaluation step (params, batch) -> sums for all devices, under jit in all modes.
-    place_batch: puts one batch {name: (B, ...)} for evaluation on the devices; from each process its `rows`. For one device
+    place_batch: puts one batch {name: (B, ...)} for evaluation on the devices; from each process its `rows`. For one CPU
       that is left to the evaluation step.
     rows: which rows of a global batch of B examples this process reads.
     replicated: the sharding of one copy.
@@ -179,7 +179,9 @@ def place(
         mine = batch_size // processes
         return slice(jax.process_index() * mine, (jax.process_index() + 1) * mine)
 
-    place_batch = put(split_first) if count > 1 else lambda batch: batch  # jit moves them itself, faster
+    # Of one CPU, jit takes NumPy's arrays as they are, in half the time of a small batch's `put`; large ones reach a GPU sooner
+    # by `put` (25 MB on an H200: 3.8 against 5.0 ms).
+    place_batch = (lambda batch: batch) if count == 1 and jax.default_backend() == "cpu" else put(split_first)
     evaluation = dict(over_devices=over_devices, place_batch=place_batch, rows=rows, replicated=replicated)
     parts = FIXED_PARTS if reduction == "fixed" and batch_size > 1 else 0
 

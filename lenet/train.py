@@ -178,7 +178,7 @@ def evaluate(eval_step, params, examples: data.Examples, placement: parallel.Pla
     """The sums of `eval_step` over all examples, each counted once: {"loss", "errors", "count", "confusion"}."""
     num_devices = placement.num_devices if placement else 1
     batch_size = -(-min(EVAL_BATCH_SIZE, len(examples)) // num_devices) * num_devices
-    rows, put = (placement.rows(batch_size), placement.place_batch) if placement else (slice(None), lambda batch: batch)
+    rows, put = (placement.rows(batch_size), placement.place_batch) if placement else (slice(None), jax.device_put)
     sums = [eval_step(params, put(batch)) for batch in data.eval_batches(examples, batch_size, rows)]
     return jax.tree.map(lambda *parts: np.sum(jax.device_get(parts), axis=0), *sums)
 
