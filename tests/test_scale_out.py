@@ -137,7 +137,7 @@ print(hashlib.sha256(np.asarray(jax.jit(lambda x, y: x.T @ y)(x, y)).tobytes()).
 @pytest.mark.slow
 def test_a_run_moves_between_devices_and_processes(tmp_path):
     """One device, then eight, then two processes, then two devices: in fixed order the bits of a run that never moved."""
-    command = [*LENET, "--num_epochs=40"]
+    command = [*LENET, "--num_epochs=20"]
     clean = train(tmp_path / "clean", *command, devices=2)
     for where in (dict(devices=1), dict(devices=8), dict(devices=4, processes=2)):
         for code, _, message in stop(tmp_path / "moved", *command, **where):
