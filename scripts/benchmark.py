@@ -7,7 +7,7 @@ the least and the most, and the ratio: the median of the rounds' ratios, above 1
 fastest of its forms (eager, channels last, compiled, for single images with one thread too), found by measuring each once. The
 share of the limit is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes
 at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. The file is written
-after each suite, beside the rows that it has of others. On two quiet cores all suites take about twenty minutes.
+after each suite, beside the rows that it has of others. On two quiet cores all suites take about forty minutes.
 """
 
 import gc
