@@ -240,14 +240,19 @@ def test_table():
     last = report.benchmark_table({"benchmark": [result | {"rows": rows}]}).splitlines()[-1]
     assert last == "Raw records are read 2.5 times as fast as JPEG ones in one thread (target 3: missed)."
 
-    both = {
-        "benchmark": [result | {"rows": [deck("input", "jpeg records, 1 thread", 2000.0)]}],
-        "benchmark_gpu": [result | {"rows": [deck("alexnet_train", "deck, batch 128", 9001.0)]}],
-    }
-    text = report.gpu_table(both)
-    assert (
-        "target" not in text and "| `alexnet_train`: deck, batch 128 | ms | 9,001" in text and "fewer than 5 such cores" in text
-    )
+    readers = [deck("input", "jpeg records, 1 thread", 2000.0), deck("input", "jpeg records, 14 workers", 12000.0)]
+    for trained, waits in ((18001.0, "training waits for its images"), (9001.0, "its images wait for training")):
+        rows = [deck("alexnet_train", "deck, batch 128", trained), deck("alexnet_predict", "deck, batch 128", 1.0), *readers]
+        text = report.gpu_table({"benchmark_gpu": [result | {"rows": rows}]})
+        assert "target" not in text and f"| `alexnet_train`: deck, batch 128 | ms | {trained:,.0f}" in text
+        assert (
+            f"takes {trained:,.0f} images/s here, and 14 workers of this machine read 12,000/s from JPEG records: {waits}."
+            in text
+        )
+    errors = row | {"suite": "time_to_accuracy", "name": "mnist: test error then", "unit": "%"}
+    text = report.benchmark_table({"benchmark": [result | {"rows": [row, errors]}]})
+    last = "mnist, the test error then: of our network 65.4 (60 to 70)%, of PyTorch's 1,234%."
+    assert text.count("test error") == 1 and text.splitlines()[-1] == last
     assert report.gpu_table({}) == "Not measured yet."
 
 
