@@ -61,7 +61,7 @@ def main(flag_values: flags.FlagValues) -> None:
         found = []
         with tempfile.TemporaryDirectory() as work:
             for case in SUITES[name](Setting(flag_values.smallest, flag_values.data_dir, Path(work))):
-                measured = measure(case, 1 if flag_values.smallest else case.rounds or flag_values.rounds)
+                measured = measure(case, source["rounds"])
                 for row in measured:
                     print(line(row), flush=True)
                 if case.contains != said:

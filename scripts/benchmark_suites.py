@@ -75,7 +75,6 @@ class Case(NamedTuple):
       contains: what is inside of the numbers, in words.
       limits: what the machine allows of each number, or a function that says so after measuring; None where nothing does.
       no_peer: why there is none even with PyTorch.
-      rounds: fewer than usual, for what hardly varies or takes long.
     """
 
     rows: tuple[tuple[str, str], ...]
@@ -84,7 +83,6 @@ class Case(NamedTuple):
     contains: str
     limits: tuple[float | Callable[[], float] | None, ...] = (None,)
     no_peer: str = ""
-    rounds: int | None = None
 
 
 # ---- the machine's limits

@@ -198,18 +198,18 @@ def kill(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     """SIGKILL at random moments, some aimed at start-ups, saves and evaluations; started again until the run is done."""
     tries = ((DECK, 20), (EIGHT, 10), (PAPER, 10), (SMALL, 10)) if full else ((DECK, 2), (SMALL, 1))
     for i, (case, number) in enumerate(tries):
-        yield interrupted(case, signal.SIGKILL, number, folder / str(i), draw)
+        yield interrupted(case, run_clean(case, folder / f"clean{i}"), signal.SIGKILL, number, folder / str(i), draw)
 
 
 def stop(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     """SIGTERM and SIGINT at random moments of training."""
+    clean = run_clean(DECK, folder / "clean")
     for number, tries in ((signal.SIGTERM, 10), (signal.SIGINT, 5)):
-        yield interrupted(DECK, number, tries if full else 1, folder / str(number), draw)
+        yield interrupted(DECK, clean, number, tries if full else 1, folder / str(number), draw)
 
 
-def interrupted(case: Case, number: signal.Signals, tries: int, folder: Path, draw: random.Random) -> dict:
+def interrupted(case: Case, clean: Clean, number: signal.Signals, tries: int, folder: Path, draw: random.Random) -> dict:
     folder.mkdir()
-    clean = run_clean(case, folder / "clean")
     killed = number == signal.SIGKILL
     aims = AIMS if killed else ("step", "evaluation")  # a compilation is not interrupted
     ends, phases, lost, seconds, met = Counter(), Counter(), [0], [], True

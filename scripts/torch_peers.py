@@ -10,6 +10,7 @@ is done, and `wait` waits for it.
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import time
 from collections import OrderedDict
@@ -476,11 +477,10 @@ def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
     """
     processes, here = int(os.environ.get("WORLD_SIZE", 1)), FORMS[form]
     here = here._replace(threads=max(1, CORES // processes))
-    model = lenet(np.ones((5, 5, 6, 16), np.float32)).to(memory_format=layout(here))
+    model = lenet(np.ones((5, 5, 6, 16), np.float32))
     if processes > 1:
-        torch.set_num_threads(here.threads)
-        torch.distributed.init_process_group("gloo")
-        model = nn.parallel.DistributedDataParallel(model)
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=3))  # of one that failed, do not wait
+        model = nn.parallel.DistributedDataParallel(model.to(memory_format=layout(here)))
     trainer = Trainer(model, sgd(0.1), here, prepare=digits)
     share = batch_size // processes
     images, labels = torch.randint(256, (share, 28, 28, 1), dtype=torch.uint8), torch.randint(10, (share,))

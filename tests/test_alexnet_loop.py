@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from alexnet import train
 from alexnet.config import Config
@@ -18,7 +17,7 @@ from alexnet.optimizer import Plateau
 from common import checkpoint, data, launch, metrics
 from common.errors import DataError, UserError
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once")
 
 # 18 images of 40x40 pixels in batches of 4: an epoch has 4 steps and leaves 2 images to the next. Lines after steps 3, 4, 6, 8,
 # 9, 12; checkpoints after every second step; from the second epoch on the rate drops wherever the error is no better.
@@ -39,7 +38,7 @@ COSINE = dataclasses.replace(TINY, schedule="cosine")
 
 @pytest.fixture(scope="module", autouse=True)
 def sets(tmp_path_factory, write_set):
-    """Where the sets are that the configs above name; programs that were compiled once are kept for the next run."""
+    """Where the sets are that the configs above name."""
     folder, random = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
     write_set(folder, "noise10", random.integers(0, 256, (50, 40, 40, 3), np.uint8))
     write_set(folder, "noise12", random.integers(0, 256, (50, 40, 40, 3), np.uint8), num_classes=12)
@@ -47,19 +46,7 @@ def sets(tmp_path_factory, write_set):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        options = {
-            "jax_compilation_cache_dir": str(folder / "compiled"),
-            "jax_persistent_cache_min_compile_time_secs": 0,
-            "jax_persistent_cache_min_entry_size_bytes": -1,
-        }
-        before = {name: getattr(jax.config, name) for name in options}
-        for name, value in options.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
         yield folder
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def run(config, workdir, stop_at=()):

@@ -44,6 +44,7 @@ def largest_difference(ours, theirs) -> float:
 
 
 SLOW = pytest.mark.slow
+QUICKLY = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # how programs are compiled where only what they say counts
 
 
 @pytest.mark.parametrize("pooling", ["average", pytest.param("max", marks=SLOW)])
@@ -284,8 +285,7 @@ def test_rows_of_other_suites_stay_and_other_machines_are_refused(tmp_path):
 def test_every_suite_gives_its_rows(peers, tmp_path):
     command = [sys.executable, "-m", "scripts.benchmark", "--smallest", f"--json={tmp_path}/benchmark.json"]
     command += [f"--suite={','.join(suites.SUITES)}"]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=QUICKLY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert result["kind"] == "benchmark" and result["versions"]["torch"] == peers.torch.__version__
@@ -324,7 +324,7 @@ def test_without_pytorch(tmp_path):
     hidden = "import sys; sys.modules['torch'] = None; from scripts.benchmark import define_flags, launch, main; "
     code = hidden + "sys.exit(launch.run_tool(define_flags, main, sys.argv))"
     flags = ["--smallest", "--suite=lenet_train,input,time_to_accuracy", f"--json={tmp_path}/b.json"]
-    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, env=QUICKLY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "b.json").read_text())
     assert {row["peer"] for row in result["rows"]} == {"not installed"} == {result["versions"]["torch"]}

@@ -15,7 +15,7 @@ from common.errors import UserError
 from lenet import train
 from lenet.config import Config
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
+pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once")
 
 TINY = Config(dataset="mnist10k", train_size=50, validation_size=60, batch_size=4, num_epochs=3)
 PAPER = dataclasses.replace(
