@@ -179,7 +179,7 @@ def place(
         mine = batch_size // processes
         return slice(jax.process_index() * mine, (jax.process_index() + 1) * mine)
 
-    # jit takes NumPy's arrays to a CPU as they are, faster than `put` if they are small; large ones reach a GPU sooner by `put`.
+    # jit takes NumPy's arrays to a CPU as they are, faster than `put` if they are few; many reach a GPU sooner by `put`.
     place_batch = (lambda batch: batch) if count == 1 and jax.default_backend() == "cpu" else put(split_first)
     evaluation = dict(over_devices=over_devices, place_batch=place_batch, rows=rows, replicated=replicated)
     parts = FIXED_PARTS if reduction == "fixed" and batch_size > 1 else 0
