@@ -61,7 +61,7 @@ def main(flag_values: flags.FlagValues) -> None:
         found = []
         with tempfile.TemporaryDirectory() as work:
             for case in SUITES[name](Setting(flag_values.smallest, flag_values.data_dir, Path(work))):
-                measured = measure(case, source["rounds"])
+                measured = measure(case, source["rounds"], warm_up=not flag_values.smallest)
                 for row in measured:
                     print(line(row), flush=True)
                 if case.contains != said:
@@ -116,9 +116,10 @@ def describe(source: dict) -> str:
     )
 
 
-def measure(case: Case, rounds: int) -> list[dict]:
-    """A row for each number of a case."""
-    case.ours()
+def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
+    """A row for each number of a case; without a warm-up the first of ours contains compiling."""
+    if warm_up:
+        case.ours()
     form, tried = fastest(case)
     ours, theirs = [], []
     for _ in range(rounds):
