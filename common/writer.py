@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import socket
 import sys
 import time
 from datetime import timedelta
@@ -24,6 +25,7 @@ from common.parallel import is_first_process
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_DRAWINGS = 30
+SECONDS_BETWEEN_EVENTS = 120  # on disk, unless an evaluation or a checkpoint puts them there sooner
 CHANCE_STEPS = 200  # so long may a training loss stay within 1% of chance before it is spoken of; then twice as long, and so on
 
 
@@ -53,8 +55,6 @@ class Writer:
         chance_loss: float | None = None,
         hint: str = "",
     ):
-        from tensorboardX import SummaryWriter  # here, because it imports PyTorch where that is installed: a second
-
         self._workdir, self._first_step, self._num_steps = Path(workdir), first_step, num_steps
         self._steps_per_epoch = steps_per_epoch
         self._before = before or {"images": 0, "seconds": 0.0, "timed_images": 0, "timed_seconds": 0.0}
@@ -62,7 +62,7 @@ class Writer:
         self._timed_seconds = 0.0
         self._start = time.monotonic()
         self._chunk_start = None  # unknown for the first chunk, which is compiled as well
-        self._line_due = self._drawing_due = 0.0
+        self._line_due = self._drawing_due = self._events_due = 0.0
         self._pending = None
         self._last_finite = ""
         self._chance_loss, self._hint = chance_loss, hint
@@ -71,9 +71,7 @@ class Writer:
         path = Path(os.devnull) if self._silent else self._workdir / "metrics.jsonl"
         self._written = set() if self._silent else _keep_lines(path, first_step)
         self._file = path.open("a")
-        # TensorBoard hides what an earlier attempt wrote from this step on.
-        purge_step = first_step + 1 if first_step else 0
-        self._events = SummaryWriter(str(workdir), purge_step=purge_step, write_to_disk=not self._silent)
+        self._events = None if self._silent else _Events(self._workdir, first_step + 1 if first_step else 0)
         self._progress = None
         if sys.stderr.isatty() and not self._silent:
             self._progress = _progress_bar()
@@ -93,8 +91,8 @@ class Writer:
             if self._progress:
                 self._progress.stop()
             self._file.close()
-            self._events.close()
             if not self._silent:
+                self._events.close()
                 draw_curves(self._workdir)
 
     @property
@@ -153,7 +151,7 @@ class Writer:
         self._file.flush()
         if not self._silent:  # the null device cannot be synchronized
             os.fsync(self._file.fileno())
-        self._events.flush()
+            self._events.flush()
 
     def _write_pending(self) -> None:
         if self._pending is None:
@@ -195,8 +193,11 @@ class Writer:
         epoch = step / self._steps_per_epoch
         self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split} | metrics) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(f"{name}/{split}", value, step)
+        if not self._silent:
+            self._events.write(step, {f"{name}/{split}": value for name, value in metrics.items()})
+            if time.monotonic() >= self._events_due:
+                self._events.flush()
+                self._events_due = time.monotonic() + SECONDS_BETWEEN_EVENTS
         self._show(step, epoch, split, metrics)
 
     def _show(self, step: int, epoch: float, split: str, metrics: dict) -> None:
@@ -226,6 +227,30 @@ class Writer:
             self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class _Events:
+    """A new file of TensorBoard events in `workdir`; TensorBoard hides what older files hold from `purge_step` on.
+
+    tensorboardX's own writer leaves the file to a thread, which a full disk ends: then the training would wait for it forever.
+    """
+
+    def __init__(self, workdir: Path, purge_step: int):
+        from tensorboardX.proto import event_pb2, summary_pb2  # here, because it imports PyTorch if that is there: a second
+        from tensorboardX.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._records = RecordWriter(str(workdir / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"))
+        self._add(file_version="brain.Event:2")
+        self._add(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        self.flush, self.close = self._records.flush, self._records.close
+
+    def _add(self, **content) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._add(step=step, summary=self._summary(value=values))
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -1,5 +1,6 @@
 """Each step stands once in metrics.jsonl, numbers are exact, and a loss that is no number stops the run."""
 
+import errno
 import json
 import math
 import os
@@ -7,10 +8,12 @@ import pty
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX import record_writer
 from tensorboardX.proto.event_pb2 import Event
 
 from common import writer
@@ -108,6 +111,25 @@ def events(path: Path) -> list[Event]:
         found.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
     return found
+
+
+def test_a_disk_that_is_full_for_the_events_alone_ends_the_run(tmp_path, monkeypatch):
+    """And does not leave it waiting for a thread that has died of it."""
+    monkeypatch.setattr(record_writer, "open_file", lambda _, open_file=record_writer.open_file: open_file("/dev/full"))
+    failures = []
+
+    def train():
+        try:
+            with open_writer(tmp_path) as log:
+                for step in range(1, 41):
+                    log.write(step, "train", sums())
+        except OSError as error:
+            failures.append(error.errno)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert failures == [errno.ENOSPC]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
