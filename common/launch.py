@@ -19,6 +19,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +30,17 @@ from absl import app, flags, logging
 
 import common.flags
 from common.errors import LockedError, StorageError, UserError
-from common.parallel import FIXED_PARTS, agreed, from_first_process, is_first_process
+from common.parallel import (
+    FIXED_PARTS,
+    agreed,
+    from_first_process,
+    in_all_processes,
+    is_first_process,
+    texts_of_all_processes,
+)
 from common.writer import write_atomic
+
+OF_EACH_PROCESS = ("data_dir", "num_workers")  # settings that the processes of one run may have of their own
 
 
 class Interrupted(Exception):
@@ -193,7 +203,10 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
         _repeat_the_same_bits()
     try:
         processes.start()
+        _require_same_flags(config)
         with _claimed(config, workdir) as finished:
+            if processes.multihost:
+                _require_same_workdir(workdir)
             if not finished:
                 _use_compilation_cache()
                 source = provenance(config)
@@ -244,6 +257,32 @@ def _flag_error(error: Exception) -> str:
 def _fail(message: str, exit_code: int, kind: str = "error: ") -> int:
     print(kind + message, file=sys.stderr, flush=True)
     return exit_code
+
+
+def _require_same_flags(config) -> None:
+    """Raises UserError, in all processes the same, unless they have the same settings: each would train another network."""
+    first, *others = map(json.loads, texts_of_all_processes(json.dumps(dataclasses.asdict(config))))
+    for number, other in enumerate(others, start=1):
+        for name, value in first.items():
+            if name not in OF_EACH_PROCESS and other.get(name) != value:
+                raise UserError(
+                    f"--{name} is {value} in process 0 and {other.get(name)} in process {number}: all processes of a run need "
+                    f"the same flags, but for {' and '.join(f'--{own}' for own in OF_EACH_PROCESS)}."
+                )
+
+
+def _require_same_workdir(workdir: Path) -> None:
+    """Raises UserError, in all processes the same, unless they share `workdir`: each writes its part of a checkpoint there."""
+    # A name that is new: no earlier run left it behind, and no network's file system remembers that it was not there.
+    mark = workdir / f".{texts_of_all_processes(uuid.uuid4().hex)[0]}"
+    if is_first_process():
+        mark.touch()
+    from_first_process(0)  # the others wait for it here
+    shared = in_all_processes(mark.exists())
+    if is_first_process():
+        mark.unlink()
+    if not shared:
+        raise UserError(f"--workdir={workdir} is not the same folder in all processes: it must be on a disk that they share.")
 
 
 @contextlib.contextmanager

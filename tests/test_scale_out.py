@@ -50,8 +50,8 @@ def environment(tmp_path_factory, write_set):
         yield
 
 
-def start(workdir, module, *flags, devices=1, processes=1):
-    """The processes of a run, started: each with its share of `devices` virtual devices."""
+def start(workdir, module, *flags, devices=1, processes=1, second=()):
+    """The processes of a run, started: each with its share of `devices` virtual devices, the second with flags of its own."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
     command = [sys.executable, "-m", module, f"--workdir={workdir}", *flags]
     if processes > 1:
@@ -60,8 +60,8 @@ def start(workdir, module, *flags, devices=1, processes=1):
             command += ["--multihost", f"--coordinator_address=localhost:{free.getsockname()[1]}"]
         command += [f"--num_processes={processes}"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    number = [[f"--process_id={i}"] if processes > 1 else [] for i in range(processes)]
-    return [subprocess.Popen(command + number[i], env=environment, **pipes) for i in range(processes)]
+    own = [[f"--process_id={i}", *(second if i == 1 else ())] if processes > 1 else [] for i in range(processes)]
+    return [subprocess.Popen(command + own[i], env=environment, **pipes) for i in range(processes)]
 
 
 def ends(run, timeout=300):
@@ -222,6 +222,22 @@ def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path):
     assert 4 * parameters <= sent["data:4"] <= 4 * parameters + 100  # the gradients and three sums
     fully_connected = sum(layer["parameters"] for layer in summary["layers"] if layer["name"].startswith("fc"))
     assert sent["data:2,model:2"] < sent["data:4"] - 0.4 * 4 * fully_connected
+
+
+@pytest.mark.parametrize(
+    "second, message",
+    [
+        (["--learning_rate=0.01"], "--learning_rate is 0.1 in process 0 and 0.01 in process 1: "),
+        (["--save_every_epochs=2"], "--save_every_epochs is 1 in process 0 and 2 in process 1: "),
+        (["--workdir=elsewhere"], "is not the same folder in all processes"),
+    ],
+)
+def test_processes_that_are_not_one_run_all_say_so(tmp_path, second, message):
+    """In the middle of a training nothing would show it: the weights of the two would only drift apart."""
+    second = [flag.replace("elsewhere", str(tmp_path / "elsewhere")) for flag in second]
+    for code, _, error in ends(start(tmp_path / "run", *LENET, devices=2, processes=2, second=second), timeout=60):
+        assert code == 2 and message in error and error.count("\n") == 1, error
+    assert not (tmp_path / "elsewhere").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
