@@ -21,6 +21,7 @@ import textwrap
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ from common.parallel import (
 )
 from common.writer import write_atomic
 
+INTERRUPTED = "interrupted; the same command goes on from here."
 OF_EACH_PROCESS = ("data_dir", "num_workers")  # settings that the processes of one run may have of their own
 
 
@@ -60,8 +62,12 @@ class Processes(NamedTuple):
         if not self.multihost:
             return
         by_hand = {name: value for name, value in self._asdict().items() if value not in ("", -1) and name != "multihost"}
+        # By another thread: until all have come it waits in C, for minutes, where the main one would hear no Ctrl-C.
+        joining = ThreadPoolExecutor(1).submit(jax.distributed.initialize, **by_hand)
         try:
-            jax.distributed.initialize(**by_hand)
+            joining.result()
+        except KeyboardInterrupt:
+            os._exit(_fail(INTERRUPTED, 130, ""))  # at once: nothing ends that thread, and there is nothing to lose
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"--multihost: {' '.join(str(error).split())[:200]}. Outside SLURM, Kubernetes and TPU slices add "
@@ -122,7 +128,7 @@ def run_tool(define_flags: Callable, body: Callable, argv: list[str], words: tup
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here.", 130, "")
+        return _fail(INTERRUPTED, 130, "")
     return 0
 
 
@@ -225,6 +231,8 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
         return _fail(f"stopped by {name}; everything is saved in {workdir}. The same command resumes.", 128 + number, "")
     except UserError as error:
         return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:  # before the training hears signals itself, or after
+        return _fail(INTERRUPTED, 130, "")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _fail(f"{error}. Free some space, then repeat the same command: it resumes.", StorageError.exit_code)

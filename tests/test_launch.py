@@ -8,6 +8,7 @@ import platform
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -446,6 +447,33 @@ def test_errors_of_the_user_and_of_the_storage_are_lines_and_bugs_are_not(tmp_pa
         with pytest.raises(type(bug), match="a bug"):
             run_here(tmp_path, raising(bug))
     assert run_here(tmp_path) == 0  # and none of these left the lock behind
+
+
+def test_ctrl_c_outside_of_the_training_is_one_line(tmp_path, run_here, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for name in ("_require_same_config", "provenance", "_result_text"):  # before the training, and after
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, name, interrupted)
+            assert run_here(tmp_path) == 130, name
+        assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command goes on from here."
+    assert run_here(tmp_path) == 0
+
+
+def test_ctrl_c_is_heard_while_the_other_processes_are_awaited(program):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    by_hand = ["--multihost", f"--coordinator_address=localhost:{port}", "--num_processes=2", "--process_id=0"]
+    process = program.start("--workdir=alone", *by_hand)
+    with socket.socket() as caller:
+        while caller.connect_ex(("localhost", port)):  # until it listens, as the coordinator
+            assert process.poll() is None
+            time.sleep(0.05)
+    time.sleep(0.5)  # by then it waits
+    process.send_signal(signal.SIGINT)
+    assert end_of(process) == (130, "", "interrupted; the same command goes on from here.\n")
 
 
 def test_a_bug_shows_its_traceback_and_exits_with_1(program):
