@@ -85,15 +85,22 @@ class Writer:
 
     def __exit__(self, error_type, error, traceback):
         try:
-            if error_type is None:
+            if error is None:
                 self.flush()
+        except Exception as found:
+            error = found
+            raise
         finally:
             if self._progress:
                 self._progress.stop()
-            self._file.close()
-            if not self._silent:
-                self._events.close()
-                draw_curves(self._workdir)
+            endings = [self._file.close]
+            endings += [] if self._silent else [self._events.close, lambda: draw_curves(self._workdir)]
+            for end in endings:
+                try:
+                    end()
+                except OSError:  # such as a full disk: no news where another error has come first, which is to be told
+                    if error is None:
+                        raise
 
     @property
     def images(self) -> int:

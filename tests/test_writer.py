@@ -17,7 +17,7 @@ from tensorboardX import record_writer
 from tensorboardX.proto.event_pb2 import Event
 
 from common import writer
-from common.errors import NonFiniteError
+from common.errors import NonFiniteError, UserError
 from common.writer import Writer, draw_curves, read_metrics, write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_for_the_events_alone_ends_the_run(tmp_path, monkeyp
     def train():
         try:
             with open_writer(tmp_path) as log:
-                for step in range(1, 41):
+                for step in range(1, 401):
                     log.write(step, "train", sums())
         except OSError as error:
             failures.append(error.errno)
@@ -144,6 +144,25 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, loss, split):
     assert message.startswith(f"the {split} loss is {loss} at step 30 (last finite: 0.25 at step 20).")
     assert "checkpoint of step 20 is safe" in message and "smaller learning rate" in message and "\n" not in message
     assert steps_and_splits(tmp_path) == [(20, "train")]
+
+
+@pytest.mark.parametrize("what", ["draw_curves", "RecordWriter.close"])
+def test_the_first_error_is_the_one_that_is_told(tmp_path, monkeypatch, what):
+    """Whether it comes in the block or from the flush at its end: a full disk that shows only in closing is no news then."""
+    owner, name = (writer, what) if what == "draw_curves" else (record_writer.RecordWriter, "close")
+    original = getattr(owner, name)
+
+    def fail(*arguments):
+        original(*arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(UserError, match="first"), open_writer(tmp_path):
+        raise UserError("first")
+    with pytest.raises(NonFiniteError), open_writer(tmp_path) as log:
+        log.write(1, "train", sums(loss=math.nan))
+    with pytest.raises(OSError, match="No space left"), open_writer(tmp_path) as log:
+        log.write(1, "train", sums())
 
 
 def test_speed_leaves_out_compilation_and_evaluation_and_sums_over_resumes(tmp_path, monkeypatch):
