@@ -254,6 +254,9 @@ def evaluate(
 
 def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[], int | None]) -> dict:
     """Trains from the newest checkpoint, or from the start, to the end; returns the metrics of result.json."""
+    modes = dict(mode=config.parallel, reduction=config.reduction, mesh=config.mesh, batch_size=config.batch_size)
+    parallel.require_possible(**modes)  # before minutes go into the data
+
     # ---- data
     splits = dict(train_split=config.train_split, test_split=config.test_split)
     sizes = dict(train_size=config.train_size, validation_size=config.validation_size, crop_size=config.crop_size)
@@ -275,8 +278,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     # ---- model, optimizer, steps
     tx, loss, prepare = build_optimizer(config, epoch_steps), build_loss(config), build_prepare(config, measured)
     train_step = make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
-    modes = dict(mode=config.parallel, reduction=config.reduction, mesh=config.mesh, split_layers=FULLY_CONNECTED)
-    placement = parallel.place(train_step, **modes, batch_size=config.batch_size)
+    placement = parallel.place(train_step, **modes, split_layers=FULLY_CONNECTED)
     eval_steps = {views: placement.over_devices(make_eval_step(graphdef, loss, prepare, views)) for views in (1, VIEWS)}
 
     def score(state: TrainState, examples, views: int = 1) -> dict:

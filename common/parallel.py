@@ -131,6 +131,31 @@ def gather_before_split_layers(mesh: str) -> Callable[[jax.Array], jax.Array]:
     return lambda x: lax.with_sharding_constraint(x, sharding)
 
 
+def require_possible(*, mode: str, batch_size: int, reduction: str = "fast", mesh: str = "") -> Mesh:
+    """The mesh that `place` would use for these arguments. Raises UserError, in words, if they do not go together."""
+    shape = mesh_shape(mesh) or {"data": jax.device_count() if batch_size > 1 else 1, "model": 1}
+    count = math.prod(shape.values())
+    several_processes = jax.process_count() > 1
+    if several_processes and batch_size == 1:
+        raise UserError("--batch_size=1 runs on one device: it needs no --multihost")
+    if several_processes and mode == "pmap":
+        raise UserError("--parallel=pmap is for one process; --multihost needs --parallel=jit")
+    if several_processes and count != jax.device_count():
+        raise UserError(f"--mesh has {count} devices, with --multihost it must have all {jax.device_count()}")
+    if batch_size % count:
+        raise UserError(f"--batch_size={batch_size} is global and must be divisible by the number of devices, {count}")
+    if shape["model"] > 1 and mode == "pmap":
+        raise UserError("--parallel=pmap has no model axis; --mesh needs --parallel=jit")
+    if shape["model"] > 1 and reduction == "fixed":
+        raise UserError("--reduction=fixed needs whole layers on each device: no model axis in --mesh")
+    if reduction == "fixed" and batch_size > 1 and (batch_size % FIXED_PARTS or FIXED_PARTS % count):
+        raise UserError(
+            f"--reduction=fixed cuts a batch in {FIXED_PARTS} parts: --batch_size={batch_size} must be a multiple of that, and "
+            f"the number of devices, {count}, a divisor"
+        )
+    return device_mesh(shape)
+
+
 def place(
     train: Callable,
     *,
@@ -154,10 +179,8 @@ def place(
 
     Raises UserError if the batch or a layer cannot be divided so, or the modes do not go together.
     """
-    shape = mesh_shape(mesh) or {"data": jax.device_count() if batch_size > 1 else 1, "model": 1}
-    count, processes = math.prod(shape.values()), jax.process_count()
-    _require_possible(mode, batch_size, reduction, shape)
-    mesh = device_mesh(shape)
+    mesh = require_possible(mode=mode, batch_size=batch_size, reduction=reduction, mesh=mesh)
+    shape, count, processes = mesh.shape, mesh.size, jax.process_count()
     everyone = ("data", "model")  # the batch is split over all devices
     replicated, split_first = NamedSharding(mesh, P()), NamedSharding(mesh, P(everyone))
     split_batches = P(*[None] * batch_axis, everyone)
@@ -278,26 +301,3 @@ def adder(axis, num_devices: int, parts: int) -> Callable:
         return lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, part), None), zeros, sums)[0]
 
     return fixed if parts else fast
-
-
-def _require_possible(mode: str, batch_size: int, reduction: str, shape: dict[str, int]) -> None:
-    """Raises UserError, in words, for what does not go together."""
-    count = math.prod(shape.values())
-    several_processes = jax.process_count() > 1
-    if several_processes and batch_size == 1:
-        raise UserError("--batch_size=1 runs on one device: it needs no --multihost")
-    if several_processes and mode == "pmap":
-        raise UserError("--parallel=pmap is for one process; --multihost needs --parallel=jit")
-    if several_processes and count != jax.device_count():
-        raise UserError(f"--mesh has {count} devices, with --multihost it must have all {jax.device_count()}")
-    if batch_size % count:
-        raise UserError(f"--batch_size={batch_size} is global and must be divisible by the number of devices, {count}")
-    if shape["model"] > 1 and mode == "pmap":
-        raise UserError("--parallel=pmap has no model axis; --mesh needs --parallel=jit")
-    if shape["model"] > 1 and reduction == "fixed":
-        raise UserError("--reduction=fixed needs whole layers on each device: no model axis in --mesh")
-    if reduction == "fixed" and batch_size > 1 and (batch_size % FIXED_PARTS or FIXED_PARTS % count):
-        raise UserError(
-            f"--reduction=fixed cuts a batch in {FIXED_PARTS} parts: --batch_size={batch_size} must be a multiple of that, and "
-            f"the number of devices, {count}, a divisor"
-        )

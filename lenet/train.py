@@ -193,6 +193,9 @@ def steps_per_chunk(batch_size: int) -> int:
 
 def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[], int | None]) -> dict:
     """Trains from the newest checkpoint, or from the start, to the end; returns the metrics of result.json."""
+    modes = dict(mode=config.parallel, reduction=config.reduction, batch_size=config.batch_size)
+    parallel.require_possible(**modes)  # before minutes go into the data
+
     # ---- data
     sizes = dict(train_size=config.train_size, validation_size=config.validation_size)
     train, validation, test = load_splits(config.dataset, config.data_dir, **sizes)
@@ -208,8 +211,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, **facts)))
     tx, loss, prepare = build_optimizer(config, epoch_steps), build_loss(config), build_prepare(config)
     train_steps = make_train_steps(graphdef, tx, loss, prepare, config.average_decay)
-    modes = dict(mode=config.parallel, reduction=config.reduction)
-    placement = parallel.place(train_steps, **modes, batch_size=config.batch_size, batch_axis=1)
+    placement = parallel.place(train_steps, **modes, batch_axis=1)
     eval_step = placement.over_devices(make_eval_step(graphdef, loss, prepare))
     curvature_loss = loss if config.curvature_loss == "same" else loss_function("mse", config.output)
     curvature_step = make_curvature_step(graphdef, curvature_loss, prepare)

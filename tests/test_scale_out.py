@@ -16,6 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import alexnet.config
+import alexnet.train
+import lenet.config
+import lenet.train
 from common import builders, parallel
 from common.checkpoint import saved_steps
 from common.errors import UserError
@@ -271,6 +275,24 @@ def test_wrong_modes_get_one_clear_line(tmp_path, flags, message):
 def test_what_does_not_go_together_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         parallel.place(lambda state, batch, add_up: (state, {}), **dict(mode="jit", batch_size=16) | settings)
+
+
+@pytest.mark.parametrize(
+    "net, settings, message",
+    [
+        (lenet, dict(reduction="fixed", batch_size=12), "--batch_size=12 must be a multiple"),
+        (alexnet, dict(reduction="fixed", batch_size=12), "--batch_size=12 must be a multiple"),
+        (alexnet, dict(parallel="pmap", mesh="data:1,model:2"), "--parallel=pmap has no model axis"),
+        (alexnet, dict(reduction="fixed", mesh="data:1,model:2"), "--reduction=fixed needs whole layers"),
+        (alexnet, dict(mesh="data:3", batch_size=4), "--batch_size=4 is global and must be divisible"),
+        (alexnet, dict(mesh="data:2"), "--mesh has 2 devices, and there are 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_data_is_read(net, settings, message, tmp_path):
+    """The set is not there, which nobody must have noticed."""
+    config = net.config.Config(dataset="absent", data_dir=str(tmp_path / "absent"), **settings)
+    with pytest.raises(UserError, match=message):
+        net.train.train_and_evaluate(config, tmp_path, lambda: None)
 
 
 def test_fixed_sums_are_those_of_the_parts_in_order():
