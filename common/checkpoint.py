@@ -7,6 +7,7 @@ carries a SHA-256 per leaf, taken of the array in memory, and a restore verifies
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import hashlib
 import json
@@ -28,6 +29,9 @@ from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
 from common.errors import NonFiniteError, StorageError, UserError
 from common.parallel import from_first_process, in_all_processes, is_first_process
+
+# When reading fails with one of these, it says nothing about the files: they may be whole, and are left as they are.
+UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 
 
 def state_sha256(state) -> str:
@@ -115,8 +119,8 @@ class Checkpointer:
 
         Raises:
           UserError: a checkpoint of other leaves, shapes or dtypes; nothing is set aside.
-          StorageError: there are checkpoints, but none is intact; or, unless we only look, the disk has no room for the saves
-            that follow.
+          StorageError: there are checkpoints, but none is intact, or the system cannot read one; or, unless we only look, the
+            disk has no room for the saves that follow.
         """
         if not self._read_only:
             self._require_space(target)
@@ -132,6 +136,9 @@ class Checkpointer:
                 failure = error
             if in_all_processes(failure is None):
                 return step, *restored
+            reason = _unreadable(failure)
+            if not in_all_processes(reason is None):
+                raise self._cannot_read(step, reason or "another process says why") from failure
             self._set_aside(step, _one_line(failure) if failure else "another process could not read it")
         if steps or any(self._directory.glob("*.corrupt*")):  # set aside by an earlier start: must not begin anew unasked
             raise StorageError(
@@ -144,6 +151,9 @@ class Checkpointer:
         """Reads every array of the checkpoint of `step`; returns None if all are intact, else what is damaged, on one line.
 
         Needs no target: the arrays are read into the host's memory as Orbax describes them.
+
+        Raises:
+          StorageError: the system cannot read it, which is no damage.
         """
         try:
             with _one_failure_at_a_time():
@@ -153,6 +163,8 @@ class Checkpointer:
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:
+            if reason := _unreadable(error):
+                raise self._cannot_read(step, reason) from error
             return _one_line(error)
         return f"{', '.join(damaged)}: not what was saved" if damaged else None
 
@@ -214,6 +226,12 @@ class Checkpointer:
                 "and twice that must be free. Free some space, then repeat the same command, or use another --workdir."
             )
 
+    def _cannot_read(self, step: int, reason: str) -> StorageError:
+        return StorageError(
+            f"checkpoint {step} in {self._directory} cannot be read: {reason}. It is left as it is. "
+            "Mend that, then repeat the same command."
+        )
+
     def _set_aside(self, step: int, reason: str) -> None:
         if self._read_only:
             print(f"warning: checkpoint {step} is damaged ({reason}); trying the one before.", file=sys.stderr, flush=True)
@@ -229,7 +247,8 @@ class Checkpointer:
 
     def _explain(self, error: Exception) -> None:
         """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays what it is."""
-        if reason := _storage_reason(error):
+        if found := _storage_error(error):
+            reason = found.strerror or str(found)
             raise StorageError(
                 f"a checkpoint could not be written to {self._directory}: {reason}. {last_good(self._workdir)} "
                 "Mend that, then repeat the same command: it resumes."
@@ -340,15 +359,21 @@ def _one_failure_at_a_time():
             (sys.unraisablehook, sys.excepthook), logger.disabled = hooks, False
 
 
-def _storage_reason(error: BaseException | None) -> str | None:
+def _storage_error(error: BaseException | None) -> OSError | None:
     """What the system said (such as "No space left on device"), or None if the error does not come from the storage."""
     while error is not None:
         if isinstance(error, OSError):
-            return error.strerror or str(error)
-        if found := re.search(r"([^:]+) \[os_error_code=", str(error)):  # TensorStore's wording
-            return found[1].strip()
+            return error
+        if found := re.search(r"([^:]+) \[os_error_code='(\d+)'", str(error)):  # TensorStore's wording
+            return OSError(int(found[2]), found[1].strip())
         error = error.__cause__ or error.__context__
     return None
+
+
+def _unreadable(error: Exception | None) -> str | None:
+    """Why the system could not read, or None if there is no error or it is about what was read."""
+    found = _storage_error(error)
+    return found.strerror if found and found.errno in UNREADABLE else None
 
 
 def _one_line(error: Exception) -> str:

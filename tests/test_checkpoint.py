@@ -1,6 +1,7 @@
 """A checkpoint comes back bit for bit or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -367,6 +369,34 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew_unasked(two_c
         with pytest.raises(StorageError, match=r"no checkpoint in .* is intact.*another --workdir") as caught:
             restore(workdir)
         assert caught.value.exit_code == 74
+
+
+TOO_MANY = "RESOURCE_EXHAUSTED: Failed to open: \"/run/d/0\": Too many open files [os_error_code='24'] [source='file.cc:1']"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+        (ValueError(TOO_MANY), "Too many open files"),
+    ],
+)
+def test_what_the_system_cannot_read_is_not_called_damaged(two_checkpoints, tmp_path, monkeypatch, capfd, error, reason):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+
+    def fail(*_, **__):
+        raise RuntimeError("in a thread") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", fail)
+        with pytest.raises(StorageError, match=rf"^checkpoint 2 in .* cannot be read: {reason}\. It is left as it is\."):
+            restore(workdir)
+        with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer, pytest.raises(StorageError):
+            checkpointer.verify(1)
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["1", "2"] and not capfd.readouterr().err
+    assert_is(restore(workdir), 2)
 
 
 def test_reading_someone_elses_run_changes_nothing(two_checkpoints, tmp_path, capfd):
