@@ -45,7 +45,10 @@ def main(flag_values: flags.FlagValues, command: str, folder: str) -> None:
 
 def ls(workdir: Path, checkpointer: Checkpointer) -> None:
     """Prints a row for each checkpoint: finished, set aside as damaged, or not finished (yet)."""
-    split = json.loads((workdir / "config.json").read_text())["track"]
+    try:
+        split = json.loads((workdir / "config.json").read_text())["track"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{workdir / 'config.json'} is not of a run, or damaged. `verify` does without it.") from error
     scores = {record["step"]: record for record in read_metrics(workdir) if record["split"] == split}
     table = Table("step", "size", "age", f"{split} loss", "error", "state", box=box.SIMPLE, pad_edge=False)
     for column in table.columns[:-1]:

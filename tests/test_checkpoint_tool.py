@@ -231,6 +231,17 @@ def test_all_steps_removed_while_it_reads_are_no_damage(tmp_path, monkeypatch, c
     assert capsys.readouterr().out == "1: removed meanwhile by the run, which keeps its newest\n2: intact\n"
 
 
+@pytest.mark.parametrize("content", [b"", b'{"track": "te', b'{"steps": 1}', b"[]", b'"track"', b"\xff"])
+def test_a_torn_or_foreign_config_gets_one_line(tmp_path, capsys, content):
+    make_run(tmp_path / "run", 1)
+    (tmp_path / "run" / "config.json").write_bytes(content)
+    for command, code in (("ls", 74), ("verify", 0)):
+        argv, words = ["checkpoint", command, str(tmp_path / "run")], ("ls|verify", "DIR")
+        assert launch.run_tool(checkpoint.define_flags, checkpoint.main, argv, words) == code
+    output, errors = capsys.readouterr()
+    assert output == "1: intact\n" and errors.count("\n") == 1 and "config.json is not of a run, or damaged" in errors
+
+
 def test_mistakes_get_one_line(tmp_path, capsys):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text('{"track": "test"}')
