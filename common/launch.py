@@ -192,13 +192,15 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
     if not flag_values.workdir:
         raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first.")
     processes = Processes(*(flag_values[name].value for name in Processes._fields))
-    by_hand = [bool(processes.coordinator_address), processes.num_processes > 0, processes.process_id >= 0]
+    by_hand = [bool(processes.coordinator_address), processes.num_processes != -1, processes.process_id != -1]
     if any(by_hand) and not (processes.multihost and all(by_hand) and processes.process_id < processes.num_processes):
         raise UserError(
             "--coordinator_address, --num_processes and --process_id (0 to --num_processes - 1) need each other and --multihost"
         )
     return common.flags.read(config_class, flag_values), Path(flag_values.workdir).expanduser(), processes
 
+    if any(by_hand) and not re.fullmatch(r".+:\d+", processes.coordinator_address):
+        raise UserError(f"--coordinator_address={processes.coordinator_address} must be HOST:PORT, such as host0:8476")
 
 def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
     # Orbax logs what fails in its threads with a traceback; the same error reaches us as an exception, and becomes one line.

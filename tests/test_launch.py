@@ -128,6 +128,10 @@ def end_of(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
+def by_hand(address: str, processes: int, number: int) -> list[str]:
+    return [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}"]
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     program = Program(tmp_path_factory.mktemp("tiny"))
@@ -263,6 +267,14 @@ def test_wrong_use_is_one_line_and_makes_nothing(program, arguments, named):
         (["--workdir=x", "rate=1"], "unexpected argument 'rate=1'"),
         (["--rate=1"], "--workdir is required"),
         (["--workdir=x", "--seed=13"], "bad luck"),
+        (["--workdir=x", "--num_processes=2"], "need each other and --multihost"),
+        (["--workdir=x", "--num_processes=0"], "need each other and --multihost"),
+        (["--workdir=x", "--process_id=0"], "need each other and --multihost"),
+        (["--workdir=x", "--num_processes=-2"], "-2 is not integer >= -1"),
+        (["--workdir=x", "--multihost", *by_hand("a:1", 0, 0)], "need each other and --multihost"),
+        (["--workdir=x", "--multihost", *by_hand("a:1", 2, 2)], "need each other and --multihost"),
+        (["--workdir=x", *by_hand("a:1", 2, 1)], "need each other and --multihost"),
+        (["--workdir=x", "--multihost", *by_hand("a", 2, 1)], "--coordinator_address=a must be HOST:PORT"),
     ],
 )
 def test_the_line_names_what_is_wrong(tmp_path, monkeypatch, arguments, message):
@@ -465,8 +477,7 @@ def test_ctrl_c_is_heard_while_the_other_processes_are_awaited(program):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    by_hand = ["--multihost", f"--coordinator_address=localhost:{port}", "--num_processes=2", "--process_id=0"]
-    process = program.start("--workdir=alone", *by_hand)
+    process = program.start("--workdir=alone", "--multihost", *by_hand(f"localhost:{port}", 2, 0))
     with socket.socket() as caller:
         while caller.connect_ex(("localhost", port)):  # until it listens, as the coordinator
             assert process.poll() is None
