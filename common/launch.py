@@ -30,6 +30,7 @@ import jax
 from absl import app, flags, logging
 
 import common.flags
+from common.checkpoint import last_good
 from common.errors import LockedError, StorageError, UserError
 from common.parallel import (
     FIXED_PARTS,
@@ -41,6 +42,7 @@ from common.parallel import (
 )
 from common.writer import write_atomic
 
+OF_THE_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)  # no bug, whatever raises it
 INTERRUPTED = "interrupted; the same command goes on from here."
 OF_EACH_PROCESS = ("data_dir", "num_workers")  # settings that the processes of one run may have of their own
 
@@ -197,10 +199,10 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
         raise UserError(
             "--coordinator_address, --num_processes and --process_id (0 to --num_processes - 1) need each other and --multihost"
         )
-    return common.flags.read(config_class, flag_values), Path(flag_values.workdir).expanduser(), processes
-
     if any(by_hand) and not re.fullmatch(r".+:\d+", processes.coordinator_address):
         raise UserError(f"--coordinator_address={processes.coordinator_address} must be HOST:PORT, such as host0:8476")
+    return common.flags.read(config_class, flag_values), Path(flag_values.workdir).expanduser(), processes
+
 
 def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
     # Orbax logs what fails in its threads with a traceback; the same error reaches us as an exception, and becomes one line.
@@ -236,9 +238,13 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
     except KeyboardInterrupt:  # before the training hears signals itself, or after
         return _fail(INTERRUPTED, 130, "")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return _fail(f"{error}. Free some space, then repeat the same command: it resumes.", StorageError.exit_code)
-        raise
+        if error.errno not in OF_THE_STORAGE:
+            raise
+        try:
+            safe = last_good(workdir)
+        except OSError:  # the disk is gone
+            safe = "Checkpoints cannot be read now either."
+        return _fail(f"{error}. {safe} Mend that, then repeat the same command: it resumes.", StorageError.exit_code)
 
 
 def _leave_abandoned_writes_unheard() -> None:

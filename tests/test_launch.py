@@ -453,12 +453,23 @@ def raising(error):
 def test_errors_of_the_user_and_of_the_storage_are_lines_and_bugs_are_not(tmp_path, run_here, capsys):
     assert run_here(tmp_path, raising(DataError("labels reach 12; allowed: 0 to 9"))) == 65
     assert capsys.readouterr().err.splitlines()[-1] == "error: labels reach 12; allowed: 0 to 9"
-    assert run_here(tmp_path, raising(OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"))) == 74
-    assert "No space left on device: 'metrics.jsonl'. Free some space" in capsys.readouterr().err
     for bug in (ZeroDivisionError("a bug"), OSError(errno.EBADF, "a bug")):
         with pytest.raises(type(bug), match="a bug"):
             run_here(tmp_path, raising(bug))
     assert run_here(tmp_path) == 0  # and none of these left the lock behind
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_an_error_of_the_disk_is_one_line_that_says_what_is_safe(tmp_path, run_here, monkeypatch, capsys, number):
+    (tmp_path / "run/checkpoints/30").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text("{}")
+    error = OSError(number, os.strerror(number), "metrics.jsonl")
+    assert run_here(tmp_path / "run", raising(error)) == 74
+    said = f"error: {error}. The checkpoint of step 30 is safe. Mend that, then repeat the same command: it resumes."
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    monkeypatch.setattr(launch, "last_good", lambda workdir: raising(error)())
+    assert run_here(tmp_path / "run", raising(error)) == 74
+    assert "Checkpoints cannot be read now either." in capsys.readouterr().err
 
 
 def test_ctrl_c_outside_of_the_training_is_one_line(tmp_path, run_here, monkeypatch, capsys):
