@@ -278,6 +278,21 @@ def test_what_does_not_go_together_is_refused(settings, message):
 
 
 @pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(mode="pmap"), "--parallel=pmap is for one process; --multihost needs --parallel=jit"),
+        (dict(batch_size=1), "--batch_size=1 runs on one device: it needs no --multihost"),
+        (dict(mesh="data:2"), "--mesh has 2 devices, with --multihost it must have all 4"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(settings, message, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(UserError, match=message):
+        parallel.require_possible(**dict(mode="jit", batch_size=16) | settings)
+
+
+@pytest.mark.parametrize(
     "net, settings, message",
     [
         (lenet, dict(reduction="fixed", batch_size=12), "--batch_size=12 must be a multiple"),
@@ -293,6 +308,36 @@ def test_what_does_not_go_together_is_refused_before_data_is_read(net, settings,
     config = net.config.Config(dataset="absent", data_dir=str(tmp_path / "absent"), **settings)
     with pytest.raises(UserError, match=message):
         net.train.train_and_evaluate(config, tmp_path, lambda: None)
+
+
+def test_jit_and_pmap_agree(monkeypatch):
+    """On 1, 2 and 4 devices, sums made as these like; three steps of a layer and its gradient."""
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from common import parallel
+
+def train(state, batch, rate, add_up):
+    def sums_of(part):
+        return jax.value_and_grad(lambda w: jnp.sum(jnp.tanh(part["image"] @ w) ** 2))(state)
+    loss, gradient = add_up(sums_of, batch)
+    return state - rate * gradient, loss
+
+random, found = np.random.default_rng(0), []
+batches = [{"image": random.normal(size=(16, 50)).astype(np.float32)} for _ in range(3)]
+for mode in ("jit", "pmap"):
+    for devices in (1, 2, 4):
+        placement = parallel.place(train, mode=mode, batch_size=16, mesh=f"data:{devices}")
+        assert placement.num_devices == devices
+        state = placement.place_state(jnp.linspace(-0.1, 0.1, 50 * 7).reshape(50, 7))
+        for batch in batches:
+            state, loss = placement.run(state, placement.place_training(batch), 0.01)
+        found.append(np.append(placement.take_state(state), loss))
+for other in found[1:]:
+    np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-7)
+"""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_fixed_sums_are_those_of_the_parts_in_order():
