@@ -33,6 +33,8 @@ from common.parallel import from_first_process, in_all_processes, is_first_proce
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are left as they are.
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 
+SMALLER_RATE = "The same command would fail again: try a smaller learning rate in another --workdir."
+
 
 def state_sha256(state) -> str:
     """SHA-256, in hex, over all leaves of a pytree sorted by path: each as path, dtype, shape and little-endian bytes.
@@ -93,7 +95,12 @@ class Checkpointer:
         leaves = _host_leaves(state)
         for path, array in leaves.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not _is_finite(array):
-                raise NonFiniteError(f"{path} is not finite at step {step}; not saved. {last_good(self._workdir)}")
+                from common.writer import last_finite  # here, because it imports this module
+
+                raise NonFiniteError(
+                    f"{path} is not finite at step {step}{last_finite(self._workdir)}; not saved. {last_good(self._workdir)} "
+                    f"{SMALLER_RATE}"
+                )
 
         def description() -> dict:
             content = {"step": step, "meta": meta, "leaves": {path: _describe(path, array) for path, array in leaves.items()}}

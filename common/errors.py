@@ -18,7 +18,7 @@ class DataError(UserError):
 
 
 class NonFiniteError(UserError):
-    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+    """The loss became NaN or infinite; the message names the step, the last finite loss and the last good checkpoint."""
 
     exit_code = 70
 

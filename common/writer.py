@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 import rich.progress
 from rich.console import Console
 
-from common.checkpoint import last_good
+from common.checkpoint import SMALLER_RATE, last_good
 from common.errors import NonFiniteError
 from common.metrics import summarize
 from common.parallel import is_first_process
@@ -42,6 +43,7 @@ class Writer:
       before: `totals` as saved with the checkpoint of `first_step`; None for a new run.
       chance_loss: the loss of a network that knows nothing, such as ln(classes); where training stays at it for long, this is
         said, with the advice `hint`.
+      learning_rate: the schedule, from the number of steps done to the rate of the next; only to name it in an error.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Writer:
         before: dict | None = None,
         chance_loss: float | None = None,
         hint: str = "",
+        learning_rate: Callable[[int], float] | None = None,
     ):
         self._workdir, self._first_step, self._num_steps = Path(workdir), first_step, num_steps
         self._steps_per_epoch = steps_per_epoch
@@ -64,7 +67,7 @@ class Writer:
         self._chunk_start = None  # unknown for the first chunk, which is compiled as well
         self._line_due = self._drawing_due = self._events_due = 0.0
         self._pending = None
-        self._last_finite = ""
+        self._learning_rate = learning_rate
         self._chance_loss, self._hint = chance_loss, hint
         self._chance_start, self._chance_steps = first_step, CHANCE_STEPS
         self._silent = not is_first_process()
@@ -189,12 +192,11 @@ class Writer:
 
     def _record(self, step: int, split: str, metrics: dict) -> None:
         if not math.isfinite(metrics["loss"]):
+            rate = f", learning rate {float(self._learning_rate(step - 1)):.4g}" if self._learning_rate else ""
             raise NonFiniteError(
-                f"the {split} loss is {metrics['loss']} at step {step}{self._last_finite}. {last_good(self._workdir)} "
-                "The same command would fail again: try a smaller learning rate in another --workdir."
+                f"the {split} loss is {metrics['loss']} at step {step}{rate}{last_finite(self._workdir)}. "
+                f"{last_good(self._workdir)} {SMALLER_RATE}"
             )
-        if split == "train":
-            self._last_finite = f" (last finite: {metrics['loss']:.4g} at step {step})"
         if (step, split) in self._written:
             return  # evaluated again after a resume at this very step
         epoch = step / self._steps_per_epoch
@@ -280,6 +282,12 @@ def read_metrics(workdir: Path) -> list[dict]:
         except ValueError:
             continue
     return records
+
+
+def last_finite(workdir: Path) -> str:
+    """For an error message: the newest training loss in metrics.jsonl, which takes finite ones only; "" where there is none."""
+    losses = [record for record in read_metrics(workdir) if record["split"] == "train"]
+    return f" (last finite loss: {losses[-1]['loss']:.4g} at step {losses[-1]['step']})" if losses else ""
 
 
 def _keep_lines(path: Path, first_step: int) -> set[tuple[int, str]]:

@@ -178,8 +178,10 @@ def test_non_finite_is_never_saved(tmp_path, value, dtype):
     save(tmp_path, 1)
     broken = make_state(2)
     broken.params["bias"][...] = broken.params["bias"][...].astype(dtype).at[3].set(value)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 0.5}\n{"step": 2, "split": "test"}\n')
+    message = r"bias.*not finite at step 2 \(last finite loss: 0.5 at step 1\).*checkpoint of step 1 is safe.*smaller"
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
-        with pytest.raises(NonFiniteError, match=r"bias.*not finite at step 2.*checkpoint of step 1 is safe"):
+        with pytest.raises(NonFiniteError, match=message):
             checkpointer.save(2, broken, {})
         checkpointer.save(3, make_state(3), {"seconds": 3 * 0.1})
     assert saved_steps(tmp_path) == [1, 3]

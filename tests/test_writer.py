@@ -136,12 +136,12 @@ def test_a_disk_that_is_full_for_the_events_alone_ends_the_run(tmp_path, monkeyp
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, loss, split):
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
-    with pytest.raises(NonFiniteError) as caught, open_writer(tmp_path) as log:
+    with pytest.raises(NonFiniteError) as caught, open_writer(tmp_path, learning_rate=lambda done: 0.01 * done) as log:
         log.write(20, "train", sums(loss=32.0))
         log.write(30, split, sums(loss=loss))
         log.write(31, "train", sums())
     message = str(caught.value)
-    assert message.startswith(f"the {split} loss is {loss} at step 30 (last finite: 0.25 at step 20).")
+    assert message.startswith(f"the {split} loss is {loss} at step 30, learning rate 0.29 (last finite loss: 0.25 at step 20).")
     assert "checkpoint of step 20 is safe" in message and "smaller learning rate" in message and "\n" not in message
     assert steps_and_splits(tmp_path) == [(20, "train")]
 
