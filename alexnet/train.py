@@ -273,6 +273,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         require_first_batch(examples, config.batch_size, config.seed, config.max_bad_records)
     measured = jax.tree.map(np.float32, statistics(train, config.max_bad_records))
     facts = {"num_classes": num_classes, "image_shape": list(measured.mean_image.shape)}
+    train_set = {"train_examples": len(train)}
     damaged = DamagedRecords(config.dataset, config.max_bad_records)
 
     # ---- model, optimizer, steps
@@ -301,6 +302,8 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     checkpointer = checkpoint.Checkpointer(workdir)
     restored = checkpointer.restore_newest(target)
     step, state, meta = restored or (0, new_state(params=given_params(config, target.params)), {"totals": None, "unlogged": []})
+    if any(meta.get(name, value) != value for name, value in train_set.items()):  # older checkpoints lack it
+        raise DataError(f"{config.dataset} is not the set that {workdir} was started with: its training examples differ")
     if not jax.tree.all(jax.tree.map(np.array_equal, state.statistics, measured)):
         raise DataError(f"{config.dataset} is not the set that {workdir} was started with: its mean image differs")
     state = placement.place_state(state)
@@ -330,7 +333,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         damaged.agree()
         part = [{name: np.asarray(number).item() for name, number in sums.items()} for sums in unlogged]
         meta = {"totals": log.totals, "unlogged": part, "damaged": damaged.listed}
-        checkpointer.save(step, placement.take_state(state), meta | facts)
+        checkpointer.save(step, placement.take_state(state), meta | facts | train_set)
 
     def end_epoch() -> TrainState:
         """Scores the tracked split; returns the state with what the schedule makes of it."""

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from common import checkpoint, conv, data, flags, launch, metrics, parallel, writer
-from common.errors import UserError
+from common.errors import DataError, UserError
 from lenet.codes import digit_codes
 from lenet.config import Config
 from lenet.data import load_splits, prepare_function, steps_per_epoch, training_chunk
@@ -201,6 +201,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     train, validation, test = load_splits(config.dataset, config.data_dir, **sizes)
     tracked = test if config.track == "test" else validation
     facts = {"in_channels": train.images.shape[-1], "num_classes": train.num_classes}
+    train_set = {"train_examples": len(train), "train_labels_sha256": checkpoint.state_sha256(train.labels)}
     if config.output == "rbf" and train.num_classes != 10:
         raise UserError(f"--output=rbf has codes for ten digits; {config.dataset} has {train.num_classes} classes")
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
@@ -227,6 +228,8 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     checkpointer = checkpoint.Checkpointer(workdir)
     restored = checkpointer.restore_newest(target)
     step, state, meta = restored or (0, new_state(params=given_params(config, target.params)), {"totals": None})
+    if any(meta.get(name, value) != value for name, value in train_set.items()):  # older checkpoints lack them
+        raise DataError(f"{config.dataset} is not the set that {workdir} was started with: its training examples differ")
     state = placement.place_state(state)
     log = writer.Writer(workdir, first_step=step, num_steps=num_steps, steps_per_epoch=epoch_steps, before=meta["totals"])
 
@@ -261,7 +264,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
             due = end_of_epoch and (epoch + 1) % config.save_every_epochs == 0
             if due or step == num_steps or stop_signal:
                 log.flush()
-                checkpointer.save(step, placement.take_state(state), {"totals": log.totals} | facts)
+                checkpointer.save(step, placement.take_state(state), {"totals": log.totals} | facts | train_set)
             if stop_signal and step < num_steps:
                 raise launch.Interrupted(stop_signal)
 

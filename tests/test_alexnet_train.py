@@ -14,9 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet.train import load_run
-from common import builders
+from alexnet.config import Config
+from alexnet.train import load_run, train_and_evaluate
+from common import builders, launch
 from common.checkpoint import saved_steps
+from common.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -422,6 +424,25 @@ def test_what_cannot_be_trained_gets_one_clear_line(tmp_path, flags, code, messa
     exit_code, error = refuse(tmp_path / "run", *TINY, *flags)
     assert exit_code == code and message in error
     assert error.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_training_set_of_another_size_is_refused(tmp_path, write_set):
+    """Where the mean image is the same."""
+
+    def go_on():
+        with pytest.raises(launch.Interrupted):
+            train_and_evaluate(config, tmp_path, lambda: 15)
+
+    data_dir = tmp_path / "data"
+    config = Config(
+        dataset="plain", data_dir=str(data_dir), validation_size=4, batch_size=4, net="cifar18", crop_size=16, dropout=0.0
+    )
+    write_set(data_dir, "plain", np.zeros((24, 16, 16, 3), np.uint8))
+    go_on()
+    shutil.rmtree(data_dir / "plain")
+    write_set(data_dir, "plain", np.zeros((23, 16, 16, 3), np.uint8))
+    with pytest.raises(DataError, match=r"plain is not the set that .* was started with: its training examples differ"):
+        go_on()
 
 
 def test_batch_must_be_divisible_by_the_devices(tmp_path):

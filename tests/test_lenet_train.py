@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from common import data
+from common import builders, checkpoint, data, launch
 from common.checkpoint import saved_steps
+from common.errors import DataError
 from lenet.config import Config
 from lenet.data import DIGITS
-from lenet.train import build_loss, build_model, build_prepare, evaluate, load_run, make_eval_step, steps_per_chunk
+from lenet.train import (
+    build_loss,
+    build_model,
+    build_prepare,
+    evaluate,
+    load_run,
+    make_eval_step,
+    steps_per_chunk,
+    train_and_evaluate,
+)
 
 TINY = ["--dataset=mnist10k", "--train_size=500", "--validation_size=500", "--num_epochs=2", "--batch_size=32"]
 PAPER = ["--flagfile=lenet/presets/paper.flags", "--dataset=mnist10k", "--train_size=300", "--num_epochs=2"]
@@ -241,6 +252,34 @@ def test_a_set_that_is_not_there_and_images_that_do_not_fit(tmp_path, write_set)
     flags = ["--dataset=twelve", f"--data_dir={tmp_path}", "--flagfile=lenet/presets/paper.flags"]
     code, error = refuse(tmp_path / "c", *flags)
     assert code == 2 and "ten digits" in error
+
+
+def test_a_training_set_that_changed_is_refused(tmp_path, monkeypatch):
+    def write(number, shift=0):
+        shutil.rmtree(tmp_path / "changing", ignore_errors=True)
+        examples = [(np.full((28, 28, 1), i, np.uint8), (i + shift) % 10) for i in range(number)]
+        splits = {"train": examples, "test": examples}
+        builders.write_prepared(tmp_path, "changing", "1.0.0", splits, (28, 28, 1), map(str, range(10)), keep_order=True)
+
+    def go_on():
+        with pytest.raises(launch.Interrupted):
+            train_and_evaluate(config, tmp_path, lambda: 15)
+
+    def save_as_once(checkpointer, step, state, meta):
+        save(checkpointer, step, state, {name: meta[name] for name in ("totals", "in_channels", "num_classes")})
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = Config(dataset="changing", data_dir=str(tmp_path), validation_size=4, batch_size=4)
+    save = checkpoint.Checkpointer.save
+    write(24)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpointer, "save", save_as_once)
+        go_on()
+    go_on()
+    for changed in (dict(number=23), dict(number=24, shift=1)):  # fewer examples, other labels
+        write(**changed)
+        with pytest.raises(DataError, match=r"changing is not the set that .* was started with: its training examples differ"):
+            go_on()
 
 
 def test_batch_must_be_divisible_by_the_devices(tmp_path):
