@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -393,18 +394,27 @@ def disk(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
 
 
 def nonfinite(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
-    """Learning rates so large that the loss overflows."""
-    survived, cases = 0, [DECK, EIGHT, SMALL] if full else [DECK]
-    for number, case in enumerate(cases):
-        with Start(case._replace(flags=(*case.flags, "--learning_rate=1e38")), folder / f"run{number}") as run:
+    """Weight decays so large that the weights grow with each step: the first saves are finite, the loss overflows later."""
+    survived, digits = 0, [(DECK, ("--weight_decay=50",)), (EIGHT, ("--weight_decay=50",))]
+    cases = [*digits, (SMALL, ("--weight_decay=4000", "--save_every_steps=1"))] if full else digits[:1]
+    for number, (case, more) in enumerate(cases):
+        with Start(case._replace(flags=(*case.flags, *more)), folder / f"run{number}") as run:
             code, said = run.end(), run.said()
-        finite = True
-        if run.newest():
-            params = importlib.import_module(case.module).load_run(run.workdir).params
-            finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-        survived += code == NonFiniteError.exit_code and one_line(said) and " at step " in said[-1] and finite
+        survived += (good := code == NonFiniteError.exit_code and one_line(said) and stopped_in_time(run, said[-1]))
+        if not good:
+            print(f"{case.name}: exit code {code}, {said[-3:]}, newest step {run.newest()}", file=sys.stderr)
     target = f"exit code {NonFiniteError.exit_code}, names the step; only finite states are saved"
     yield row("loss not finite", len(cases), survived, target=target)
+
+
+def stopped_in_time(run: Start, message: str) -> bool:
+    """Whether the message names a step and a safe checkpoint, and the newest one is of an earlier step and finite."""
+    found = re.search(r" at step (\d+)[ ,;].*The checkpoint of step (\d+) is safe", message)
+    # The newest may be one that was still being saved when the message was written.
+    if not found or not int(found[2]) <= run.newest() < int(found[1]):
+        return False
+    loaded = importlib.import_module(run.case.module).load_run(run.workdir)
+    return loaded.step == run.newest() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded.params))
 
 
 def locked(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:

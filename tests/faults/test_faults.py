@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,21 @@ def test_a_run_that_ended_otherwise_is_not_the_same(tmp_path):
         (tmp_path / "result.json").write_text(json.dumps({"state_sha256": state}))
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
         assert CLEAN._replace(lines=lines).verdict(tmp_path) == verdict
+
+
+def test_a_checkpoint_that_is_not_finite_would_be_seen(tmp_path, monkeypatch):
+    runs = {"finite": {"w": jnp.ones(3)}, "not finite": {"w": jnp.array([1.0, jnp.nan])}}
+
+    def stopped_in_time(kind: str, message: str, step: int = 46) -> bool:
+        module = SimpleNamespace(load_run=lambda workdir: SimpleNamespace(step=46, params=runs[kind]))
+        monkeypatch.setattr(faults.importlib, "import_module", lambda name: module)
+        return faults.stopped_in_time(SimpleNamespace(newest=lambda: step, case=DECK, workdir=tmp_path), message)
+
+    message = "error: the train loss is inf at step 92 (last finite loss: 8 at step 78). The checkpoint of step 46 is safe."
+    assert stopped_in_time("finite", message)
+    assert not stopped_in_time("not finite", message)
+    assert not stopped_in_time("finite", message, step=92)
+    assert not stopped_in_time("finite", "error: the train loss is inf at step 92. No checkpoint was saved before.", step=0)
 
 
 # ---- damage
