@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,9 @@ ROOT = Path(__file__).parents[2]
 def test_every_fault_is_survived(tmp_path, name):
     command = [sys.executable, "-m", "scripts.faults", f"--only={name}", f"--json={tmp_path / 'faults.json'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads((tmp_path / "faults.json").read_text())
     rows = content["rows"]
+    assert done.returncode == (not all(row["met"] for row in rows)), done.stdout + done.stderr
     assert content["kind"] == "faults" and rows and not any(row["full"] for row in rows)
     for row in rows:
         assert row["survived"] == row["tried"] > 0 and row["silent"] == 0, row
@@ -105,6 +106,48 @@ def test_a_checkpoint_that_is_not_finite_would_be_seen(tmp_path, monkeypatch):
     assert not stopped_in_time("finite", "error: the train loss is inf at step 92. No checkpoint was saved before.", step=0)
 
 
+@pytest.mark.parametrize(
+    ("code", "saved", "end", "survived", "ends"),
+    [
+        (143, 10, "state", 1, {"same": 1}),
+        (1, 10, "state", 0, {"exit code 1, 0 steps lost": 1}),
+        (143, 7, "state", 0, {"exit code 143, 3 steps lost": 1}),
+        (1, 7, "another", 0, {"other": 1}),
+    ],
+)
+def test_a_stop_with_another_exit_code_or_lost_steps_is_not_survived(tmp_path, monkeypatch, code, saved, end, survived, ends):
+    class Run:
+        """Stopped at step 10, its newest checkpoint of step `saved`; started again, it runs to its end."""
+
+        def __init__(self, case, workdir):
+            self.workdir = workdir
+            workdir.mkdir(exist_ok=True)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def end(self, number=None):
+            if number is None:
+                (self.workdir / "result.json").write_text(json.dumps({"state_sha256": end}))
+            return code if number else 0
+
+        def last_line(self):
+            return 10, "train"
+
+        def newest(self):
+            return saved
+
+    monkeypatch.setattr(faults, "Start", Run)
+    monkeypatch.setattr(faults, "wait_for_moment", lambda *_: True)
+    monkeypatch.setattr(faults, "phase_of", lambda *_: "step")
+    row = faults.interrupted(DECK, CLEAN, signal.SIGTERM, 1, tmp_path / "runs", random.Random(0))
+    assert (row["tried"], row["survived"], row["met"], row["ends"]) == (1, survived, bool(survived), ends)
+    assert row["silent"] == (end == "another")
+
+
 # ---- damage
 
 
@@ -177,6 +220,36 @@ def test_a_row_that_did_not_survive_is_exit_code_1_and_kept(tmp_path, monkeypatc
     assert "| bad | 2 | step 2 | 1 | 1 | 7 steps | t **missed** |" in table
     assert "| good | 2 | – | 2 | 0 | 1.5 s (at most 2.0) | t |" in table
     assert "| other | 1 | – | 1 | 0 | 1.50% | t |" in table
+
+
+def test_a_missed_target_is_exit_code_1_and_one_line(tmp_path, monkeypatch, capsys):
+    rows = [faults.row("slow", 1, 1, target="t", met=False), faults.row("quick", 1, 1, target="t")]
+    monkeypatch.setattr(faults, "FAULTS", {"both": lambda full, folder, draw: rows})
+    with pytest.raises(SystemExit) as caught:
+        faults.launch.run_tool(faults.define_flags, faults.main, ["faults"])
+    assert caught.value.code == "error: everything survived, but targets were missed: slow."
+
+
+@pytest.mark.parametrize(("key", "name"), [("machine", "cores"), ("versions", "jax")])
+def test_rows_made_elsewhere_are_not_passed_off_as_made_here(tmp_path, monkeypatch, capsys, key, name):
+    made = {fault: lambda full, folder, draw: [faults.row("row", 1, 1, target="t")] for fault in ("one", "two")}
+    monkeypatch.setattr(faults, "FAULTS", made)
+    path = tmp_path / "faults.json"
+
+    def call(*more):
+        return faults.launch.run_tool(faults.define_flags, faults.main, ["faults", f"--json={path}", *more])
+
+    assert call("--only=one") == call("--only=two") == 0
+    content = json.loads(path.read_text())
+    content[key][name] = "of old"
+    path.write_text(written := json.dumps(content))
+    capsys.readouterr()
+    assert call("--only=two") == 2
+    output, errors = capsys.readouterr()
+    assert f"has rows made elsewhere ({name} of old -> " in errors and errors.count("\n") == 1 and not output
+    assert path.read_text() == written
+    assert call() == 0  # nothing of old is kept
+    assert "of old" not in path.read_text()
 
 
 def test_without_results_the_table_says_so():
