@@ -4,7 +4,8 @@
 
 Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows the median of the rounds with
 the least and the most, and the ratio: the median of the rounds' ratios, above 1 where ours is faster. PyTorch takes part in the
-fastest of its forms (eager, channels last, compiled, for single images with one thread too), found by measuring each once. The
+fastest of its forms (eager, channels last, compiled, for single images with one thread too), found by a few
+measurements of each. A measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The
 share of the limit is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes
 at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. The file is written
 after each suite, beside the rows that it has of others. On two quiet cores all suites take about forty minutes.
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,11 +92,19 @@ def machine(flag_values: flags.FlagValues) -> dict:
 
 
 def rows_of(path: Path, source: dict) -> list[dict]:
-    """What the file has already. Raises UserError if that was measured elsewhere, or otherwise."""
-    earlier = json.loads(path.read_text())
+    """What the file has already. Raises UserError if that is no benchmark, or was measured elsewhere or otherwise."""
+    try:
+        earlier = json.loads(path.read_text())
+    except ValueError:
+        earlier = None
+    if not isinstance(earlier, dict) or earlier.get("kind") != "benchmark":
+        raise UserError(f"--json={path} is there and holds no benchmark: name another file.")
     for name in ("processor", "cores", "accelerator"):
         if (there := earlier["machine"][name]) != source["machine"][name]:
             raise UserError(f"--json={path} has rows of another machine ({name} {there}): name another file.")
+    for name, version in source["versions"].items():
+        if (there := earlier["versions"].get(name)) != version:
+            raise UserError(f"--json={path} has rows of {name} {there}, and here is {version}: name another file.")
     if earlier["smallest"] != source["smallest"]:
         raise UserError(f"--json={path} has rows of --smallest={str(earlier['smallest']).lower()}: name another file.")
     return earlier["rows"]
@@ -136,7 +146,7 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
         if form:
             peers = [numbers[i] for numbers in theirs]
             row |= {"peer": statistics.median(peers), "peer_range": [min(peers), max(peers)], "peer_form": form}
-            row["peer_forms"] = {name: numbers[i] for name, numbers in tried.items()}
+            row["peer_forms"] = {form: found if isinstance(found, str) else found[i] for form, found in tried.items()}
             row["ratio"] = statistics.median(gain(a, b, unit) for a, b in zip(values, peers, strict=True))
         else:
             row |= {"peer": case.no_peer or "not installed", "ratio": None}
@@ -145,22 +155,32 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
     return rows
 
 
-def fastest(case: Case) -> tuple[str | None, dict[str, tuple[float, ...]]]:
-    """The form of PyTorch that is to be measured, and one measurement of each if there are several; the first number counts."""
-    for name, run in list(case.peers.items()):
+def fastest(case: Case) -> tuple[str | None, dict[str, tuple[float, ...] | str]]:
+    """The form of PyTorch that is to be measured, by the first of its numbers; the best that each form reached, if there are
+    several, and why others do not run."""
+    unit, tried, failed = case.rows[0][1], {}, {}
+    for name, run in case.peers.items():
         try:
             run()
         except Exception as error:
             if "compiled" not in name:
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            print(f"PyTorch, {name}, does not run here: {reason[:200]}", file=sys.stderr)
-            del case.peers[name]
-    if len(case.peers) < 2:
-        return next(iter(case.peers), None), {}
-    tried = {name: run() for name, run in case.peers.items()}
-    unit = case.rows[0][1]
-    return max(tried, key=lambda name: gain(tried[name][0], 1.0, unit)), tried
+            failed[name] = f"does not run here: {reason[:200]}"
+            print(f"PyTorch, {name}, {failed[name]}", file=sys.stderr)
+    working = {name: run for name, run in case.peers.items() if name not in failed}
+    if len(working) > 1:
+        tried = {name: max(trials(run), key=lambda numbers: gain(numbers[0], 1.0, unit)) for name, run in working.items()}
+    best = max(tried, key=lambda name: gain(tried[name][0], 1.0, unit), default=next(iter(working), None))
+    return best, tried | failed
+
+
+def trials(run: Callable[[], tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Three measurements, or fewer if they take long."""
+    found, start = [], time.perf_counter()
+    while len(found) < 3 and time.perf_counter() - start < 5:
+        found.append(run())
+    return found
 
 
 def gain(ours: float, theirs: float, unit: str) -> float:

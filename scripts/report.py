@@ -342,21 +342,21 @@ def forms_table(results: dict[str, list[dict]], suite: str, *columns: str) -> st
 
 
 # What the prediction assumes of each GPU and its links: NVIDIA A100 in DGX A100 systems (NVIDIA's data sheets).
-PEAK_FLOP_PER_S = 156e12  # TF32, dense
-SHARE_OF_PEAK = 0.3  # assumed
-NVLINK_BYTES_PER_S = 300e9  # in each direction, among the 8 GPUs of a system
-NETWORK_BYTES_PER_S = 25e9  # of each GPU to other systems: 200 Gb/s
+NVLINK_BYTES_PER_S = 450e9  # in each direction, among the 8 GPUs of a system
+NETWORK_BYTES_PER_S = 50e9  # of each GPU to other systems: 400 Gb/s
 IMAGES_PER_GPU = 128
 
 
 def scaling_table(results: dict[str, list[dict]]) -> str:
-    """AlexNet's predicted speed on 1 to 64 GPUs; nothing of it is measured."""
+    """AlexNet's predicted speed on 1 to 64 GPUs, from the measured one of a single GPU."""
+    rates = {(row["suite"], row["name"]): row["ours"] for result in results.get("benchmark_gpu", []) for row in result["rows"]}
+    if ("alexnet_train", f"deck, batch {IMAGES_PER_GPU}") not in rates:
+        return "No GPU was measured."
+    step_s = IMAGES_PER_GPU / rates["alexnet_train", f"deck, batch {IMAGES_PER_GPU}"]
     layers = summarize.summarize(alexnet.config.Config(dataset="fake"))["layers"]
-    multiply_adds = sum(layer["multiply_adds"] for layer in layers)
     gradients = {  # bytes: all, and those of the convolutions
         kind: 4 * sum(layer["parameters"] for layer in layers if layer["name"].startswith(kind)) for kind in ("conv", "fc")
     }
-    step_s = 3 * 2 * multiply_adds * IMAGES_PER_GPU / (SHARE_OF_PEAK * PEAK_FLOP_PER_S)  # backward is two forwards
     rows = ["| GPUs | images/s, data parallel | of the ideal | images/s, `model:8` in each system | of the ideal |"]
     rows += ["|---" * 5 + "|"]
     for n in (1, 2, 4, 8, 16, 32, 64):
@@ -375,12 +375,12 @@ def scaling_table(results: dict[str, list[dict]]) -> str:
             cells += [f"{n * IMAGES_PER_GPU / predicted:,.0f}", f"{100 * step_s / predicted:.0f}%"]
         rows.append(f"| {n} | {' | '.join(cells)} |")
     words = (
-        "Predicted, not measured: T(n) = T(1) + Σ 2 (n − 1) / n · bytes / link, a ring all-reduce that nothing hides. "
-        f"T(1) = {1e3 * step_s:.1f} ms for {IMAGES_PER_GPU} images: 6 x {multiply_adds / 1e9:.2f} G multiply-adds an image, at "
-        f"{SHARE_OF_PEAK:.0%} (assumed) of {PEAK_FLOP_PER_S / 1e12:.0f} TFLOP/s. Gradients: "
+        "Predicted, but for one GPU: T(n) = T(1) + Σ 2 (n − 1) / n · bytes / link, a ring all-reduce that nothing hides. "
+        f"T(1) = {1e3 * step_s:.1f} ms for {IMAGES_PER_GPU} images, as measured on one "
+        f"{results['benchmark_gpu'][0]['machine']['accelerator']} (results/benchmark_gpu.json). Gradients: "
         f"{gradients['conv'] / 1e6:.0f} MB of the convolutions, {gradients['fc'] / 1e6:.0f} MB of fc6 to fc8. Links: "
-        f"{NVLINK_BYTES_PER_S / 1e9:.0f} GB/s up to 8 GPUs, {NETWORK_BYTES_PER_S / 1e9:.0f} GB/s beyond (A100, NVIDIA's data "
-        "sheets). The activations that a model axis gathers inside a system are left out."
+        f"{NVLINK_BYTES_PER_S / 1e9:.0f} GB/s up to 8 GPUs, {NETWORK_BYTES_PER_S / 1e9:.0f} GB/s beyond (NVIDIA's data "
+        "sheets of H200 and DGX H200). The activations that a model axis gathers inside a system are left out."
     )
     return "\n".join([*rows, "", words])
 

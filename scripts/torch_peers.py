@@ -385,7 +385,7 @@ def convolution(mask: np.ndarray) -> Callable:
     return lambda x, kernel: F.conv2d(x, kernel if mask is None else kernel * mask)
 
 
-def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, with_compiler: bool) -> dict[str, Callable]:
+def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, forms: list[str]) -> dict[str, Callable]:
     """Form -> one call of `function` of (B, H, W, C) arrays (others as they are), and of its gradients by all of them."""
 
     def in_form(form: Form) -> Callable:
@@ -397,7 +397,7 @@ def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, with
         tensors = [tensor(array) for array in arrays]
         run = compiled(function) if form.compiled else function
         with torch.no_grad():
-            cotangent = torch.ones_like(function(*tensors))
+            cotangent = torch.randn_like(function(*tensors))
 
         def call():
             torch.set_num_threads(form.threads or CORES)
@@ -408,15 +408,14 @@ def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, with
 
         return call
 
-    names = ["eager", "channels-last"] + ["compiled"] * with_compiler
-    return {name: in_form(FORMS[name]) for name in names}
+    return {name: in_form(FORMS[name]) for name in forms}
 
 
 # ---- data
 
 
 class Items(torch.utils.data.Dataset):
-    """The examples of anything that has a length and `read`, one at a time."""
+    """The examples of anything that has a length and `read`, one at a time or a batch at once."""
 
     def __init__(self, examples):
         self.examples = examples
@@ -429,14 +428,48 @@ class Items(torch.utils.data.Dataset):
         return torch.from_numpy(images[0]), int(labels[0])
 
 
-def loader_batches(examples, batch_size: int, num_workers: int) -> Iterator:
+class Batches(Items):
+    """The same, a batch at once."""
+
+    def __getitems__(self, indices: list[int]):
+        images, labels = self.examples.read(np.array(indices))
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+class Shuffled(torch.utils.data.Sampler):
+    """Passes in random order, without end: an epoch's end would wait for the workers."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(self.count).tolist()
+
+
+def as_read(batch):
+    return batch
+
+
+LOADERS = {  # form -> (the set, how its examples become a batch)
+    "DataLoader": (Items, None),
+    "DataLoader, a batch at once": (Batches, as_read),
+}
+
+
+def loader_batches(form: str, examples, batch_size: int, num_workers: int) -> Iterator:
     """Shuffled batches without end, by DataLoader."""
     options = dict(multiprocessing_context="spawn", persistent_workers=True) if num_workers else {}
-    loader = torch.utils.data.DataLoader(
-        Items(examples), batch_size, shuffle=True, num_workers=num_workers, drop_last=True, **options
+    items, collate = LOADERS[form]
+    yield from torch.utils.data.DataLoader(
+        items(examples),
+        batch_size,
+        sampler=Shuffled(len(examples)),
+        num_workers=num_workers,
+        collate_fn=collate,
+        drop_last=True,
+        **options,
     )
-    while True:
-        yield from loader
 
 
 def shuffled(images: np.ndarray, labels: np.ndarray, batch_size: int, num_batches: int) -> list:
@@ -499,12 +532,12 @@ def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
 
 
 def growth_of_stream(form: str, data_dir: str, repeats: int, num_batches: int) -> float:
-    """Microseconds per image of reading batches of 128 by DataLoader, the only form, without workers."""
+    """Microseconds per image of reading batches of 128 by DataLoader without workers."""
     from common import data
 
     records = data.open_records("tiles", "train", [data_dir])
     records = dataclasses.replace(records, stretches=records.stretches * repeats)
-    batches = loader_batches(records, 128, 0)
+    batches = loader_batches(form, records, 128, 0)
     next(batches)
     start = time.perf_counter()
     for _ in range(num_batches):
