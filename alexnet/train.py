@@ -79,9 +79,9 @@ def build_loss(config: Config) -> Callable:
     return loss_function(config.label_smoothing)
 
 
-def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
-    schedule = learning_rate_schedule(
+def build_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
+    """Updates done -> the learning rate of the next, in epochs of `epoch_steps` updates."""
+    return learning_rate_schedule(
         config.schedule,
         config.learning_rate,
         steps_per_epoch=epoch_steps,
@@ -89,9 +89,13 @@ def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransform
         drop_epochs=config.drop_epoch_numbers,
         warmup_epochs=config.warmup_epochs,
     )
+
+
+def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
     return make_optimizer(
         config.optimizer,
-        schedule,
+        build_schedule(config, epoch_steps),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         decay_factors=WEIGHT_DECAY_FACTORS.get(config.net),
@@ -316,6 +320,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
         before=meta["totals"],
         chance_loss=math.log(num_classes),
         hint=NOT_LEARNING[config.net],
+        learning_rate=build_schedule(config, epoch_steps) if config.schedule != "plateau" else None,
     )
     unlogged = meta["unlogged"]  # sums of the steps since the last line
     batches = training_batches(

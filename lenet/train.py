@@ -58,16 +58,22 @@ def build_loss(config: Config) -> Callable:
     return loss_function(config.loss, config.output, map_constant=config.map_constant, label_smoothing=config.label_smoothing)
 
 
-def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformation:
-    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
-    schedule = learning_rate_schedule(
+def build_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
+    """Updates done -> the learning rate of the next, in epochs of `epoch_steps` updates."""
+    return learning_rate_schedule(
         config.schedule,
         config.learning_rate,
         steps_per_epoch=epoch_steps,
         num_steps=config.num_epochs * epoch_steps,
         warmup_epochs=config.warmup_epochs,
     )
-    return make_optimizer(config.optimizer, schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformation:
+    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
+    return make_optimizer(
+        config.optimizer, build_schedule(config, epoch_steps), momentum=config.momentum, weight_decay=config.weight_decay
+    )
 
 
 def build_prepare(config: Config) -> Callable:
@@ -231,7 +237,14 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     if any(meta.get(name, value) != value for name, value in train_set.items()):  # older checkpoints lack them
         raise DataError(f"{config.dataset} is not the set that {workdir} was started with: its training examples differ")
     state = placement.place_state(state)
-    log = writer.Writer(workdir, first_step=step, num_steps=num_steps, steps_per_epoch=epoch_steps, before=meta["totals"])
+    log = writer.Writer(
+        workdir,
+        first_step=step,
+        num_steps=num_steps,
+        steps_per_epoch=epoch_steps,
+        before=meta["totals"],
+        learning_rate=build_schedule(config, epoch_steps),
+    )
 
     # ---- train
     with contextlib.closing(checkpointer), log:

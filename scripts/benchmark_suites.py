@@ -43,7 +43,6 @@ import common.flags
 import lenet.config
 import lenet.data
 import lenet.model
-import lenet.optimizer
 import lenet.train
 from common import builders, checkpoint, conv, data, launch, parallel
 from common.errors import DataError
@@ -1221,9 +1220,7 @@ class Race:
         num_epochs = 10 if len(self.train) > 20_000 else 30
         self.config = lenet.config.Config(**recipe, learning_rate=0.004, batch_size=128, num_epochs=num_epochs)
         epoch_steps = lenet.data.steps_per_epoch(len(self.train), 128)
-        schedule = lenet.optimizer.learning_rate_schedule(
-            "cosine", self.config.learning_rate, steps_per_epoch=epoch_steps, num_steps=num_epochs * epoch_steps
-        )
+        schedule = lenet.train.build_schedule(self.config, epoch_steps)
         self.num_steps, self.rates = num_epochs * epoch_steps, np.asarray(schedule(np.arange(num_epochs * epoch_steps)))
         self.training = LeNetTraining(self.config, self.train, 32)
         self.training.run()  # compiles
