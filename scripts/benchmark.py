@@ -4,16 +4,17 @@
 
 Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows the median of the rounds with
 the least and the most, and the ratio: the median of the rounds' ratios, above 1 where ours is faster. PyTorch takes part in the
-fastest of its forms (eager, channels last, compiled, for single images with one thread too), found by a few
-measurements of each. A measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The
-share of the limit is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes
-at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. The file is written
-after each suite, beside the rows that it has of others. On two quiet cores all suites take about fifty minutes.
+fastest of its forms (eager, channels last, compiled, for small work with one thread too), found by a few measurements of each. A
+measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The share of the limit is what
+ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes at the bandwidth of a copy,
+the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. Each suite runs in a process of its own, and the
+file is written after it, beside the rows that it has of others. On two quiet cores all suites take about fifty minutes.
 """
 
 import gc
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import statistics
 import sys
@@ -21,6 +22,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +45,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
     flags.DEFINE_string("json", "", "Write the rows to this file, after each suite.", flag_values=flag_values)
     flags.DEFINE_boolean(
-        "smallest", False, "One round of the least work, PyTorch not compiled: shows that all runs.", flag_values=flag_values
+        "smallest",
+        False,
+        "One round of the least work in one process, PyTorch not compiled: shows that all runs.",
+        flag_values=flag_values,
     )
 
 
@@ -53,41 +58,56 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--suite={unknown[0]} is none; allowed: {', '.join(SUITES)}")
     if flag_values.json and not Path(flag_values.json).absolute().parent.is_dir():
         raise UserError(f"--json={flag_values.json}: no such folder")
-    source = machine(flag_values)
+    names = flag_values.suite or [name for name in SUITES if name not in ONLY_IF_NAMED]
+    how = (flag_values.smallest, flag_values.data_dir, 1 if flag_values.smallest else flag_values.rounds, flag_values.json)
+    before = load_average()
+    for name in names:
+        if flag_values.smallest:
+            run_suite(name, *how, before)
+        else:
+            in_fresh_process(run_suite, name, *how, before)
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """What a function gives in a Python of its own: a suite that runs after others finds their threads and their memory in
+    pieces, and was up to a third slower."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def run_suite(name: str, smallest: bool, data_dir: str, rounds: int, json_path: str, load_before: list[float]) -> None:
+    """Measures a suite, prints its rows, and writes them to the file, if one is named, beside what it has of others."""
+    launch.keep_freed_memory()  # as every command does
+    source = machine() | {"load_average": load_before, "rounds": rounds, "smallest": smallest}
     where = {name: source.pop(name) for name in ("command", "commit")}
-    print(describe(source))
-    path, said = Path(flag_values.json), ""
-    rows = rows_of(path, source) if flag_values.json and path.exists() else []
-    for name in flag_values.suite or [name for name in SUITES if name not in ONLY_IF_NAMED]:
-        print(f"\n{name}: {SUITES[name].__doc__}")
-        found = []
-        with tempfile.TemporaryDirectory() as work:
-            for case in SUITES[name](Setting(flag_values.smallest, flag_values.data_dir, Path(work))):
-                measured = measure(case, source["rounds"], warm_up=not flag_values.smallest)
-                for row in measured:
-                    print(line(row), flush=True)
-                if case.contains != said:
-                    print(textwrap.fill(said := case.contains, 120, initial_indent="    ", subsequent_indent="    "))
-                found += [{"suite": name} | row | where for row in measured]
-                del case
-                gc.collect()  # what was compiled, and both networks
-        source["load_average_after"] = load_average()
-        rows = sorted([row for row in rows if row["suite"] != name] + found, key=lambda row: list(SUITES).index(row["suite"]))
-        if flag_values.json:  # after each suite: nothing is lost if a later one fails
-            content = {"kind": "benchmark", "rows": rows, **source}
-            write_atomic(path, json.dumps(content, indent=2) + "\n")
+    path, said = Path(json_path), ""
+    rows = rows_of(path, source) if json_path and path.exists() else []
+    print(f"{describe(source)}\n\n{name}: {SUITES[name].__doc__}")
+    found = []
+    with tempfile.TemporaryDirectory() as work:
+        for case in SUITES[name](Setting(smallest, data_dir, Path(work))):
+            measured = measure(case, rounds, warm_up=not smallest)
+            for row in measured:
+                print(line(row), flush=True)
+            if case.contains != said:
+                print(textwrap.fill(said := case.contains, 120, initial_indent="    ", subsequent_indent="    "))
+            found += [{"suite": name} | row | where for row in measured]
+            del case
+            gc.collect()  # what was compiled, and both networks
+    print(flush=True)
+    source["load_average_after"] = load_average()
+    rows = sorted([row for row in rows if row["suite"] != name] + found, key=lambda row: list(SUITES).index(row["suite"]))
+    if json_path:
+        write_atomic(path, json.dumps({"kind": "benchmark", "rows": rows, **source}, indent=2) + "\n")
 
 
-def machine(flag_values: flags.FlagValues) -> dict:
-    """Versions, machine, command, commit, the limits measured here, and what else was running."""
+def machine() -> dict:
+    """Versions, machine, command, commit, and the limits measured here."""
     source = launch.provenance(SimpleNamespace(seed=0, dataset=""))
     del source["seed"], source["dataset"]
     source["versions"]["torch"] = importlib.metadata.version("torch") if benchmark_suites.PEERS else "not installed"
-    source["load_average"] = load_average()
     source["machine"]["matmul_gflop_per_s"] = round(benchmark_suites.matmul_peak() / 1e9, 1)
     source["machine"]["copy_gb_per_s"] = round(benchmark_suites.copy_bandwidth() / 1e9, 1)
-    source["rounds"] = 1 if flag_values.smallest else flag_values.rounds
-    source["smallest"] = flag_values.smallest
     return source
 
 

@@ -18,7 +18,7 @@ import alexnet.train
 import lenet.config
 import lenet.train
 from alexnet.imagenet import encode_jpeg
-from common import launch
+from common import launch, parallel
 from common.errors import UserError
 from lenet.model import C3_TABLE, c3_mask, layer_table
 from scripts import benchmark, report
@@ -321,6 +321,12 @@ def test_table():
 
 
 # ---- the command
+
+
+def test_a_suite_has_a_process_of_its_own():
+    assert benchmark.in_fresh_process(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match="devices per axis"):  # a mistake is one line from there too
+        benchmark.in_fresh_process(parallel.mesh_shape, "x")
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):
