@@ -3,12 +3,13 @@
     python -m scripts.benchmark [--suite=lenet_train,ops] [--json=results/benchmark.json]
 
 Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows the median of the rounds with
-the least and the most, and the ratio: the median of the rounds' ratios, above 1 where ours is faster. PyTorch takes part in the
-fastest of its forms (eager, channels last, compiled, for small work with one thread too), found by a few measurements of each. A
-measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The share of the limit is what
-ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes at the bandwidth of a copy,
-the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. Each suite runs in a process of its own, and the
-file is written after it, beside the rows that it has of others. On two quiet cores all suites take about fifty minutes.
+the least and the most, and the ratio: the median of the rounds' ratios, above 1 where ours is faster. PyTorch takes part in
+the fastest of its forms (eager, channels last, compiled, for small work with one thread too), found by a few measurements of
+each. A measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The share of the limit
+is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes at the bandwidth
+of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. Each suite runs in a process of its
+own, and the file is written after it, beside the rows that it has of others. On two quiet cores all suites take about fifty
+minutes.
 """
 
 import gc
