@@ -772,9 +772,10 @@ def cotangent(function: Callable, *arrays) -> jax.Array:
 
 
 def profile(setting: Setting) -> Iterator[Case]:
-    """The parts of what misses its target, each measured by itself."""
+    """The parts of what misses its target or just meets it, each measured by itself."""
     yield from step_parts(setting, "cifar18")
     yield from normalization_parts(setting)
+    yield from pooling_parts(setting)
     for record_format, records in prepare_images(setting).items():
         yield from reading_parts(setting, f"{record_format} records, 256x256x3", records)
 
@@ -841,6 +842,26 @@ def normalization_parts(setting: Setting) -> Iterator[Case]:
         ours = span(timed(setting, functools.partial(jax.jit(function), *arrays)), 1e-3)
         row = (f"LRN, {shape_text(x)}, {name}", "ms")
         yield Case((row,), ours, {}, words, (1e3 * moved / copy_bandwidth(),), A_PART)
+
+
+def pooling_parts(setting: Setting) -> Iterator[Case]:
+    """An overlapping maximum and its gradient, compiled one by one."""
+    pool = functools.partial(alexnet.pooling.max_pool, overlapping=True)
+    for images, *shape in ((128, 33, 33, 32), (32, 55, 55, 96)):
+        x = jnp.asarray(np.random.default_rng(0).random((2 if setting.smallest else images, *shape), np.float32))
+        g = cotangent(pool, x)
+        _, pull_back = jax.jit(lambda x: jax.vjp(pool, x))(x)
+        parts = {  # what is computed: (function, its arguments, how many arrays like x it reads and writes)
+            "in all": (with_gradients(pool), (g, x), 3.5),
+            "maxima": (pool, (x,), 1.25),
+            "maxima and where they were": (lambda x: jax.vjp(pool, x), (x,), 1.25 + 1 / 16),
+            "gradient": (lambda pull_back, g: pull_back(g), (pull_back, g), 1.25 + 1 / 16),
+        }
+        for name, (function, arrays, moved) in parts.items():
+            ours = span(timed(setting, functools.partial(jax.jit(function), *arrays)), 1e-3)
+            limit = 1e3 * moved * x.nbytes / copy_bandwidth()
+            words = "Limit: what each reads and writes at the copy bandwidth; in all, 3.5 arrays like x, as in ops."
+            yield Case(((f"max pooling 3/2, {shape_text(x)}, {name}", "ms"),), ours, {}, words, (limit,), A_PART)
 
 
 def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterator[Case]:

@@ -374,8 +374,8 @@ def test_every_suite_gives_its_rows(peers, tmp_path):
     ops += ("max pooling 3/2, 2x55x55x96",)
     assert names["ops"] == [f"{name}, {what}" for name in ops for what in ("forward", "forward and backward")]
     assert len(names["attempts"]) == 2 * 2 + 3 + 2 + 7 * 4 + 6 + 2 * 5 + 2 * 4
-    parts = {what: sum(name.startswith(what) for name in names["profile"]) for what in ("cifar18", "LRN", "jpeg", "raw")}
-    assert parts == {"cifar18": 2 + 12, "LRN": 6, "jpeg": 5, "raw": 5}
+    parts = {what: sum(name.startswith(what) for name in names["profile"]) for what in ("cifar18", "LRN", "max", "jpeg", "raw")}
+    assert parts == {"cifar18": 2 + 12, "LRN": 6, "max": 2 * 4, "jpeg": 5, "raw": 5}
     readers = [f"{kind} records, {who}" for kind in ("jpeg", "raw") for who in ("1 thread", "2 workers")]
     assert names["input"] == [*readers, "digits in memory, batch 128"]
     assert len(names["startup"]) == 2 and len(names["checkpoint"]) == 6 and len(names["growth"]) == 8
