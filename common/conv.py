@@ -1,24 +1,23 @@
 """The fastest exact formulation of a convolution per backend, and the masked convolution.
 
 On GPU and TPU that is `lax.conv_general_dilated`. On a CPU XLA is slow on most of what the two networks need; in other forms
-these are the same functions to float accuracy and faster, measured on two cores with JAX 0.10, milliseconds a batch (most
-of them in results/benchmark_attempts.json):
+these are the same functions to float accuracy and faster, measured forward and backward on two cores with JAX 0.10
+(results/benchmark_attempts.json):
 
   LeNet-5's, batch_last_convolution. A loop over steps, such as LeNet's `fori_loop`, convolves without the library that XLA
-  calls elsewhere: at batch 128 the preset deck trains on 2,300 images/s with `lax`. As products with a banded matrix, and all
-  layers on (B, H, W, maps) arrays, it was 16,000: most of the time went into biases, activations and pooling, whose innermost
-  loops ran over 6 or 16 maps. With the batch last these loops run over the batch: 27,000.
+  calls elsewhere: four batches of 128 take C3 112 ms with `lax`, and 11 as products with a banded matrix; C1 18 and 8. The
+  batch is last because the innermost loops of biases, activations and pooling would run over 6 or 16 maps else.
 
-  3x3 and 5x5 kernels on many channels: winograd_convolution, which multiplies less. Forward and backward, batch 32: AlexNet's
-  conv2 (27x27x96, 5x5, to 256 maps) 217 instead of 571, conv3 (13x13x256, 3x3, to 384) 112 instead of 198.
+  3x3 and 5x5 kernels on many channels: winograd_convolution, which multiplies less. Batch 32: AlexNet's conv2 (27x27x96, 5x5,
+  to 256 maps) 186 instead of 509 ms, conv3 (13x13x256, 3x3, to 384) 91 instead of 164.
 
-  Few channels with a stride: strided_convolution, which makes them many. Forward and the gradient of the weights: AlexNet's
-  conv1 (227x227x3, 11x11, stride 4, to 96 maps), batch 32, 112 instead of 385.
+  Few channels with a stride: strided_convolution, which makes them many. AlexNet's conv1 (227x227x3, 11x11, stride 4, to 96
+  maps), batch 32, without the gradient of the images: 76 instead of 303 ms.
 
-  Few channels without: few_channels_convolution. The first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128, 9 instead
-  of 27.
+  Few channels without: few_channels_convolution. The first layer of cifar18 (24x24x3, 5x5, to 32 maps), batch 128: 8 instead
+  of 21 ms.
 
-  Groups: one convolution each. AlexNet's conv2 in two, forward and backward, batch 32: 157 instead of 1,857.
+  Groups: one convolution each. AlexNet's conv2 in two, batch 32: 132 instead of 1,825 ms.
 
 All but the first plug into `nnx.Conv(conv_general_dilated=...)`.
 """
