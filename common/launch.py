@@ -168,7 +168,7 @@ def provenance(config) -> dict:
     machine = {"processor": _processor(), "cores": _cores(), "accelerator": device.device_kind, "devices": jax.device_count()}
     return {
         "command": _command(),
-        "commit": _commit(),
+        "commit": commit(),
         "seed": config.seed,
         "dataset": config.dataset,
         "versions": versions,
@@ -479,7 +479,7 @@ def _relative(text: str) -> str:
     return os.path.relpath(path)
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this code, with -dirty if tracked files differ from it; None outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

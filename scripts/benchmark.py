@@ -61,12 +61,12 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--json={flag_values.json}: no such folder")
     names = flag_values.suite or [name for name in SUITES if name not in ONLY_IF_NAMED]
     how = (flag_values.smallest, flag_values.data_dir, 1 if flag_values.smallest else flag_values.rounds, flag_values.json)
-    before = load_average()
+    begun = {"commit": launch.commit(), "load_average": load_average()}  # before the file that is written changes a checkout
     for name in names:
         if flag_values.smallest:
-            run_suite(name, *how, before)
+            run_suite(name, *how, begun)
         else:
-            in_fresh_process(run_suite, name, *how, before)
+            in_fresh_process(run_suite, name, *how, begun)
 
 
 def in_fresh_process(function: Callable, *arguments):
@@ -76,10 +76,10 @@ def in_fresh_process(function: Callable, *arguments):
         return process.submit(function, *arguments).result()
 
 
-def run_suite(name: str, smallest: bool, data_dir: str, rounds: int, json_path: str, load_before: list[float]) -> None:
+def run_suite(name: str, smallest: bool, data_dir: str, rounds: int, json_path: str, begun: dict) -> None:
     """Measures a suite, prints its rows, and writes them to the file, if one is named, beside what it has of others."""
     launch.keep_freed_memory()  # as every command does
-    source = machine() | {"load_average": load_before, "rounds": rounds, "smallest": smallest}
+    source = machine() | begun | {"rounds": rounds, "smallest": smallest}
     where = {name: source.pop(name) for name in ("command", "commit")}
     path, said = Path(json_path), ""
     rows = rows_of(path, source) if json_path and path.exists() else []
