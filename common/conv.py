@@ -19,7 +19,8 @@ these are the same functions to float accuracy and faster, measured forward and 
 
   Groups: one convolution each. AlexNet's conv2 in two, batch 32: 132 instead of 1,825 ms.
 
-All but the first plug into `nnx.Conv(conv_general_dilated=...)`.
+All but the first plug into `nnx.Conv(conv_general_dilated=...)`. Some have a gradient written by hand (`jax.custom_vjp`), which
+forward-mode differentiation (`jax.jvp`) refuses.
 """
 
 import functools

@@ -8,7 +8,7 @@ the fastest of its forms (eager, channels last, compiled, for small work with on
 each. A measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The share of the limit
 is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes at the bandwidth
 of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. Each suite runs in a process of its
-own, and the file is written after it, beside the rows that it has of others. On two quiet cores all suites take about fifty
+own, and the file is written after it, beside the rows that it has of others. On two quiet cores all suites take about forty
 minutes.
 """
 

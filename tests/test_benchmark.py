@@ -92,14 +92,17 @@ def test_pytorch_is_told_of_all_weights(peers):
     assert sum(w.numel() for w in peers.lenet(c3_mask(C3_TABLE)).parameters()) == 60_806 + 25 * 6 * 16 - 1500  # C3's masked
 
 
-@pytest.mark.parametrize("form", ["channels-last", pytest.param("eager", marks=SLOW)])
-def test_lenets_updates_are_the_same(peers, form):
-    """Three steps of the deck's SGD from the same weights on the same batches."""
-    config = lenet.config.Config(batch_size=16, schedule="constant")
+RACE = dict(activation="relu", pooling="max", optimizer="adamw", momentum=0.0, learning_rate=0.004)
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"), [("channels-last", {}), ("channels-last", RACE), pytest.param("eager", {}, marks=SLOW)]
+)
+def test_lenets_updates_are_the_same(peers, form, settings):
+    """Three steps, of the deck's SGD or of what time_to_accuracy trains by, from the same weights on the same batches."""
+    config = lenet.config.Config(batch_size=16, schedule="constant", **settings)
     training = suites.LeNetTraining(config, suites.embedded_digits(), 3)
-    trainer = suites.torch_peers().Trainer(
-        peers.lenet(c3_mask(C3_TABLE)), peers.sgd(0.1), peers.FORMS[form], prepare=peers.digits
-    )
+    trainer = suites.lenet_trainers(suites.Setting(True, "", Path()), False, config)[form]
     trainer.restart(training.state.params)
     for batch in zip(*peers.tensors(training.chunk(0)), strict=True):
         trainer.step(*batch)
