@@ -45,7 +45,7 @@ from common.errors import LockedError, NonFiniteError, StorageError, UserError
 from common.writer import read_metrics, write_atomic
 
 ROOT = Path(__file__).parents[1]
-AIMS = ("step", "save", "step", "evaluation", "step", "start-up")  # of the signals, in turn
+AIMS = ("step", "save", "step", "evaluation", "step", "epoch end", "start-up")  # of the signals, in turn
 HITS_PER_RUN = 3  # then it may end
 
 
@@ -71,7 +71,7 @@ NOISE += ("--batch_size=16", "--learning_rate=0.001", "--log_every_steps=3")
 DECK = Case("LeNet-5 `deck`", "lenet.train", (*DIGITS, "--train_size=6000"), 8)
 EIGHT = DECK._replace(name="LeNet-5 `deck`, 8 devices", devices=8)
 PAPER = Case("LeNet-5 `paper`", "lenet.train", ("--flagfile=lenet/presets/paper.flags", *DIGITS, "--train_size=4000"), 4)
-SMALL = Case("AlexNet `small`", "alexnet.train", (*NOISE, "--train_size=128", "--save_every_steps=5"), 20)
+SMALL = Case("AlexNet `small`", "alexnet.train", (*NOISE, "--train_size=320", "--save_every_steps=15"), 8)
 FIXED = Case("AlexNet `small`, `--reduction=fixed`", "alexnet.train", (*NOISE, "--train_size=640", "--reduction=fixed"), 10)
 ENDLESS = DECK._replace(num_epochs=100_000)
 
@@ -259,6 +259,8 @@ def wait_for_moment(run: Start, aim: str, clean: Clean, draw: random.Random) -> 
         return False
     if aim == "save":
         return run.wait(run.half_saved) and run.wait_s(draw.uniform(0, 0.1))
+    if aim == "epoch end":
+        return run.wait(lambda: is_scored(run))
     return aim == "step" or (run.wait(lambda: is_scoring(run, clean)) and run.wait_s(draw.uniform(0, 0.02)))
 
 
@@ -267,16 +269,22 @@ def is_scoring(run: Start, clean: Clean) -> bool:
     return split == "train" and step % clean.epoch_steps == 0
 
 
+def is_scored(run: Start) -> bool:
+    """Whether an epoch has been evaluated whose checkpoint is not there yet."""
+    step, split = run.last_line()
+    return split not in ("train", "") and step > run.newest()
+
+
 def phase_of(run: Start, clean: Clean) -> str:
     """What a start is doing, or was when it was killed, from what is in its workdir."""
-    step, split = run.last_line()
+    step, _ = run.last_line()
     if not run.trained():
         return "start-up"
     if run.half_saved():
         return "save"
     if is_scoring(run, clean) or step == clean.num_steps == run.newest():
         return "evaluation"
-    return "epoch end" if split != "train" and step > run.newest() else "step"  # scored, not yet saved; between
+    return "epoch end" if is_scored(run) else "step"
 
 
 DAMAGES = {  # kind: (in words, tries)
