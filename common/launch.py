@@ -237,6 +237,14 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:  # before the training hears signals itself, or after
         return _fail(INTERRUPTED, 130, "")
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        return _fail(
+            f"the device has not enough memory ({' '.join(str(error).split())[:120]}). {last_good(workdir)} "
+            "Use more devices, or a smaller --batch_size in another --workdir.",
+            UserError.exit_code,
+        )
     except OSError as error:
         if error.errno not in OF_THE_STORAGE:
             raise

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from absl import flags
 
@@ -470,6 +471,15 @@ def test_an_error_of_the_disk_is_one_line_that_says_what_is_safe(tmp_path, run_h
     monkeypatch.setattr(launch, "last_good", lambda workdir: raising(error)())
     assert run_here(tmp_path / "run", raising(error)) == 74
     assert "Checkpoints cannot be read now either." in capsys.readouterr().err
+
+
+def test_too_little_memory_on_the_device_is_one_line(tmp_path, run_here, capsys):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.\nAnd more.")
+    assert run_here(tmp_path, raising(error)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "allocate 123 bytes" in said and said.endswith("a smaller --batch_size in another --workdir.")
+    with pytest.raises(jax.errors.JaxRuntimeError):  # any other is a bug
+        run_here(tmp_path, raising(jax.errors.JaxRuntimeError("INTERNAL: shapes")))
 
 
 def test_ctrl_c_outside_of_the_training_is_one_line(tmp_path, run_here, monkeypatch, capsys):
