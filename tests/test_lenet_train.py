@@ -254,6 +254,7 @@ def test_a_set_that_is_not_there_and_images_that_do_not_fit(tmp_path, write_set)
     assert code == 2 and "ten digits" in error
 
 
+@pytest.mark.slow
 def test_a_training_set_that_changed_is_refused(tmp_path, monkeypatch):
     def write(number, shift=0):
         shutil.rmtree(tmp_path / "changing", ignore_errors=True)
