@@ -498,7 +498,9 @@ def test_ctrl_c_is_heard_while_the_other_processes_are_awaited(program):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & inherits that it is ignored
     process = program.start("--workdir=alone", "--multihost", *by_hand(f"localhost:{port}", 2, 0))
+    signal.signal(signal.SIGINT, before)
     with socket.socket() as caller:
         while caller.connect_ex(("localhost", port)):  # until it listens, as the coordinator
             assert process.poll() is None
