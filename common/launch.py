@@ -224,8 +224,8 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
                     print(_summary(source), file=sys.stderr, flush=True)
                 with _stop_signals() as stop_requested:
                     metrics = train_and_evaluate(config, workdir, agreed(stop_requested))
-                if is_first_process():
-                    write_atomic(workdir / "result.json", _result_text(metrics | source))
+                    if is_first_process():
+                        write_atomic(workdir / "result.json", _result_text(metrics | source))
             if is_first_process():
                 print(_headline(workdir))
             return 0

@@ -254,8 +254,9 @@ def wait_for_moment(run: Start, aim: str, clean: Clean, draw: random.Random) -> 
     """Waits until the signal is to be sent; False if the run ends before."""
     if aim == "start-up":
         return run.wait_s(draw.uniform(0, clean.start_up_s))
-    rest_s = clean.training_s * (1 - run.resumed / clean.num_steps)
-    if not (run.wait(run.trained) and run.wait_s(draw.uniform(0, rest_s))):
+    # Steps are drawn, not seconds: the clean run compiled what the others find in the cache, and seconds of it come too late.
+    step, line_s = draw.uniform(run.resumed, clean.num_steps), clean.training_s / len(clean.lines)
+    if not (run.wait(lambda: run.trained() and run.last_line()[0] > step) and run.wait_s(draw.uniform(0, line_s))):
         return False
     if aim == "save":
         return run.wait(run.half_saved) and run.wait_s(draw.uniform(0, 0.1))
@@ -583,7 +584,7 @@ def line(found: dict) -> str:
     parts = [f"{found['name']}: tried {found['tried']}, survived {found['survived']}, silently wrong {found['silent']}"]
     parts += [str(found[counts]) for counts in ("phases", "outcomes", "ends") if counts in found]
     parts += [f"lost at most {found['lost_steps']} steps"] if "lost_steps" in found else []
-    if "seconds" in found:
+    if found.get("seconds"):
         parts.append(f"{statistics.median(found['seconds']):.2f} s (at most {max(found['seconds']):.2f})")
     parts += [f"{found['share_pct']:.2f}% of the time"] if "share_pct" in found else []
     missed = "" if found["met"] else ": MISSED"

@@ -396,7 +396,7 @@ def faults_table(results: dict[str, list[dict]]) -> str:
         counts = row.get("phases") or row.get("outcomes") or {}
         where = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
         cost = [f"{row['lost_steps']} steps"] if "lost_steps" in row else []
-        if "seconds" in row:
+        if row.get("seconds"):
             cost.append(f"{statistics.median(row['seconds']):.1f} s (at most {max(row['seconds']):.1f})")
         cost += [f"{row['share_pct']:.2f}%"] if "share_pct" in row else []
         missed = "" if row["met"] else " **missed**"

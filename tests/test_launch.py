@@ -494,6 +494,18 @@ def test_ctrl_c_outside_of_the_training_is_one_line(tmp_path, run_here, monkeypa
     assert run_here(tmp_path) == 0
 
 
+def test_a_signal_between_the_training_and_its_result_loses_nothing(tmp_path, run_here, monkeypatch):
+    written = launch.write_atomic
+
+    def signalled(path, text):
+        if path.name == "result.json":
+            os.kill(os.getpid(), signal.SIGTERM)
+        written(path, text)
+
+    monkeypatch.setattr(launch, "write_atomic", signalled)
+    assert run_here(tmp_path) == 0 and (tmp_path / "result.json").exists()
+
+
 def test_ctrl_c_is_heard_while_the_other_processes_are_awaited(program):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -33,7 +33,7 @@ def test_every_fault_is_survived(tmp_path, name):
     assert done.returncode == (not all(row["met"] for row in rows)), done.stdout + done.stderr
     assert content["kind"] == "faults" and rows and not any(row["full"] for row in rows)
     for row in rows:
-        assert row["survived"] == row["tried"] > 0 and row["silent"] == 0, row
+        assert row["survived"] == row["tried"] > 0 and row["silent"] == 0, faults.line(row)
         assert row["met"] or "seconds" in row, row  # how fast is asserted nowhere
     if name == "kill":
         assert [sum(row["phases"].values()) for row in rows] == [row["ends"]["same"] for row in rows] == [2, 1]
