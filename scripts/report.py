@@ -269,7 +269,9 @@ def errors_line(row: dict) -> str:
 
 def gpu_table(results: dict[str, list[dict]]) -> str:
     """The same on a GPU, for which nothing was aimed at, and whether that machine's processor can feed it."""
-    lines = [speed_table(results, "benchmark_gpu")]
+    names = ("benchmark", "benchmark_gpu")
+    here, there = ([row["suite"] for result in results.get(name, []) for row in result["rows"]] for name in names)
+    lines = [speed_table(results, "benchmark_gpu", missing=[suite for suite in dict.fromkeys(here) if suite not in there])]
     lines += [errors_line(row) for result in results.get("benchmark_gpu", []) for row in result["rows"] if row["unit"] == "%"]
     rates = {(row["suite"], row["name"]): row["ours"] for result in results.get("benchmark_gpu", []) for row in result["rows"]}
     readers = {name: rates["input", name] for suite, name in rates if suite == "input" and name.startswith("jpeg records, ")}
@@ -283,8 +285,8 @@ def gpu_table(results: dict[str, list[dict]]) -> str:
     return "\n\n".join(lines)
 
 
-def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None = None) -> str:
-    """The rows of results/NAME.json, if there are `targets` with what each is to reach."""
+def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None = None, missing: list[str] = ()) -> str:
+    """The rows of results/NAME.json, if there are `targets` with what each is to reach, and the suites that are missing."""
     if name not in results:
         return "Not measured yet."
     (result,) = results[name]
@@ -294,10 +296,11 @@ def speed_table(results: dict[str, list[dict]], name: str, targets: dict | None 
         ours, theirs, ratio = with_range(row, "ours"), row["peer"], "–"
         if row["ratio"] is not None:
             theirs, ratio = f"{with_range(row, 'peer')}, {row['peer_form']}", f"**{row['ratio']:.2f}**"
-        share = "–" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
+        share = "not measured" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
         cells = [f"`{row['suite']}`: {row['name']}", row["unit"], ours, theirs, ratio, share]
         cells += [target_of(row, targets)] if targets else []
         rows.append(f"| {' | '.join(cells)} |")
+    rows += [f"| `{suite}` | | not measured | | | |" for suite in missing]
     machine, versions = result["machine"], result["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "jax", "flax", "torch"))
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in result["rows"]))

@@ -296,7 +296,7 @@ def test_table():
     }  # fmt: skip
     lines = report.benchmark_table({"benchmark": [result]}).splitlines()
     assert lines[2] == "| `ops`: LRN | ms | 65.4 (60 to 70) | 1,234, eager | **18.88** | 15% |  |"
-    assert lines[3] == "| `ops`: devices | ms | 65.4 (60 to 70) | none: no such thing | – | – |  |"
+    assert lines[3] == "| `ops`: devices | ms | 65.4 (60 to 70) | none: no such thing | – | not measured |  |"
     assert "commit `01234567`" in lines[-1] and "200 GFLOP/s" in lines[-1]
     assert "|" not in report.benchmark_table({})
 
@@ -316,6 +316,12 @@ def test_table():
             f"takes {trained:,.0f} images/s here, and 14 workers of this machine read 12,000/s from JPEG records: {waits}."
             in text
         )
+    on_cpu = result | {"rows": [deck(suite, "a", 1.0) for suite in ("startup", "growth", "input")]}
+    text = report.gpu_table({"benchmark": [on_cpu], "benchmark_gpu": [result | {"rows": readers}]})
+    assert [line for line in text.splitlines() if line.endswith("| not measured | | | |")] == [
+        "| `startup` | | not measured | | | |",
+        "| `growth` | | not measured | | | |",
+    ]
     errors = row | {"suite": "time_to_accuracy", "name": "mnist: test error then", "unit": "%"}
     text = report.benchmark_table({"benchmark": [result | {"rows": [row, errors]}]})
     last = "mnist, the test error then: of our network 65.4 (60 to 70)%, of PyTorch's 1,234%."
