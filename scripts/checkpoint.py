@@ -1,7 +1,7 @@
 """Looks at the checkpoints of a run, while it trains or later, and changes nothing:
 
 python -m scripts.checkpoint ls DIR        a table of them: size, age, scores, and whether they have digests
-python -m scripts.checkpoint verify DIR    reads every array and compares it with its SHA-256; exit code 74 if one is damaged
+python -m scripts.checkpoint verify DIR    reads every byte, compares each array with its SHA-256; exit code 74 on damage
 
 DIR is the run's --workdir.
 """

@@ -10,6 +10,7 @@ import shutil
 import struct
 import threading
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -399,6 +400,27 @@ def test_what_the_system_cannot_read_is_not_called_damaged(two_checkpoints, tmp_
             checkpointer.verify(1)
     assert sorted(os.listdir(workdir / "checkpoints")) == ["1", "2"] and not capfd.readouterr().err
     assert_is(restore(workdir), 2)
+
+
+def test_verify_reads_the_bytes_that_belong_to_no_array_too(two_checkpoints, monkeypatch):
+    read = []
+
+    def opened(path, *arguments):
+        read.append(path)
+        if path.name == broken:
+            raise OSError(errno.EIO, "Input/output error")
+        return open(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with contextlib.closing(Checkpointer(two_checkpoints, read_only=True)) as checkpointer:
+        broken = None
+        assert checkpointer.verify(1) is None
+        files = {path for path in (two_checkpoints / "checkpoints" / "1").rglob("*") if path.is_file()}
+        assert files <= set(read)
+        broken = "_CHECKPOINT_METADATA"
+        assert broken in {path.name for path in files}
+        with pytest.raises(StorageError, match=r"^checkpoint 1 in .* cannot be read: Input/output error\."):
+            checkpointer.verify(1)
 
 
 def test_reading_someone_elses_run_changes_nothing(two_checkpoints, tmp_path, capfd):
