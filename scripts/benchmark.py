@@ -151,7 +151,7 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
     """A row for each number of a case; without a warm-up the first of ours contains compiling."""
     if warm_up:
         case.ours()
-    form, tried = fastest(case)
+    form, tried = fastest(case, again=warm_up)
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(case.ours())
@@ -176,24 +176,25 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
     return rows
 
 
-def fastest(case: Case) -> tuple[str | None, dict[str, tuple[float, ...] | str]]:
+def fastest(case: Case, *, again: bool = True) -> tuple[str | None, dict[str, tuple[float, ...] | str]]:
     """The form of PyTorch that is to be measured, by the first of its numbers; the best that each form reached, if there are
-    several, and why others do not run."""
-    unit, tried, failed = case.rows[0][1], {}, {}
+    several, and why others do not run. Without `again`, by the run that compiles."""
+    unit, first, failed = case.rows[0][1], {}, {}
     for name, run in case.peers.items():
         try:
-            run()
+            first[name] = run()
         except Exception as error:
             if "compiled" not in name:
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             failed[name] = f"does not run here: {reason[:200]}"
             print(f"PyTorch, {name}, {failed[name]}", file=sys.stderr)
-    working = {name: run for name, run in case.peers.items() if name not in failed}
-    if len(working) > 1:
-        tried = {name: max(trials(run), key=lambda numbers: gain(numbers[0], 1.0, unit)) for name, run in working.items()}
-    best = max(tried, key=lambda name: gain(tried[name][0], 1.0, unit), default=next(iter(working), None))
-    return best, tried | failed
+    if len(first) < 2:
+        return next(iter(first), None), failed
+    tried = first
+    if again:
+        tried = {name: max(trials(case.peers[name]), key=lambda numbers: gain(numbers[0], 1.0, unit)) for name in first}
+    return max(tried, key=lambda name: gain(tried[name][0], 1.0, unit)), tried | failed
 
 
 def trials(run: Callable[[], tuple[float, ...]]) -> list[tuple[float, ...]]:

@@ -543,7 +543,8 @@ def test_scores_against_forward_passes_one_by_one(finished):
     x = ((examples.images - pixels.mean(0)) / pixels.std(0)).astype(np.float32)  # (43, 40, 40, 3)
     corners = [x[:, i : i + 16, j : j + 16] for i, j in ((12, 12), (0, 0), (0, 24), (24, 0), (24, 24))]
     crops = corners + [corner[:, :, ::-1] for corner in corners]
-    probabilities = np.stack([softmax(np.asarray(model(crop))) for crop in crops])
+    forward = jax.jit(lambda crop: model(crop))
+    probabilities = np.stack([softmax(np.asarray(forward(crop))) for crop in crops])
     for scores, prefix in ((probabilities[0], ""), (probabilities.mean(0), "ten_crop_")):
         for name, top in (("top1", 1), ("top5", 5)):
             expected = 100 * counted(scores, examples.labels, top) / 43

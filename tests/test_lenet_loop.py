@@ -122,11 +122,14 @@ def test_one_step_against_plain_optax():
         state, chunk
     )  # two of three
 
+    @jax.jit
+    @jax.value_and_grad
+    def mean_loss_and_gradient(params, images, labels):
+        return loss(nnx.merge(graphdef, params)(prepare(images)), labels).mean()
+
     average, velocity, loss_sum = params, jax.tree.map(jnp.zeros_like, params), 0.0
     for k in range(2):
-        mean_loss, grads = jax.value_and_grad(
-            lambda p, k=k: loss(nnx.merge(graphdef, p)(prepare(images[k])), labels[k]).mean()
-        )(params)
+        mean_loss, grads = mean_loss_and_gradient(params, images[k], labels[k])
         loss_sum += 4 * mean_loss
         velocity = jax.tree.map(lambda v, g, w: 0.9 * v + g + 0.01 * w, velocity, grads, params)
         params = jax.tree.map(lambda w, v: w - 0.1 * v, params, velocity)
