@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# `bash scripts/test.sh [--all] [PYTEST ARGUMENTS]`: the linter and the fast tests; --all adds the slow ones, after the fast.
+# `bash scripts/test.sh [--all] [PYTEST ARGUMENTS]`: the linter and the fast tests; --all goes on with the slow ones.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
-marks="not slow"
+tiers=("not slow")
 if [ "${1:-}" = --all ]; then
-  marks="" # no selection
+  tiers+=(slow)
   shift
 fi
 install requirements.txt
@@ -12,4 +12,6 @@ install requirements-dev.txt
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest -m "$marks" -rs --durations=15 "$@"
+for tier in "${tiers[@]}"; do # in a process for each core, but no more than four: the largest tests need gigabytes
+  .venv/bin/python -m pytest -m "$tier" -n auto --maxprocesses=4 --dist=worksteal -rs --durations=15 "$@"
+done
