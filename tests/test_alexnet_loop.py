@@ -128,6 +128,7 @@ def test_stopped_anywhere_it_ends_the_same(config, tmp_path):
     same_end(straight, stopped, tmp_path)
 
 
+@pytest.mark.slow
 def test_stopped_between_two_lines_it_ends_the_same(tmp_path):
     """After steps 5 and 7, whose sums stand in no line yet; and at the end of the first epoch, before its score."""
     same_end(run(TINY, tmp_path / "straight"), run(TINY, tmp_path / "stopped", stop_at=(4, 6, 8)), tmp_path)

@@ -46,21 +46,28 @@ def test_bfloat16_is_float32_coarsely(name):
     if name == "cifar13":
         images = 255 * images - 128
 
-    def logits_and_gradients(dtype, rounding=lambda array: array):
-        graphdef, state = nnx.split(MODELS[name](dtype))
-        params = jax.tree.map(rounding, nnx.to_pure_dict(state))
+    params = nnx.to_pure_dict(nnx.state(MODELS[name]("float32")))
 
-        def score(params):
-            logits = nnx.merge(graphdef, params)(rounding(images))
+    def logits_and_gradients(dtype):
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: MODELS[name](dtype)))
+
+        def score(params, images):
+            logits = nnx.merge(graphdef, params)(images)
             return jnp.sum(jax.nn.log_softmax(logits)[:, 3]), logits
 
-        gradients, logits = jax.jit(jax.grad(score, has_aux=True))(params)
-        assert {leaf.dtype for leaf in jax.tree.leaves((params, logits, gradients))} == {jnp.dtype("float32")}
-        return jax.tree.leaves((logits, gradients))
+        compiled = jax.jit(jax.grad(score, has_aux=True))
 
-    exact = logits_and_gradients("float32")
-    rounded = logits_and_gradients("float32", lambda array: array.astype(jnp.bfloat16).astype(jnp.float32))
-    coarse = logits_and_gradients("bfloat16")
+        def function(params, images):
+            gradients, logits = compiled(params, images)
+            assert {leaf.dtype for leaf in jax.tree.leaves((params, logits, gradients))} == {jnp.dtype("float32")}
+            return jax.tree.leaves((logits, gradients))
+
+        return function
+
+    in_float32 = logits_and_gradients("float32")
+    exact = in_float32(params, images)
+    rounded = in_float32(*jax.tree.map(lambda array: array.astype(jnp.bfloat16).astype(jnp.float32), (params, images)))
+    coarse = logits_and_gradients("bfloat16")(params, images)
     for e, r, c in zip(exact, rounded, coarse, strict=True):
         assert np.any(e != c)  # it is not the same arithmetic
         assert np.linalg.norm(e - c) <= 5 * np.linalg.norm(e - r) + 0.01 * np.linalg.norm(e)
