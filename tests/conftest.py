@@ -8,10 +8,6 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # a fast failure shows first
-
-
 @pytest.fixture(scope="module")
 def compiled_quickly():
     """XLA without its expensive passes, here and in subprocesses: half the time where tests compile much and compute little."""
