@@ -9,6 +9,7 @@ if [ "${1:-}" = --all ]; then
 fi
 install requirements.txt
 install requirements-dev.txt
+unset PYTHONDONTWRITEBYTECODE # hundreds of commands are run, which need not each compile the same modules
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

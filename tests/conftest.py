@@ -45,6 +45,12 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+@pytest.fixture
+def without_curves(monkeypatch):
+    """Runs in this process draw no curves.png, which takes longer than a tiny network's training."""
+    monkeypatch.setattr("common.writer.draw_curves", lambda workdir: None)
+
+
 @pytest.fixture(params=["cpu", "gpu"])
 def backend(request, monkeypatch):
     """The forms for a CPU, then those for a GPU, computed on what there is."""

@@ -27,6 +27,7 @@ TINY = [
     "--learning_rate=0.001", "--log_every_steps=2",
 ]  # fmt: skip
 CIFAR18 = ["--flagfile=alexnet/presets/cifar18.flags", "--drop_epochs=1", "--schedule=epochs", *TINY[1:]]
+AUGMENTED = [*TINY, "--dropout=0.5", "--average_decay=0.99", "--color_pca", "--augmentation=resized_crop_flip", "--pad=0"]
 FULL_SIZE = [
     "--dataset=fake", "--train_size=4", "--batch_size=2", "--validation_size=2", "--num_epochs=1", "--noten_crop",
     "--learning_rate=0.0001",
@@ -224,15 +225,10 @@ def killed_and_resumed(workdir, flags, signals, seconds=0.0):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize(
-    "flags",
-    [
-        [*TINY, "--dropout=0.5", "--average_decay=0.99", "--color_pca", "--augmentation=resized_crop_flip", "--pad=0"],
-        [*CIFAR18, "--drop_epochs=20,40"],
-    ],
-    ids=["small", "cifar18"],
+    ("flags", "num_epochs"), [(AUGMENTED, 24), ([*CIFAR18, "--drop_epochs=12,24"], 36)], ids=["small", "cifar18"]
 )
-def test_killed_runs_end_with_the_state_of_an_uninterrupted_one(tmp_path, flags):
-    flags = [*flags, "--num_epochs=60", "--save_every_steps=2"]
+def test_killed_runs_end_with_the_state_of_an_uninterrupted_one(tmp_path, flags, num_epochs):
+    flags = [*flags, f"--num_epochs={num_epochs}", "--save_every_steps=2"]
     clean = train(tmp_path / "clean", *flags)
     resumed = killed_and_resumed(tmp_path / "killed", flags, (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), seconds=1.0)
     assert resumed["state_sha256"] == clean["state_sha256"]
