@@ -49,14 +49,6 @@ def sets(tmp_path_factory, write_set):
         yield folder
 
 
-@pytest.fixture
-def forms_of_a_gpu(monkeypatch):
-    """The convolutions, LRN and pooling for a GPU: each is an operation or two, and compiles in half the time. That those for
-    a CPU heed the same arguments is asked in tests/test_conv.py, test_alexnet_lrn.py and test_alexnet_pooling.py.
-    """
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-
-
 def run(config, workdir, stop_at=()):
     """Trains to the end; asked to stop at the given calls of `stop_requested`, it is started again. Returns the result."""
     calls = 0
@@ -394,9 +386,11 @@ def test_every_setting_is_in_the_lists():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forms_of_a_gpu")
-def test_every_setting_changes_the_result(tmp_path):
-    """No setting is read by nobody, none is lost on its way. Few saves: each takes longer than a step."""
+@pytest.mark.parametrize("backend", ["gpu"], indirect=True)
+def test_every_setting_changes_the_result(backend, tmp_path):
+    """No setting is read by nobody, none is lost on its way. Few saves: each takes longer than a step. In the forms for a GPU,
+    which compile in half the time; tests/test_conv.py, test_alexnet_lrn.py and test_alexnet_pooling.py ask the same of both.
+    """
     before = {}
     for number, (name, (config, value)) in enumerate(CHANGES.items()):
         config = dataclasses.replace(config, save_every_steps=100)
