@@ -303,6 +303,7 @@ def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable[[
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement.replicated), jax.eval_shape(new_state)
     )
+    placement.state_shardings(target)  # refuses what it cannot split, before anything is compiled
     checkpointer = checkpoint.Checkpointer(workdir)
     restored = checkpointer.restore_newest(target)
     step, state, meta = restored or (0, new_state(params=given_params(config, target.params)), {"totals": None, "unlogged": []})

@@ -146,6 +146,14 @@ def test_what_cannot_start_is_one_line_before_anything_is_compiled(net, tmp_path
     assert code == 0 and programs, errors
 
 
+def test_a_model_axis_that_divides_no_layer_is_one_line_before_anything_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    config = dataclasses.replace(PHOTOS, batch_size=3, mesh="data:1,model:3")
+    code, output, errors, programs = command("alexnet", tmp_path / "run", config)
+    assert (code, output, programs) == (2, "", []) and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: --mesh with model:3 cannot split "), errors
+
+
 @pytest.mark.parametrize("net", NETWORKS)
 def test_what_is_no_run_of_the_network_is_named(net, tmp_path):
     network, config = NETWORKS[net]
