@@ -1,18 +1,20 @@
 """Local response normalization, and its neighbour in the 2012 code that the paper never mentions.
 
-Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, 2012, section 3.3. An activity a
-becomes
+Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
+2012, section 3.3. An activity a becomes
 
     b = a / (k + alpha * sum of a_j^2 over the `size` activities around it)^beta
 
-where the window is cut off at the borders. The paper's formula takes alpha as it is, with k = 2; the 2012 code, Caffe (k = 1),
-and PyTorch (k = 1 unless told) divide alpha by the number of activities in a whole window: by `size` across channels, by size^2
-within a map. The same alpha = 1e-4 thus means 2e-5 there.
+where the window is cut off at the borders. The paper's formula takes alpha as it is, with k = 2;
+the 2012 code, Caffe (k = 1), and PyTorch (k = 1 unless told) divide alpha by the number of
+activities in a whole window: by `size` across channels, by size^2 within a map. The same alpha =
+1e-4 thus means 2e-5 there.
 
-On a CPU the sums are additions of shifted arrays, and everywhere the gradient is written by hand: it sums once more where JAX's
-own would take the sums apart again, and keeps the inverse fourth root of the scale, of which all powers are products. So a
-batch of 32 x 55 x 55 x 96 takes 15 ms forward and backward on two cores, with JAX's own gradient 65 ms; with the sums by
-`lax.reduce_window`, as on other backends, 20 ms and 26 ms.
+On a CPU the sums are additions of shifted arrays, and everywhere the gradient is written by hand:
+it sums once more where JAX's own would take the sums apart again, and keeps the inverse fourth root
+of the scale, of which all powers are products. So a batch of 32 x 55 x 55 x 96 takes 15 ms forward
+and backward on two cores, with JAX's own gradient 65 ms; with the sums by `lax.reduce_window`, as
+on other backends, 20 ms and 26 ms.
 """
 
 import functools
@@ -35,15 +37,17 @@ def local_response_normalization(
     alpha_over_n: bool = False,
     towers: int = 1,
 ) -> jax.Array:
-    """(..., channels) -> the same shape and dtype: each channel normalized by `size` channels around it, itself the middle one.
+    """(..., channels) -> the same shape and dtype: each channel normalized by `size` channels
+    around it, itself the middle one.
 
     Sums are float32 whatever the dtype of x. Defaults are the paper's.
 
     Args:
       size: channels in a window, odd; n in the paper.
       alpha_over_n: alpha / size takes the place of alpha.
-      towers: the channels fall into so many equal groups, and no window crosses from one to the next. The paper's network ran
-        on two devices, where each normalized its own 48 and 128 maps; Caffe normalizes across all 96 and 256.
+      towers: the channels fall into so many equal groups, and no window crosses from one to the
+        next. The paper's network ran on two devices, where each normalized its own 48 and 128 maps;
+        Caffe normalizes across all 96 and 256.
     """
     if x.shape[-1] % towers:
         raise UserError(f"{x.shape[-1]} channels do not divide into {towers} towers")
@@ -53,11 +57,19 @@ def local_response_normalization(
 
 
 def within_map_normalization(
-    x: jax.Array, *, size: int = 5, alpha: float = 1e-3, beta: float = 0.75, k: float = 1.0, alpha_over_n: bool = True
+    x: jax.Array,
+    *,
+    size: int = 5,
+    alpha: float = 1e-3,
+    beta: float = 0.75,
+    k: float = 1.0,
+    alpha_over_n: bool = True,
 ) -> jax.Array:
-    """(B, H, W, maps) -> the same shape and dtype: each pixel normalized by the size x size pixels around it in its own map.
+    """(B, H, W, maps) -> the same shape and dtype: each pixel normalized by the size x size pixels
+    around it in its own map.
 
-    cuda-convnet's `rnorm`, which the 2012 code has once more after conv2's normalization. Its defaults, too.
+    cuda-convnet's `rnorm`, which the 2012 code has once more after conv2's normalization. Its
+    defaults, too.
 
     Args:
       size: pixels of a window's side, odd.
@@ -66,10 +78,14 @@ def within_map_normalization(
     return normalize(x, (1, 2), size, alpha / size**2 if alpha_over_n else alpha, beta, k)
 
 
-def normalization(lrn: str, *, size: int, alpha: float, alpha_over_n: bool, k: float, towers: int = 1):
-    """The function x -> x that the flags --lrn and --lrn_* name, with the paper's beta of 0.75; None for 'none'.
+def normalization(
+    lrn: str, *, size: int, alpha: float, alpha_over_n: bool, k: float, towers: int = 1
+):
+    """The function x -> x that the flags --lrn and --lrn_* name, with the paper's beta of 0.75;
+    None for 'none'.
 
-    lrn: 'within_tower' (windows stay in one of the `towers`), 'across' (windows run over all channels), 'within_map' or 'none'.
+    lrn: 'within_tower' (windows stay in one of the `towers`), 'across' (windows run over all
+    channels), 'within_map' or 'none'.
     """
     if lrn == "none":
         return None
@@ -78,11 +94,15 @@ def normalization(lrn: str, *, size: int, alpha: float, alpha_over_n: bool, k: f
     options = dict(size=size, alpha=alpha, beta=0.75, k=k, alpha_over_n=alpha_over_n)
     if lrn == "within_map":
         return functools.partial(within_map_normalization, **options)
-    return functools.partial(local_response_normalization, towers=towers if lrn == "within_tower" else 1, **options)
+    return functools.partial(
+        local_response_normalization, towers=towers if lrn == "within_tower" else 1, **options
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
-def normalize(x: jax.Array, axes: tuple[int, ...], size: int, alpha: float, beta: float, k: float) -> jax.Array:
+def normalize(
+    x: jax.Array, axes: tuple[int, ...], size: int, alpha: float, beta: float, k: float
+) -> jax.Array:
     """x / (k + alpha * sum of x^2 over `size` neighbours along each of the axes)^beta."""
     return _normalize_and_keep(x, axes, size, alpha, beta, k)[0]
 
@@ -97,11 +117,17 @@ def _normalize_and_keep(x, axes, size, alpha, beta, k):
 
 
 def _gradient(axes, size, alpha, beta, k, kept, gradient):
-    """By x: g s^-beta - 2 alpha beta x * (sum of g x s^(-beta - 1) over the window), g by the output and s the scale."""
+    """By x: g s^-beta - 2 alpha beta x * (sum of g x s^(-beta - 1) over the window), g by the
+    output and s the scale.
+    """
     x, root = kept
     wide, gradient = x.astype(root.dtype), gradient.astype(root.dtype)
     from_neighbours = window_sums(gradient * wide * negative_power(root, beta + 1), axes, size)
-    return ((gradient * negative_power(root, beta) - 2 * alpha * beta * wide * from_neighbours).astype(x.dtype),)
+    return (
+        (gradient * negative_power(root, beta) - 2 * alpha * beta * wide * from_neighbours).astype(
+            x.dtype
+        ),
+    )
 
 
 normalize.defvjp(_normalize_and_keep, _gradient)
@@ -121,7 +147,7 @@ def window_sums(x: jax.Array, axes: tuple[int, ...], size: int) -> jax.Array:
 
 
 def negative_power(root: jax.Array, exponent: float) -> jax.Array:
-    """scale^-exponent from root = scale^(-1/4): for the exponents 0.75 and 1.75 products instead of a logarithm and an
-    exponential, exact to 1e-6.
+    """scale^-exponent from root = scale^(-1/4): for the exponents 0.75 and 1.75 products instead of
+    a logarithm and an exponential, exact to 1e-6.
     """
     return root ** (int(4 * exponent) if 4 * exponent % 1 == 0 else 4 * exponent)

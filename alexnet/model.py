@@ -1,12 +1,15 @@
 """AlexNet as one Flax module, and its loss.
 
-Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012.
+Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS
+2012.
 
-    input       conv1 11x11/4  pool1  conv2 5x5  pool2  conv3 3x3  conv4 3x3  conv5 3x3  pool5  fc6   fc7   fc8
-    227x227x3   55x55x96       27x27  27x27x256  13x13  13x13x384  13x13x384  13x13x256  6x6    4096  4096  1000
+    input       conv1 11x11/4  pool1  conv2 5x5  pool2  conv3 3x3  conv4 3x3  conv5 3x3  pool5  fc6
+    fc7   fc8 227x227x3   55x55x96       27x27  27x27x256  13x13  13x13x384  13x13x384  13x13x256
+    6x6    4096  4096  1000
 
-Its descendants differ in the order of the small layers, in what a normalization sees, and in where dropout stands: so the order
-is a line of text here, and the forward pass walks along it. In shapes: B examples, height and width in pixels, then maps.
+Its descendants differ in the order of the small layers, in what a normalization sees, and in where
+dropout stands: so the order is a line of text here, and the forward pass walks along it. In shapes:
+B examples, height and width in pixels, then maps.
 """
 
 from functools import partial
@@ -27,10 +30,15 @@ WIDTHS = {
     "one_weird_trick": ((64, 192, 384, 256, 256), 4096, (11, 4)),  # Krizhevsky 2014, torchvision
     "small": ((16, 48, 64, 64, 48), 256, (5, 1)),  # for 32x32 images
 }
-CONV1_PADDING = {"none": (0, 0), "bottom_right": (0, 3), "symmetric": (2, 2)}  # pixels before and after, in both directions
+CONV1_PADDING = {
+    "none": (0, 0),
+    "bottom_right": (0, 3),
+    "symmetric": (2, 2),
+}  # pixels before and after, in both directions
 
-# Section 3.5 says ReLU, normalization, pooling; the lecture deck has pooling first; 'code2012' is the released configuration
-# layers-145.cfg, in which conv1 is normalized before the ReLU and conv2 a second time, within each map.
+# Section 3.5 says ReLU, normalization, pooling; the lecture deck has pooling first; 'code2012' is
+# the released configuration layers-145.cfg, in which conv1 is normalized before the ReLU and conv2
+# a second time, within each map.
 CONV_ORDERS = {
     "norm_pool": """conv1 activation1 norm1 pool1  conv2 activation2 norm2 pool2
                     conv3 activation3  conv4 activation4  conv5 activation5 pool5""",
@@ -43,8 +51,18 @@ FC_ORDERS = {
     "before": "dropout6 fc6 activation6  dropout7 fc7 activation7  fc8",
     "after": "fc6 activation6 dropout6  fc7 activation7 dropout7  fc8",
 }
-TOWERS = ("conv2", "conv4", "conv5")  # with two towers these see only the maps of their own half; conv3 sees all (3.2)
-HIDDEN_BIAS = ("conv2", "conv4", "conv5", "fc6", "fc7")  # start at `hidden_bias`, the others at 0 (section 5)
+TOWERS = (
+    "conv2",
+    "conv4",
+    "conv5",
+)  # with two towers these see only the maps of their own half; conv3 sees all (3.2)
+HIDDEN_BIAS = (
+    "conv2",
+    "conv4",
+    "conv5",
+    "fc6",
+    "fc7",
+)  # start at `hidden_bias`, the others at 0 (section 5)
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
@@ -55,18 +73,21 @@ class AlexNet(nnx.Module):
     Args:
       widths: a key of WIDTHS. conv1_padding: of CONV1_PADDING. activation: of ACTIVATIONS.
       towers: 2 halves the inputs of each kernel in conv2, conv4 and conv5.
-      lrn: 'none', 'across' all maps, 'within_tower', or 'within_map' (alexnet/lrn.py has them, and the four numbers).
+      lrn: 'none', 'across' all maps, 'within_tower', or 'within_map' (alexnet/lrn.py has them, and
+        the four numbers).
       norm_order: a key of CONV_ORDERS. dropout_at: of FC_ORDERS.
-      pooling: 'overlapping' (3x3 windows, 2 apart) or 'non_overlapping' (2x2); both halve the size, rounded down.
-      dropout: share of values set to zero. dropout_scaling: 'test' multiplies by 1 - dropout where nothing is dropped (the
-        paper, 4.2); 'training' divides by it where something is. The functions agree; the gradients in training do not.
-      initialization: a key of DEVIATIONS, 'he' (truncated normal, deviation sqrt(2 / F), F the inputs of a unit) or 'torch'
-        (weights and biases from U(-1 / sqrt F, 1 / sqrt F)).
+      pooling: 'overlapping' (3x3 windows, 2 apart) or 'non_overlapping' (2x2); both halve the size,
+        rounded down.
+      dropout: share of values set to zero. dropout_scaling: 'test' multiplies by 1 - dropout where
+        nothing is dropped (the paper, 4.2); 'training' divides by it where something is. The
+        functions agree; the gradients in training do not.
+      initialization: a key of DEVIATIONS, 'he' (truncated normal, deviation sqrt(2 / F), F the
+        inputs of a unit) or 'torch' (weights and biases from U(-1 / sqrt F, 1 / sqrt F)).
       hidden_bias: where the biases of HIDDEN_BIAS start.
       convolution: a function with the signature of `lax.conv_general_dilated`.
       dtype: what the layers compute in; parameters are float32, logits too.
-      before_fc: applied to the (B, values) that enter the fully connected layers; where these are split over devices, it brings
-        together what the convolutions split (common/parallel.py).
+      before_fc: applied to the (B, values) that enter the fully connected layers; where these are
+        split over devices, it brings together what the convolutions split (common/parallel.py).
 
     Raises UserError if nothing of an image is left after pool5.
     """
@@ -104,18 +125,33 @@ class AlexNet(nnx.Module):
         size = size // 8  # three pools, each half the size rounded down; 6
         if size < 1:
             smallest = 7 * stride + kernel_size - sum(padding)
-            raise UserError(f"--crop_size={input_size} leaves nothing after pool5; this conv1 needs at least {smallest}")
+            raise UserError(
+                f"--crop_size={input_size} leaves nothing after pool5; this conv1 needs at least {smallest}"
+            )
 
         def initial(name: str, fan_in: int) -> dict:
             bias = hidden_bias if name in HIDDEN_BIAS else 0.0
             kernel_init, bias_init = initializers(initialization, name, fan_in, bias)
             return dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
-        def conv(name: str, inputs: int, outputs: int, size: int, padding: tuple[int, int], strides: int = 1) -> nnx.Conv:
+        def conv(
+            name: str,
+            inputs: int,
+            outputs: int,
+            size: int,
+            padding: tuple[int, int],
+            strides: int = 1,
+        ) -> nnx.Conv:
             groups = towers if name in TOWERS else 1
-            settings = dict(padding=[padding, padding], feature_group_count=groups, conv_general_dilated=convolution)
+            settings = dict(
+                padding=[padding, padding],
+                feature_group_count=groups,
+                conv_general_dilated=convolution,
+            )
             fan_in = size * size * inputs // groups
-            return nnx.Conv(inputs, outputs, (size, size), strides, **settings, **initial(name, fan_in))
+            return nnx.Conv(
+                inputs, outputs, (size, size), strides, **settings, **initial(name, fan_in)
+            )
 
         def fc(name: str, inputs: int, outputs: int) -> nnx.Linear:
             return nnx.Linear(inputs, outputs, **initial(name, inputs))
@@ -134,10 +170,14 @@ class AlexNet(nnx.Module):
         numbers = dict(size=lrn_size, alpha=lrn_alpha, alpha_over_n=lrn_alpha_over_n, k=lrn_k)
         self.norm = normalizations.normalization(lrn, towers=towers, **numbers)
         # cnorm2 of layers-145.cfg: rnorm with size 5, scale 0.001, pow 0.75.
-        self.map_norm = normalizations.normalization("within_map", size=5, alpha=1e-3, alpha_over_n=True, k=1.0, towers=1)
+        self.map_norm = normalizations.normalization(
+            "within_map", size=5, alpha=1e-3, alpha_over_n=True, k=1.0, towers=1
+        )
         self.dropout, self.dropout_scaling, self.before_fc = dropout, dropout_scaling, before_fc
         names = f"{CONV_ORDERS[norm_order]} {FC_ORDERS[dropout_at]}".split()
-        self.order = nnx.static(tuple(name for name in names if lrn != "none" or "norm" not in name))
+        self.order = nnx.static(
+            tuple(name for name in names if lrn != "none" or "norm" not in name)
+        )
 
     def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """`keys`: (B,) random keys, one an image, in training; without them nothing is dropped."""
@@ -159,12 +199,16 @@ class AlexNet(nnx.Module):
 
 
 def drop(x: jax.Array, rate: float, scaling: str, keys: jax.Array | None, number: int) -> jax.Array:
-    """Dropout of (B, ...): what is dropped from image i is a function of keys[i] and the layer's `number` alone."""
+    """Dropout of (B, ...): what is dropped from image i is a function of keys[i] and the layer's
+    `number` alone.
+    """
     if keys is None:
         return x * (1 - rate) if scaling == "test" else x
     if not rate:
         return x
-    kept = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape[1:]))(keys)
+    kept = jax.vmap(
+        lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape[1:])
+    )(keys)
     return jnp.where(kept, x if scaling == "test" else x / (1 - rate), 0)
 
 
@@ -176,7 +220,9 @@ DEVIATIONS = {  # of the normal distribution that weights start from
 
 
 def initializers(initialization: str, name: str, fan_in: int, bias: float):
-    """(kernel_init, bias_init) of the layer `name` whose units have `fan_in` inputs; `bias` is where its biases start."""
+    """(kernel_init, bias_init) of the layer `name` whose units have `fan_in` inputs; `bias` is
+    where its biases start.
+    """
     if initialization == "torch":
 
         def uniform(key, shape, dtype=jnp.float32):
@@ -190,36 +236,48 @@ def initializers(initialization: str, name: str, fan_in: int, bias: float):
 
 
 def loss_function(label_smoothing: float = 0.0):
-    """The loss of each example: (B, classes) logits and (B,) labels -> (B,): -log softmax(logits) of the label (section 3.5).
+    """The loss of each example: (B, classes) logits and (B,) labels -> (B,): -log softmax(logits)
+    of the label (section 3.5).
 
     `label_smoothing` is the share of the target that is spread over all classes.
     """
 
     def cross_entropy(logits, labels):
-        targets = jax.nn.one_hot(labels, logits.shape[-1]) * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
+        targets = (
+            jax.nn.one_hot(labels, logits.shape[-1]) * (1 - label_smoothing)
+            + label_smoothing / logits.shape[-1]
+        )
         return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
     return cross_entropy
 
 
 def layer_table(model: nnx.Module, input_size: int, in_channels: int = 3) -> list[dict]:
-    """One row a layer, activations left out: {"name", "output", "parameters", "multiply_adds", "deck_parameters",
-    "deck_computations"}, computed from the module itself, which may be abstract (`nnx.eval_shape`).
+    """One row a layer, activations left out: {"name", "output", "parameters", "multiply_adds",
+    "deck_parameters", "deck_computations"}, computed from the module itself, which may be abstract
+    (`nnx.eval_shape`).
 
-    `multiply_adds` counts the multiplications of weights. The lecture deck counts otherwise: the biases of convolutions are in,
-    both as parameters and once per output as computations; those of fully connected layers are left out of both.
+    `multiply_adds` counts the multiplications of weights. The lecture deck counts otherwise: the
+    biases of convolutions are in, both as parameters and once per output as computations; those of
+    fully connected layers are left out of both.
     """
     graphdef, state = nnx.split(model)
     params, rows = nnx.to_pure_dict(state), []
     shape = (1, input_size, input_size, in_channels)
     for name in model.order:
         inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
-        shape = jax.eval_shape(lambda state, x, name=name: nnx.merge(graphdef, state).layer(name, x), state, inputs).shape
+        shape = jax.eval_shape(
+            lambda state, x, name=name: nnx.merge(graphdef, state).layer(name, x), state, inputs
+        ).shape
         if name.startswith("activation"):
             continue
-        counts = dict.fromkeys(("parameters", "multiply_adds", "deck_parameters", "deck_computations"), 0)
+        counts = dict.fromkeys(
+            ("parameters", "multiply_adds", "deck_parameters", "deck_computations"), 0
+        )
         if name in params:
-            weights, biases = (int(np.prod(params[name][kind].shape)) for kind in ("kernel", "bias"))
+            weights, biases = (
+                int(np.prod(params[name][kind].shape)) for kind in ("kernel", "bias")
+            )
             uses = int(np.prod(shape[1:-1])) if name.startswith("conv") else 1  # of each weight
             counts = {
                 "parameters": weights + biases,

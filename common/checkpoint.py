@@ -1,8 +1,8 @@
 """Checkpoints that come back bit for bit or not at all.
 
-Orbax writes them atomically and in the background, but loads flipped bits in array data without a word. So each checkpoint
-carries a SHA-256 per leaf, taken of the array in memory, and a restore verifies all of them. A damaged step is set aside as
-`N.corrupt`, and the next older one is used.
+Orbax writes them atomically and in the background, but loads flipped bits in array data without a
+word. So each checkpoint carries a SHA-256 per leaf, taken of the array in memory, and a restore
+verifies all of them. A damaged step is set aside as `N.corrupt`, and the next older one is used.
 """
 
 import contextlib
@@ -30,17 +30,30 @@ from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 from common.errors import NonFiniteError, StorageError, UserError
 from common.parallel import from_first_process, in_all_processes, is_first_process
 
-# When reading fails with one of these, it says nothing about the files: they may be whole, and are left as they are.
-UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+# When reading fails with one of these, it says nothing about the files: they may be whole, and are
+# left as they are.
+UNREADABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 
-SMALLER_RATE = "The same command would fail again: try a smaller learning rate in another --workdir."
+SMALLER_RATE = (
+    "The same command would fail again: try a smaller learning rate in another --workdir."
+)
 
 
 def state_sha256(state) -> str:
-    """SHA-256, in hex, over all leaves of a pytree sorted by path: each as path, dtype, shape and little-endian bytes.
+    """SHA-256, in hex, over all leaves of a pytree sorted by path: each as path, dtype, shape and
+    little-endian bytes.
 
-    The path is `jax.tree_util.keystr`'s, the shape a Python tuple, each followed by a line break; the bytes are in C order. A
-    typed PRNG key counts as its `jax.random.key_data`.
+    The path is `jax.tree_util.keystr`'s, the shape a Python tuple, each followed by a line break;
+    the bytes are in C order. A typed PRNG key counts as its `jax.random.key_data`.
     """
     digest = hashlib.sha256()
     for path, array in _host_leaves(state).items():
@@ -49,16 +62,22 @@ def state_sha256(state) -> str:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps that have a finished checkpoint under `workdir`, oldest first; steps set aside as damaged do not count."""
+    """The steps that have a finished checkpoint under `workdir`, oldest first; steps set aside as
+    damaged do not count.
+    """
     directory = workdir / "checkpoints"
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()) if directory.is_dir() else []
+    return (
+        sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+        if directory.is_dir()
+        else []
+    )
 
 
 class Checkpointer:
     """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept.
 
-    Close it when done (`contextlib.closing`): only then is the last save on disk. With `read_only`, nothing is ever written,
-    renamed or removed, as befits a look at somebody else's run.
+    Close it when done (`contextlib.closing`): only then is the last save on disk. With `read_only`,
+    nothing is ever written, renamed or removed, as befits a look at somebody else's run.
     """
 
     def __init__(self, workdir: Path, keep: int = 3, read_only: bool = False):
@@ -67,8 +86,9 @@ class Checkpointer:
         self._read_only = read_only
         self._manager = None
         if self._directory.is_dir() or not read_only:
-            # A kill in the middle of a save leaves a temporary folder behind: removed here, unless we only look. (Orbax's own
-            # read_only option warns about other options; a manager that is never asked to save writes nothing either.)
+            # A kill in the middle of a save leaves a temporary folder behind: removed here, unless
+            # we only look. (Orbax's own read_only option warns about other options; a manager that
+            # is never asked to save writes nothing either.)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, create=not read_only, cleanup_tmp_directories=not read_only
             )
@@ -81,9 +101,11 @@ class Checkpointer:
                         raise
 
     def save(self, step: int, state, meta: dict) -> None:
-        """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of `step`; returns early.
+        """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of
+        `step`; returns early.
 
-        The caller waits for the copy to the host and a look for NaN; digests and files are made beside what it does next. A
+        The caller waits for the copy to the host and a look for NaN; digests and files are made
+        beside what it does next. A
         step that is saved already is left alone: the same step of the same run is the same state.
 
         Raises:
@@ -103,7 +125,11 @@ class Checkpointer:
                 )
 
         def description() -> dict:
-            content = {"step": step, "meta": meta, "leaves": {path: _describe(path, array) for path, array in leaves.items()}}
+            content = {
+                "step": step,
+                "meta": meta,
+                "leaves": {path: _describe(path, array) for path, array in leaves.items()},
+            }
             return content | {"sha256": _json_sha256(content)}
 
         items = dict(state=ocp.args.StandardSave(state), meta=_Description(description))
@@ -113,21 +139,24 @@ class Checkpointer:
             self._explain(error)
             raise
         if not started:  # Orbax does so, in silence, for a step older than its newest
-            raise RuntimeError(f"Orbax refused to save step {step}; it has {self._manager.all_steps()}.")
+            raise RuntimeError(
+                f"Orbax refused to save step {step}; it has {self._manager.all_steps()}."
+            )
 
     def restore_newest(self, target):
         """The newest intact checkpoint, or None where there is none.
 
         Args:
-          target: the state's pytree with a jax.ShapeDtypeStruct for each leaf, its `sharding` set: where the leaf shall live.
+          target: the state's pytree with a jax.ShapeDtypeStruct for each leaf, its `sharding` set:
+            where the leaf shall live.
 
         Returns:
           (step, state, meta), or None if no checkpoint was ever finished.
 
         Raises:
           UserError: a checkpoint of other leaves, shapes or dtypes; nothing is set aside.
-          StorageError: there are checkpoints, but none is intact, or the system cannot read one; or, unless we only look, the
-            disk has no room for the saves that follow.
+          StorageError: there are checkpoints, but none is intact, or the system cannot read one;
+            or, unless we only look, the disk has no room for the saves that follow.
         """
         if not self._read_only:
             self._require_space(target)
@@ -137,7 +166,11 @@ class Checkpointer:
             try:
                 with _one_failure_at_a_time():
                     restored = self._restore(step, target)
-            except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # says nothing about the files
+            except (
+                UserError,
+                MemoryError,
+                jax.errors.JaxRuntimeError,
+            ):  # says nothing about the files
                 raise
             except Exception as error:
                 failure = error
@@ -146,8 +179,12 @@ class Checkpointer:
             reason = _unreadable(failure)
             if not in_all_processes(reason is None):
                 raise self._cannot_read(step, reason or "another process says why") from failure
-            self._set_aside(step, _one_line(failure) if failure else "another process could not read it")
-        if steps or any(self._directory.glob("*.corrupt*")):  # set aside by an earlier start: must not begin anew unasked
+            self._set_aside(
+                step, _one_line(failure) if failure else "another process could not read it"
+            )
+        if steps or any(
+            self._directory.glob("*.corrupt*")
+        ):  # set aside by an earlier start: must not begin anew unasked
             raise StorageError(
                 f"no checkpoint in {self._directory} is intact. To train from the start, use another --workdir; "
                 "to try a damaged one again, rename N.corrupt back to N."
@@ -155,9 +192,11 @@ class Checkpointer:
         return None
 
     def verify(self, step: int) -> str | None:
-        """Reads every byte of the checkpoint of `step`; returns None if its arrays are intact, else the damage on one line.
+        """Reads every byte of the checkpoint of `step`; returns None if its arrays are intact, else
+        the damage on one line.
 
-        Needs no target: the arrays are read into the host's memory as Orbax describes them. Bytes that belong to no array, such
+        Needs no target: the arrays are read into the host's memory as Orbax describes them. Bytes
+          that belong to no array, such
         as Orbax's own notes, have no digest: that they can be read is all that is known of them.
 
         Raises:
@@ -167,8 +206,15 @@ class Checkpointer:
             with _one_failure_at_a_time():
                 _read_every_byte(self._directory / str(step))
                 leaves = self.description(step)["leaves"]
-                arrays = {_names(path): array for path, array in _host_leaves(self._restore_to_host(step)).items()}
-                damaged = [path for path, saved in leaves.items() if _describe(path, arrays[_names(path)]) != saved]
+                arrays = {
+                    _names(path): array
+                    for path, array in _host_leaves(self._restore_to_host(step)).items()
+                }
+                damaged = [
+                    path
+                    for path, saved in leaves.items()
+                    if _describe(path, arrays[_names(path)]) != saved
+                ]
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:
@@ -178,14 +224,18 @@ class Checkpointer:
         return f"{', '.join(damaged)}: not what was saved" if damaged else None
 
     def newest_meta(self) -> dict | None:
-        """The `meta` of the newest checkpoint that can be read, or None: what must be known before there can be a target."""
+        """The `meta` of the newest checkpoint that can be read, or None: what must be known before
+        there can be a target.
+        """
         for step in reversed(saved_steps(self._workdir)):
             with contextlib.suppress(Exception):  # the restore that follows says what is damaged
                 return self.description(step)["meta"]
         return None
 
     def close(self) -> None:
-        """Waits until the last save is on disk. Raises StorageError if it could not be written; older steps are then intact."""
+        """Waits until the last save is on disk. Raises StorageError if it could not be written;
+        older steps are then intact.
+        """
         if self._manager is None:
             return
         try:
@@ -196,9 +246,11 @@ class Checkpointer:
             raise
 
     def description(self, step: int) -> dict:
-        """{"step": step, "meta": as saved, "leaves": {path: [dtype, shape, SHA-256]}} of one step; the arrays are not read.
+        """{"step": step, "meta": as saved, "leaves": {path: [dtype, shape, SHA-256]}} of one step;
+        the arrays are not read.
 
-        Raises an exception, of whatever type, if it cannot be read or does not match its own digest.
+        Raises an exception, of whatever type, if it cannot be read or does not match its own
+        digest.
         """
         content = self._manager.restore(step, args=ocp.args.Composite(meta=_Description())).meta
         if content.pop("sha256") != _json_sha256(content) or content["step"] != step:
@@ -206,12 +258,18 @@ class Checkpointer:
         return content
 
     def _restore(self, step: int, target):
-        """(state, meta) of one step. Raises UserError where it does not fit `target`, anything else where it is damaged."""
+        """(state, meta) of one step. Raises UserError where it does not fit `target`, anything else
+        where it is damaged.
+        """
         content = self.description(step)
-        saved = {path: f"{dtype} {tuple(shape)}" for path, (dtype, shape, _) in content["leaves"].items()}
+        saved = {
+            path: f"{dtype} {tuple(shape)}" for path, (dtype, shape, _) in content["leaves"].items()
+        }
         advice = "Use its flags, or another --workdir."
         _require_same_shapes(saved, _shapes(target), self._directory / str(step), advice)
-        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        ).state
         for path, array in _host_leaves(state).items():
             if _describe(path, array) != content["leaves"][path]:
                 raise ValueError(f"{path} does not match its digest")
@@ -226,7 +284,9 @@ class Checkpointer:
             return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
     def _require_space(self, target) -> None:
-        """Raises StorageError if twice the state's bytes are not free: each checkpoint is written before an old one goes."""
+        """Raises StorageError if twice the state's bytes are not free: each checkpoint is written
+        before an old one goes.
+        """
         size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
         free = shutil.disk_usage(self._directory).free
         if not in_all_processes(free >= 2 * size):
@@ -243,19 +303,29 @@ class Checkpointer:
 
     def _set_aside(self, step: int, reason: str) -> None:
         if self._read_only:
-            print(f"warning: checkpoint {step} is damaged ({reason}); trying the one before.", file=sys.stderr, flush=True)
+            print(
+                f"warning: checkpoint {step} is damaged ({reason}); trying the one before.",
+                file=sys.stderr,
+                flush=True,
+            )
             return
         aside = self._directory / f"{step}.corrupt"
         while aside.exists():
             aside = aside.with_name(aside.name + "_")
         if is_first_process():
             (self._directory / str(step)).rename(aside)
-            print(f"warning: checkpoint {step} is damaged ({reason}); set aside as {aside.name}.", file=sys.stderr, flush=True)
+            print(
+                f"warning: checkpoint {step} is damaged ({reason}); set aside as {aside.name}.",
+                file=sys.stderr,
+                flush=True,
+            )
         from_first_process(step)  # the others wait for it here
         self._manager.reload()  # or Orbax would silently refuse to save this step again
 
     def _explain(self, error: Exception) -> None:
-        """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays what it is."""
+        """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays
+        what it is.
+        """
         if found := _storage_error(error):
             reason = found.strerror or str(found)
             raise StorageError(
@@ -272,26 +342,38 @@ class _DescriptionHandler(ocp.JsonCheckpointHandler):
             if is_first_process():
                 (directory / "metadata").write_text(json.dumps(args.make()))
 
-        return [CommitFutureAwaitingContractedSignals(write(), name="description")]  # waits until Orbax has made the folder
+        return [
+            CommitFutureAwaitingContractedSignals(write(), name="description")
+        ]  # waits until Orbax has made the folder
 
 
 @ocp.args.register_with_handler(_DescriptionHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class _Description(ocp.args.CheckpointArgs):
-    """What `_DescriptionHandler` saves: the JSON values that `make()` returns. To restore, it is not needed."""
+    """What `_DescriptionHandler` saves: the JSON values that `make()` returns. To restore, it is
+    not needed.
+    """
 
     make: Callable[[], dict] | None = None
 
 
 def require_fit(params, target, workdir: Path) -> None:
-    """Raises UserError, naming the leaf, unless the weights `params` of the run in `workdir` have the shapes of `target`."""
-    _require_same_shapes(_shapes(params), _shapes(target), workdir, "--init_from needs a run of the same network.")
+    """Raises UserError, naming the leaf, unless the weights `params` of the run in `workdir` have
+    the shapes of `target`.
+    """
+    _require_same_shapes(
+        _shapes(params), _shapes(target), workdir, "--init_from needs a run of the same network."
+    )
 
 
 def last_good(workdir: Path) -> str:
     """One sentence for an error message: which checkpoint is safe."""
     steps = saved_steps(workdir)
-    return f"The checkpoint of step {steps[-1]} is safe." if steps else "No checkpoint was saved before."
+    return (
+        f"The checkpoint of step {steps[-1]} is safe."
+        if steps
+        else "No checkpoint was saved before."
+    )
 
 
 def _host_leaves(state) -> dict[str, np.ndarray]:
@@ -309,7 +391,9 @@ def _is_key(leaf) -> bool:
 
 def _is_finite(array: np.ndarray) -> bool:
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())  # a sum is four times as fast, but can overflow
+        return bool(
+            np.isfinite(array.sum()) or np.isfinite(array).all()
+        )  # a sum is four times as fast, but can overflow
 
 
 def _update(digest, path: str, array: np.ndarray) -> None:
@@ -337,7 +421,9 @@ def _read_every_byte(folder: Path) -> None:
 
 
 def _names(path: str) -> tuple[str, ...]:
-    """The names along a path of `keystr`: Orbax gives back a dict where a NamedTuple or a module was saved."""
+    """The names along a path of `keystr`: Orbax gives back a dict where a NamedTuple or a module
+    was saved.
+    """
     return tuple(re.findall(r"\w+", path))
 
 
@@ -350,22 +436,32 @@ def _shapes(tree) -> dict[str, str]:
     return shapes
 
 
-def _require_same_shapes(theirs: dict[str, str], ours: dict[str, str], where: Path, advice: str) -> None:
-    """Raises UserError, naming the first leaf that differs, unless both have the same paths, dtypes and shapes."""
+def _require_same_shapes(
+    theirs: dict[str, str], ours: dict[str, str], where: Path, advice: str
+) -> None:
+    """Raises UserError, naming the first leaf that differs, unless both have the same paths, dtypes
+    and shapes.
+    """
     for path in sorted(theirs.keys() | ours.keys()):
         there, here = theirs.get(path, "absent"), ours.get(path, "absent")
         if there != here:
-            raise UserError(f"{where} holds another model: {path} is {there} there and {here} here. {advice}")
+            raise UserError(
+                f"{where} holds another model: {path} is {there} there and {here} here. {advice}"
+            )
 
 
 @contextlib.contextmanager
 def _one_failure_at_a_time():
-    """Where one read fails, Orbax abandons those beside it, and asyncio would print a page about each: one says it all."""
+    """Where one read fails, Orbax abandons those beside it, and asyncio would print a page about
+    each: one says it all.
+    """
     logger = logging.getLogger("asyncio")
     hooks, logger.disabled = (sys.unraisablehook, sys.excepthook), True
     sys.unraisablehook = sys.excepthook = lambda *_: None
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # of reads that had yet to start
+        warnings.filterwarnings(
+            "ignore", "coroutine .* was never awaited", RuntimeWarning
+        )  # of reads that had yet to start
         try:
             yield
         except Exception:
@@ -377,11 +473,15 @@ def _one_failure_at_a_time():
 
 
 def _storage_error(error: BaseException | None) -> OSError | None:
-    """What the system said (such as "No space left on device"), or None if the error does not come from the storage."""
+    """What the system said (such as "No space left on device"), or None if the error does not come
+    from the storage.
+    """
     while error is not None:
         if isinstance(error, OSError):
             return error
-        if found := re.search(r"([^:]+) \[os_error_code='(\d+)'", str(error)):  # TensorStore's wording
+        if found := re.search(
+            r"([^:]+) \[os_error_code='(\d+)'", str(error)
+        ):  # TensorStore's wording
             return OSError(int(found[2]), found[1].strip())
         error = error.__cause__ or error.__context__
     return None

@@ -10,7 +10,8 @@ from common.errors import DataError
 
 
 class DamagedRecords:
-    """The damaged records that a run has met, each counted once, however often it comes and whoever reads it.
+    """The damaged records that a run has met, each counted once, however often it comes and whoever
+    reads it.
 
     Args:
       dataset: the set's name, for messages.
@@ -32,7 +33,8 @@ class DamagedRecords:
         return [list(damage) for damage in sorted(self._found.values())]
 
     def add(self, found: Iterable[Sequence], consequence: str = "") -> None:
-        """Counts those that are new, each with a line on stderr, which ends in the `consequence`; without one there is none.
+        """Counts those that are new, each with a line on stderr, which ends in the `consequence`;
+        without one there is none.
 
         Raises:
           DataError: there are more than allowed; the message has them all.
@@ -41,7 +43,11 @@ class DamagedRecords:
             if damage[:3] not in self._found:
                 self._found[damage[:3]] = damage
                 if consequence and parallel.is_first_process():
-                    print(f"damaged data in {self.dataset}, {damage}: {consequence}", file=sys.stderr, flush=True)
+                    print(
+                        f"damaged data in {self.dataset}, {damage}: {consequence}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         if self.count > self.allowed:
             listed = "; ".join(str(damage) for damage in sorted(self._found.values()))
             raise DataError(
@@ -50,7 +56,9 @@ class DamagedRecords:
             )
 
     def agree(self) -> None:
-        """Brings together what several processes have met. All call it at the same place. Raises DataError as `add`."""
+        """Brings together what several processes have met. All call it at the same place. Raises
+        DataError as `add`.
+        """
         if self.allowed:
             for text in parallel.texts_of_all_processes(json.dumps(self.listed)):
                 self.add(json.loads(text), "it is left out")

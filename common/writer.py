@@ -1,6 +1,8 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, curves.png, and a progress bar (plain lines without a terminal).
+"""What a run tells: metrics.jsonl, TensorBoard events, curves.png, and a progress bar (plain lines
+without a terminal).
 
-Numbers arrive as sums on the device and are fetched one call later, when the next steps are under way: the device never waits.
+Numbers arrive as sums on the device and are fetched one call later, when the next steps are under
+way: the device never waits.
 """
 
 import io
@@ -31,19 +33,23 @@ CHANCE_STEPS = 200  # so long may a training loss stay within 1% of chance befor
 
 
 class Writer:
-    """Writes the metrics of one run; a context manager. Of several processes the first alone writes.
+    """Writes the metrics of one run; a context manager. Of several processes the first alone
+    writes.
 
-    A line of metrics.jsonl holds `step`, `epoch`, `split` and the metrics. Each step stands there once per split, whatever
-    happened before: lines after `first_step`, and a last line torn by a kill, are dropped at the start.
+    A line of metrics.jsonl holds `step`, `epoch`, `split` and the metrics. Each step stands there
+    once per split, whatever
+    happened before: lines after `first_step`, and a last line torn by a kill, are dropped at the
+    start.
 
     Args:
       workdir: the run's folder.
       first_step: the step to continue from; 0 for a new run.
       num_steps, steps_per_epoch: the length of the run and of an epoch, in steps.
       before: `totals` as saved with the checkpoint of `first_step`; None for a new run.
-      chance_loss: the loss of a network that knows nothing, such as ln(classes); where training stays at it for long, this is
-        said, with the advice `hint`.
-      learning_rate: the schedule, from the number of steps done to the rate of the next; only to name it in an error.
+      chance_loss: the loss of a network that knows nothing, such as ln(classes); where training
+        stays at it for long, this is said, with the advice `hint`.
+      learning_rate: the schedule, from the number of steps done to the rate of the next; only to
+        name it in an error.
     """
 
     def __init__(
@@ -60,7 +66,12 @@ class Writer:
     ):
         self._workdir, self._first_step, self._num_steps = Path(workdir), first_step, num_steps
         self._steps_per_epoch = steps_per_epoch
-        self._before = before or {"images": 0, "seconds": 0.0, "timed_images": 0, "timed_seconds": 0.0}
+        self._before = before or {
+            "images": 0,
+            "seconds": 0.0,
+            "timed_images": 0,
+            "timed_seconds": 0.0,
+        }
         self._images = self._timed_images = 0
         self._timed_seconds = 0.0
         self._start = time.monotonic()
@@ -74,7 +85,9 @@ class Writer:
         path = Path(os.devnull) if self._silent else self._workdir / "metrics.jsonl"
         self._written = set() if self._silent else _keep_lines(path, first_step)
         self._file = path.open("a")
-        self._events = None if self._silent else _Events(self._workdir, first_step + 1 if first_step else 0)
+        self._events = (
+            None if self._silent else _Events(self._workdir, first_step + 1 if first_step else 0)
+        )
         self._progress = None
         if sys.stderr.isatty() and not self._silent:
             self._progress = _progress_bar()
@@ -97,7 +110,9 @@ class Writer:
             if self._progress:
                 self._progress.stop()
             endings = [self._file.close]
-            endings += [] if self._silent else [self._events.close, lambda: draw_curves(self._workdir)]
+            endings += (
+                [] if self._silent else [self._events.close, lambda: draw_curves(self._workdir)]
+            )
             for end in endings:
                 try:
                     end()
@@ -112,12 +127,15 @@ class Writer:
 
     @property
     def seconds(self) -> float:
-        """Wall time since the writers were made, over all resumes: compilation and evaluation included, lost work not."""
+        """Wall time since the writers were made, over all resumes: compilation and evaluation
+        included, lost work not.
+        """
         return self._before["seconds"] + time.monotonic() - self._start
 
     @property
     def images_per_s(self) -> float:
-        """Training speed over all resumes. The first chunk after each start (compilation) and evaluations do not count.
+        """Training speed over all resumes. The first chunk after each start (compilation) and
+        evaluations do not count.
 
         A run of a single chunk has nothing else: then it is images over wall time.
         """
@@ -137,10 +155,11 @@ class Writer:
         }
 
     def write(self, step: int, split: str, sums: dict) -> None:
-        """Takes the sums of `split` ("train", "validation" or "test") at `step`: device arrays `loss`, `errors` and `count`.
+        """Takes the sums of `split` ("train", "validation" or "test") at `step`: device arrays
+        `loss`, `errors` and `count`.
 
-        Those of training are fetched by the next call. Call `flush` before an evaluation, so that its time does not count as
-        training.
+        Those of training are fetched by the next call. Call `flush` before an evaluation, so that
+        its time does not count as training.
 
         Raises:
           NonFiniteError: a loss, this one or the one waiting, is NaN or infinite.
@@ -156,7 +175,9 @@ class Writer:
         self._chunk_start = time.monotonic()
 
     def flush(self) -> None:
-        """Puts everything given so far on disk. Call it before a checkpoint: a resume keeps the lines up to its step."""
+        """Puts everything given so far on disk. Call it before a checkpoint: a resume keeps the
+        lines up to its step.
+        """
         self._write_pending()
         self._file.flush()
         if not self._silent:  # the null device cannot be synchronized
@@ -192,7 +213,11 @@ class Writer:
 
     def _record(self, step: int, split: str, metrics: dict) -> None:
         if not math.isfinite(metrics["loss"]):
-            rate = f", learning rate {float(self._learning_rate(step - 1)):.4g}" if self._learning_rate else ""
+            rate = (
+                f", learning rate {float(self._learning_rate(step - 1)):.4g}"
+                if self._learning_rate
+                else ""
+            )
             raise NonFiniteError(
                 f"the {split} loss is {metrics['loss']} at step {step}{rate}{last_finite(self._workdir)}. "
                 f"{last_good(self._workdir)} {SMALLER_RATE}"
@@ -200,7 +225,9 @@ class Writer:
         if (step, split) in self._written:
             return  # evaluated again after a resume at this very step
         epoch = step / self._steps_per_epoch
-        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split} | metrics) + "\n")
+        self._file.write(
+            json.dumps({"step": step, "epoch": epoch, "split": split} | metrics) + "\n"
+        )
         self._file.flush()
         if not self._silent:
             self._events.write(step, {f"{name}/{split}": value for name, value in metrics.items()})
@@ -215,7 +242,12 @@ class Writer:
         if self._progress:
             shown = {"metrics": text} if split == "train" else {}
             self._progress.update(
-                self._task, completed=step, epoch=epoch, speed=f"{self.images_per_s:,.0f} images/s", refresh=True, **shown
+                self._task,
+                completed=step,
+                epoch=epoch,
+                speed=f"{self.images_per_s:,.0f} images/s",
+                refresh=True,
+                **shown,
             )
             if split != "train":
                 self.say(line)
@@ -225,7 +257,11 @@ class Writer:
             self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
             done, elapsed = step - self._first_step, time.monotonic() - self._start
             remaining = timedelta(seconds=round(elapsed / max(done, 1) * (self._num_steps - step)))
-            speed = f"  {self.images_per_s:,.0f} images/s  {remaining} left" if self.images_per_s else ""
+            speed = (
+                f"  {self.images_per_s:,.0f} images/s  {remaining} left"
+                if self.images_per_s
+                else ""
+            )
             self.say(line + speed)
 
     def say(self, line: str) -> None:
@@ -239,26 +275,37 @@ class Writer:
 
 
 class _Events:
-    """A new file of TensorBoard events in `workdir`; TensorBoard hides what older files hold from `purge_step` on.
+    """A new file of TensorBoard events in `workdir`; TensorBoard hides what older files hold from
+    `purge_step` on.
 
-    tensorboardX's own writer leaves the file to a thread, which a full disk ends: then the training would wait for it forever.
+    tensorboardX's own writer leaves the file to a thread, which a full disk ends: then the training
+    would wait for it forever.
     """
 
     def __init__(self, workdir: Path, purge_step: int):
-        from tensorboardX.proto import event_pb2, summary_pb2  # here, because it imports PyTorch if that is there: a second
+        from tensorboardX.proto import (
+            event_pb2,
+            summary_pb2,
+        )  # here, because it imports PyTorch if that is there: a second
         from tensorboardX.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._records = RecordWriter(str(workdir / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"))
+        self._records = RecordWriter(
+            str(workdir / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}")
+        )
         self._add(file_version="brain.Event:2")
-        self._add(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        self._add(
+            step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        )
         self.flush, self.close = self._records.flush, self._records.close
 
     def _add(self, **content) -> None:
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        values = [
+            self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()
+        ]
         self._add(step=step, summary=self._summary(value=values))
 
 
@@ -285,14 +332,26 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def last_finite(workdir: Path) -> str:
-    """For an error message: the newest training loss in metrics.jsonl, which takes finite ones only; "" where there is none."""
+    """For an error message: the newest training loss in metrics.jsonl, which takes finite ones
+    only; "" where there is none.
+    """
     losses = [record for record in read_metrics(workdir) if record["split"] == "train"]
-    return f" (last finite loss: {losses[-1]['loss']:.4g} at step {losses[-1]['step']})" if losses else ""
+    return (
+        f" (last finite loss: {losses[-1]['loss']:.4g} at step {losses[-1]['step']})"
+        if losses
+        else ""
+    )
 
 
 def _keep_lines(path: Path, first_step: int) -> set[tuple[int, str]]:
-    """Drops what lies beyond the checkpoint we continue from. Returns the (step, split) of the lines that stay."""
-    kept = [record for record in read_metrics(path.parent) if first_step and record["step"] <= first_step]
+    """Drops what lies beyond the checkpoint we continue from. Returns the (step, split) of the
+    lines that stay.
+    """
+    kept = [
+        record
+        for record in read_metrics(path.parent)
+        if first_step and record["step"] <= first_step
+    ]
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
     return {(record["step"], record["split"]) for record in kept}
 
@@ -311,7 +370,9 @@ def _progress_bar() -> rich.progress.Progress:
 
 
 def draw_curves(workdir: Path) -> None:
-    """Draws curves.png from metrics.jsonl: the error in percent over the epochs, for each split that was tracked."""
+    """Draws curves.png from metrics.jsonl: the error in percent over the epochs, for each split
+    that was tracked.
+    """
     from matplotlib.figure import Figure  # here, because importing it takes half a second
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -330,7 +391,13 @@ def draw_curves(workdir: Path) -> None:
             epochs, errors = zip(*curves[split], strict=True)
             marker = "o" if len(epochs) <= 30 else None
             axes.plot(
-                epochs, errors, color=color, label=f"{label}: {errors[-1]:.2f}%", linewidth=1.8, marker=marker, markersize=3.5
+                epochs,
+                errors,
+                color=color,
+                label=f"{label}: {errors[-1]:.2f}%",
+                linewidth=1.8,
+                marker=marker,
+                markersize=3.5,
             )
     positive = [error for curve in curves.values() for _, error in curve if error > 0]
     if positive and max(positive) > 4 * min(positive):
@@ -353,16 +420,22 @@ def draw_curves(workdir: Path) -> None:
 
 
 def _curves(records: list[dict]) -> dict[str, list[tuple[float, float]]]:
-    """Split -> (epoch, error in percent): one point per evaluation, and for training the mean over each epoch."""
+    """Split -> (epoch, error in percent): one point per evaluation, and for training the mean over
+    each epoch.
+    """
     curves, epochs, last_step = {}, {}, 0
     for record in records:
         if record["split"] == "train":
             steps = record["step"] - last_step
             last_step = record["step"]
-            epochs.setdefault(math.ceil(record["epoch"]), []).append((record["epoch"], record["error_pct"], steps))
+            epochs.setdefault(math.ceil(record["epoch"]), []).append(
+                (record["epoch"], record["error_pct"], steps)
+            )
         else:
             curves.setdefault(record["split"], []).append((record["epoch"], record["error_pct"]))
     for points in epochs.values():
-        error = sum(error * steps for _, error, steps in points) / sum(steps for _, _, steps in points)
+        error = sum(error * steps for _, error, steps in points) / sum(
+            steps for _, _, steps in points
+        )
         curves.setdefault("train", []).append((points[-1][0], error))
     return curves

@@ -1,15 +1,18 @@
-"""Speed beside PyTorch's, on this machine and in one call, and how far it is from what the machine allows:
+"""Speed beside PyTorch's, on this machine and in one call, and how far it is from what the machine
+allows:
 
     python -m scripts.benchmark [--suite=lenet_train,ops] [--json=results/benchmark.json]
 
-Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows the median of the rounds with
-the least and the most, and the ratio: the median of the rounds' ratios, above 1 where ours is faster. PyTorch takes part in
-the fastest of its forms (eager, channels last, compiled, for small work with one thread too), found by a few measurements of
-each. A measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The share of the limit
-is what ours reaches of what the row's words name: operations at the peak of a float32 matrix product, bytes at the bandwidth
-of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its columns say so. Each suite runs in a process of its
-own, and the file is written after it, beside the rows that it has of others. On two quiet cores all suites take about forty
-minutes.
+Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows
+the median of the rounds with the least and the most, and the ratio: the median of the rounds'
+ratios, above 1 where ours is faster. PyTorch takes part in the fastest of its forms (eager,
+channels last, compiled, for small work with one thread too), found by a few measurements of each. A
+measurement of repeated work begins with a run that is not counted and goes on for 0.3 seconds. The
+share of the limit is what ours reaches of what the row's words name: operations at the peak of a
+float32 matrix product, bytes at the bandwidth of a copy, the bare decoder. Without PyTorch
+(requirements-peers.txt) its columns say so. Each suite runs in a process of its own, and the file
+is written after it, beside the rows that it has of others. On two quiet cores all suites take about
+forty minutes.
 """
 
 import gc
@@ -42,9 +45,18 @@ PAUSE_S = 0.02  # between the sides: threads that have just worked go on asking 
 def define_flags(flag_values: flags.FlagValues) -> None:
     usual = f"all but {' and '.join(ONLY_IF_NAMED)} if empty."
     flags.DEFINE_list("suite", [], f"Some of {', '.join(SUITES)}; {usual}", flag_values=flag_values)
-    flags.DEFINE_integer("rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values)
-    flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", flag_values=flag_values)
-    flags.DEFINE_string("json", "", "Write the rows to this file, after each suite.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "Folder of the prepared sets; $TFDS_DATA_DIR if empty.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "json", "", "Write the rows to this file, after each suite.", flag_values=flag_values
+    )
     flags.DEFINE_boolean(
         "smallest",
         False,
@@ -60,8 +72,16 @@ def main(flag_values: flags.FlagValues) -> None:
     if flag_values.json and not Path(flag_values.json).absolute().parent.is_dir():
         raise UserError(f"--json={flag_values.json}: no such folder")
     names = flag_values.suite or [name for name in SUITES if name not in ONLY_IF_NAMED]
-    how = (flag_values.smallest, flag_values.data_dir, 1 if flag_values.smallest else flag_values.rounds, flag_values.json)
-    begun = {"commit": launch.commit(), "load_average": load_average()}  # before the file that is written changes a checkout
+    how = (
+        flag_values.smallest,
+        flag_values.data_dir,
+        1 if flag_values.smallest else flag_values.rounds,
+        flag_values.json,
+    )
+    begun = {
+        "commit": launch.commit(),
+        "load_average": load_average(),
+    }  # before the file that is written changes a checkout
     for name in names:
         if flag_values.smallest:
             run_suite(name, *how, begun)
@@ -70,14 +90,19 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 def in_fresh_process(function: Callable, *arguments):
-    """What a function gives in a Python of its own: a suite that runs after others finds their threads and their memory in
-    pieces, and was up to a third slower."""
+    """What a function gives in a Python of its own: a suite that runs after others finds their
+    threads and their memory in pieces, and was up to a third slower.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
 
-def run_suite(name: str, smallest: bool, data_dir: str, rounds: int, json_path: str, begun: dict) -> None:
-    """Measures a suite, prints its rows, and writes them to the file, if one is named, beside what it has of others."""
+def run_suite(
+    name: str, smallest: bool, data_dir: str, rounds: int, json_path: str, begun: dict
+) -> None:
+    """Measures a suite, prints its rows, and writes them to the file, if one is named, beside what
+    it has of others.
+    """
     launch.keep_freed_memory()  # as every command does
     source = machine() | begun | {"rounds": rounds, "smallest": smallest}
     where = {name: source.pop(name) for name in ("command", "commit")}
@@ -91,29 +116,42 @@ def run_suite(name: str, smallest: bool, data_dir: str, rounds: int, json_path: 
             for row in measured:
                 print(line(row), flush=True)
             if case.contains != said:
-                print(textwrap.fill(said := case.contains, 120, initial_indent="    ", subsequent_indent="    "))
+                print(
+                    textwrap.fill(
+                        said := case.contains, 120, initial_indent="    ", subsequent_indent="    "
+                    )
+                )
             found += [{"suite": name} | row | where for row in measured]
             del case
             gc.collect()  # what was compiled, and both networks
     print(flush=True)
     source["load_average_after"] = load_average()
-    rows = sorted([row for row in rows if row["suite"] != name] + found, key=lambda row: list(SUITES).index(row["suite"]))
+    rows = sorted(
+        [row for row in rows if row["suite"] != name] + found,
+        key=lambda row: list(SUITES).index(row["suite"]),
+    )
     if json_path:
-        write_atomic(path, json.dumps({"kind": "benchmark", "rows": rows, **source}, indent=2) + "\n")
+        write_atomic(
+            path, json.dumps({"kind": "benchmark", "rows": rows, **source}, indent=2) + "\n"
+        )
 
 
 def machine() -> dict:
     """Versions, machine, command, commit, and the limits measured here."""
     source = launch.provenance(SimpleNamespace(seed=0, dataset=""))
     del source["seed"], source["dataset"]
-    source["versions"]["torch"] = importlib.metadata.version("torch") if benchmark_suites.PEERS else "not installed"
+    source["versions"]["torch"] = (
+        importlib.metadata.version("torch") if benchmark_suites.PEERS else "not installed"
+    )
     source["machine"]["matmul_gflop_per_s"] = round(benchmark_suites.matmul_peak() / 1e9, 1)
     source["machine"]["copy_gb_per_s"] = round(benchmark_suites.copy_bandwidth() / 1e9, 1)
     return source
 
 
 def rows_of(path: Path, source: dict) -> list[dict]:
-    """What the file has already. Raises UserError if that is no benchmark, or was measured elsewhere or otherwise."""
+    """What the file has already. Raises UserError if that is no benchmark, or was measured
+    elsewhere or otherwise.
+    """
     try:
         earlier = json.loads(path.read_text())
     except ValueError:
@@ -122,12 +160,18 @@ def rows_of(path: Path, source: dict) -> list[dict]:
         raise UserError(f"--json={path} is there and holds no benchmark: name another file.")
     for name in ("processor", "cores", "accelerator"):
         if (there := earlier["machine"][name]) != source["machine"][name]:
-            raise UserError(f"--json={path} has rows of another machine ({name} {there}): name another file.")
+            raise UserError(
+                f"--json={path} has rows of another machine ({name} {there}): name another file."
+            )
     for name, version in source["versions"].items():
         if (there := earlier["versions"].get(name)) != version:
-            raise UserError(f"--json={path} has rows of {name} {there}, and here is {version}: name another file.")
+            raise UserError(
+                f"--json={path} has rows of {name} {there}, and here is {version}: name another file."
+            )
     if earlier["smallest"] != source["smallest"]:
-        raise UserError(f"--json={path} has rows of --smallest={str(earlier['smallest']).lower()}: name another file.")
+        raise UserError(
+            f"--json={path} has rows of --smallest={str(earlier['smallest']).lower()}: name another file."
+        )
     return earlier["rows"]
 
 
@@ -139,7 +183,9 @@ def load_average() -> list[float]:
 def describe(source: dict) -> str:
     """The machine in a line or two."""
     machine = source["machine"]
-    versions = ", ".join(f"{name} {source['versions'][name]}" for name in ("python", "jax", "flax", "torch"))
+    versions = ", ".join(
+        f"{name} {source['versions'][name]}" for name in ("python", "jax", "flax", "torch")
+    )
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator']}; {versions}; load average "
         f"{source['load_average'][0]:.2f}; limits: {machine['matmul_gflop_per_s']:.0f} GFLOP/s in a float32 matrix product, "
@@ -163,12 +209,25 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
     for i, (name, unit) in enumerate(case.rows):
         values, limit = [numbers[i] for numbers in ours], case.limits[i]
         limit = limit() if callable(limit) else limit
-        row = {"name": name, "unit": unit, "ours": statistics.median(values), "ours_range": [min(values), max(values)]}
+        row = {
+            "name": name,
+            "unit": unit,
+            "ours": statistics.median(values),
+            "ours_range": [min(values), max(values)],
+        }
         if form:
             peers = [numbers[i] for numbers in theirs]
-            row |= {"peer": statistics.median(peers), "peer_range": [min(peers), max(peers)], "peer_form": form}
-            row["peer_forms"] = {form: found if isinstance(found, str) else found[i] for form, found in tried.items()}
-            row["ratio"] = statistics.median(gain(a, b, unit) for a, b in zip(values, peers, strict=True))
+            row |= {
+                "peer": statistics.median(peers),
+                "peer_range": [min(peers), max(peers)],
+                "peer_form": form,
+            }
+            row["peer_forms"] = {
+                form: found if isinstance(found, str) else found[i] for form, found in tried.items()
+            }
+            row["ratio"] = statistics.median(
+                gain(a, b, unit) for a, b in zip(values, peers, strict=True)
+            )
         else:
             row |= {"peer": case.no_peer or "not installed", "ratio": None}
         row |= {"limit": limit, "share_of_limit": gain(row["ours"], limit, unit) if limit else None}
@@ -176,9 +235,13 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
     return rows
 
 
-def fastest(case: Case, *, again: bool = True) -> tuple[str | None, dict[str, tuple[float, ...] | str]]:
-    """The form of PyTorch that is to be measured, by the first of its numbers; the best that each form reached, if there are
-    several, and why others do not run. Without `again`, by the run that compiles."""
+def fastest(
+    case: Case, *, again: bool = True
+) -> tuple[str | None, dict[str, tuple[float, ...] | str]]:
+    """The form of PyTorch that is to be measured, by the first of its numbers; the best that each
+    form reached, if there are several, and why others do not run. Without `again`, by the run that
+    compiles.
+    """
     unit, first, failed = case.rows[0][1], {}, {}
     for name, run in case.peers.items():
         try:
@@ -186,14 +249,19 @@ def fastest(case: Case, *, again: bool = True) -> tuple[str | None, dict[str, tu
         except Exception as error:
             if "compiled" not in name:
                 raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
             failed[name] = f"does not run here: {reason[:200]}"
             print(f"PyTorch, {name}, {failed[name]}", file=sys.stderr)
     if len(first) < 2:
         return next(iter(first), None), failed
     tried = first
     if again:
-        tried = {name: max(trials(case.peers[name]), key=lambda numbers: gain(numbers[0], 1.0, unit)) for name in first}
+        tried = {
+            name: max(trials(case.peers[name]), key=lambda numbers: gain(numbers[0], 1.0, unit))
+            for name in first
+        }
     return max(tried, key=lambda name: gain(tried[name][0], 1.0, unit)), tried | failed
 
 
@@ -206,7 +274,9 @@ def trials(run: Callable[[], tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def gain(ours: float, theirs: float, unit: str) -> float:
-    """How much better ours is, as a factor: more is better of what is counted per second, less of anything else."""
+    """How much better ours is, as a factor: more is better of what is counted per second, less of
+    anything else.
+    """
     return ours / theirs if unit.endswith("/s") else theirs / ours
 
 

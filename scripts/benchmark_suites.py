@@ -1,7 +1,8 @@
-"""What the benchmark measures: each suite is a generator of cases, ours and PyTorch's, that time the same work.
+"""What the benchmark measures: each suite is a generator of cases, ours and PyTorch's, that time
+the same work.
 
-Ours is the project's own code, called as `lenet.train` and `alexnet.train` call it. A case is built when its turn comes, and
-dropped before the next one.
+Ours is the project's own code, called as `lenet.train` and `alexnet.train` call it. A case is built
+when its turn comes, and dropped before the next one.
 """
 
 import contextlib
@@ -54,12 +55,16 @@ ANOTHER_FORM, A_PART = "another form of ours", "a part of ours"  # why such rows
 READING_LIMITS = {"jpeg": "the bare decoder", "raw": "a copy of the pixels at the copy bandwidth"}
 LEAST_S = 0.3  # that a measurement of repeated work goes on: what the other side left behind then counts for little
 QUEUED = 40  # runs that an accelerator is given before their outputs are waited for
-DECODE = functools.partial(simplejpeg.decode_jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
+DECODE = functools.partial(
+    simplejpeg.decode_jpeg, colorspace="RGB", fastdct=False, fastupsample=False
+)
 TARGET_PCT = 1.0  # validation error that `time_to_accuracy` runs to
 
 
 class Setting(NamedTuple):
-    """What all suites are told. smallest: the least work that gives each row. work: a folder that may be filled."""
+    """What all suites are told. smallest: the least work that gives each row. work: a folder that
+    may be filled.
+    """
 
     smallest: bool
     data_dir: str
@@ -70,11 +75,14 @@ class Case(NamedTuple):
     """Something measured side by side; one row for each of its numbers.
 
     Attributes:
-      rows: (name, unit) of each number. More is better of what a unit has per second, less of the rest.
+      rows: (name, unit) of each number. More is better of what a unit has per second, less of the
+        rest.
       ours: measures once, and returns the numbers.
-      peers: the same in PyTorch, by form; the best form is the peer. Empty without PyTorch, and where `no_peer` says why.
+      peers: the same in PyTorch, by form; the best form is the peer. Empty without PyTorch, and
+        where `no_peer` says why.
       contains: what is inside of the numbers, in words.
-      limits: what the machine allows of each number, or a function that says so after measuring; None where nothing does.
+      limits: what the machine allows of each number, or a function that says so after measuring;
+        None where nothing does.
       no_peer: why there is none even with PyTorch.
     """
 
@@ -108,9 +116,11 @@ def accelerated() -> bool:
 
 @functools.cache
 def matmul_peak(dtype: str = "float32") -> float:
-    """Floating-point operations a second in a square matrix product, the best of ten; on a processor float32 alone.
+    """Floating-point operations a second in a square matrix product, the best of ten; on a
+    processor float32 alone.
 
-    There it is one of 2048 x 2048, JAX's or NumPy's, else one of 8192 x 8192 (float32 of a GPU is TF32).
+    There it is one of 2048 x 2048, JAX's or NumPy's, else one of 8192 x 8192 (float32 of a GPU is
+    TF32).
     """
     n = 8192 if accelerated() else 2048
     a, product = np.random.default_rng(0).standard_normal((n, n), np.float32), jax.jit(jnp.matmul)
@@ -123,19 +133,25 @@ def matmul_peak(dtype: str = "float32") -> float:
 
 @functools.cache
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of copying memory, the best of ten: 256 MB on all cores, or 1 GB of a GPU."""
+    """Bytes a second, read and written, of copying memory, the best of ten: 256 MB on all cores, or
+    1 GB of a GPU.
+    """
     if accelerated():
         x, copied = jnp.ones(2**28, jnp.float32), jax.jit(lambda x: x + 1)
         return 2 * x.nbytes / best_seconds(lambda: copied(x).block_until_ready(), 10)
     source, target = (np.ones(2**26, np.float32) for _ in range(2))
     parts = [slice(i * len(source) // CORES, (i + 1) * len(source) // CORES) for i in range(CORES)]
     with ThreadPoolExecutor(CORES) as threads:
-        run = best_seconds(lambda: list(threads.map(lambda part: np.copyto(target[part], source[part]), parts)), 10)
+        run = best_seconds(
+            lambda: list(threads.map(lambda part: np.copyto(target[part], source[part]), parts)), 10
+        )
     return 2 * source.nbytes / run
 
 
 def operations(layers: list[dict], *, training: bool) -> int:
-    """Floating-point operations of one image: two a weight's use; in training thrice, but for the gradient of the image."""
+    """Floating-point operations of one image: two a weight's use; in training thrice, but for the
+    gradient of the image.
+    """
     uses = sum(layer["multiply_adds"] for layer in layers)
     first = next(layer["multiply_adds"] for layer in layers if layer["multiply_adds"])
     return 2 * (3 * uses - first if training else uses)
@@ -156,11 +172,17 @@ def torch_peers():
 
 
 def timed(
-    setting: Setting, run: Callable[[], Any], *, wait=jax.block_until_ready, one_by_one: bool = False
+    setting: Setting,
+    run: Callable[[], Any],
+    *,
+    wait=jax.block_until_ready,
+    one_by_one: bool = False,
 ) -> Callable[[], float]:
-    """Measures the seconds that a run takes: of as many as LEAST_S has room for, after one that does not count.
+    """Measures the seconds that a run takes: of as many as LEAST_S has room for, after one that
+    does not count.
 
-    It waits for the outputs of each on a processor or if `one_by_one`, else for those of every QUEUED-th, as runs queue up.
+    It waits for the outputs of each on a processor or if `one_by_one`, else for those of every
+    QUEUED-th, as runs queue up.
     """
     queued = 1 if one_by_one or setting.smallest or not accelerated() else QUEUED
 
@@ -195,7 +217,13 @@ def span(measure: Callable[[], float], unit: float, count: int = 1) -> Callable[
 def preset(package, name: str, *changes: str):
     """The config of PACKAGE/presets/NAME.flags, with changes."""
     common.flags.define(package.config.Config, values := flags.FlagValues())
-    values(["benchmark", f"--flagfile={ROOT / package.__name__ / 'presets' / f'{name}.flags'}", *changes])
+    values(
+        [
+            "benchmark",
+            f"--flagfile={ROOT / package.__name__ / 'presets' / f'{name}.flags'}",
+            *changes,
+        ]
+    )
     return common.flags.read(package.config.Config, values)
 
 
@@ -203,13 +231,19 @@ def forms(setting: Setting, *, one_thread: bool = False) -> list[str]:
     """The forms of PyTorch that are tried; the smallest benchmark waits for no compiler."""
     names = ["eager", "channels-last", "compiled"]
     names += ["eager, 1 thread", "compiled, 1 thread"] * (one_thread and not accelerated())
-    return [name for name in names if not (setting.smallest and "compiled" in name)] if PEERS else []
+    return (
+        [name for name in names if not (setting.smallest and "compiled" in name)] if PEERS else []
+    )
 
 
-def in_process(module: str, call: str, processes: int = 1, **environment: str) -> tuple[float, float]:
-    """What a call of a function of `module` gives in a Python of its own, and the most memory (MB) that this ever had.
+def in_process(
+    module: str, call: str, processes: int = 1, **environment: str
+) -> tuple[float, float]:
+    """What a call of a function of `module` gives in a Python of its own, and the most memory (MB)
+    that this ever had.
 
-    Of several `processes`, which find one another as torchrun's do, the largest number and their memory together.
+    Of several `processes`, which find one another as torchrun's do, the largest number and their
+    memory together.
     """
     # On Linux ru_maxrss would begin with the memory of the process that started it.
     code = f"""
@@ -221,11 +255,15 @@ if sys.platform == "linux":
 print(json.dumps([number, peak_mb]))
 """
     if processes > 1:
-        environment |= dict(MASTER_ADDR="localhost", MASTER_PORT=str(free_port()), WORLD_SIZE=str(processes))
+        environment |= dict(
+            MASTER_ADDR="localhost", MASTER_PORT=str(free_port()), WORLD_SIZE=str(processes)
+        )
 
     def run(rank: int) -> tuple[float, float]:
         variables = os.environ | environment | {"RANK": str(rank)}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"{call}: {done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])
@@ -257,9 +295,15 @@ class LeNetTraining:
         self.config, self.examples, self.chunk_steps, self.step = config, examples, chunk_steps, 0
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: lenet.train.build_model(config)))
         loss, prepare = lenet.train.build_loss(config), lenet.train.build_prepare(config)
-        tx = lenet.train.build_optimizer(config, lenet.data.steps_per_epoch(len(examples), config.batch_size))
-        train_steps = lenet.train.make_train_steps(graphdef, tx, loss, prepare, config.average_decay)
-        self.placement = parallel.place(train_steps, mode="jit", batch_size=config.batch_size, batch_axis=1)
+        tx = lenet.train.build_optimizer(
+            config, lenet.data.steps_per_epoch(len(examples), config.batch_size)
+        )
+        train_steps = lenet.train.make_train_steps(
+            graphdef, tx, loss, prepare, config.average_decay
+        )
+        self.placement = parallel.place(
+            train_steps, mode="jit", batch_size=config.batch_size, batch_axis=1
+        )
         self.eval_step = lenet.train.make_eval_step(graphdef, loss, prepare)
         self.tx = tx
         self.restart(config.seed)
@@ -276,7 +320,9 @@ class LeNetTraining:
     def chunk(self, step: int) -> dict[str, np.ndarray]:
         config, steps = self.config, self.chunk_steps
         sizes = dict(num_steps=steps, padded_to=steps, batch_size=config.batch_size)
-        return lenet.data.training_chunk(self.examples, first_step=step, **sizes, seed=config.seed, reshuffle=True, copies=0)
+        return lenet.data.training_chunk(
+            self.examples, first_step=step, **sizes, seed=config.seed, reshuffle=True, copies=0
+        )
 
     def run(self) -> None:
         """The next chunk."""
@@ -289,16 +335,24 @@ class LeNetTraining:
         return self.eval_step(self.state.params, self.placement.place_batch(batch))
 
 
-def lenet_trainers(setting: Setting, one_thread: bool, config: lenet.config.Config) -> dict[str, Any]:
+def lenet_trainers(
+    setting: Setting, one_thread: bool, config: lenet.config.Config
+) -> dict[str, Any]:
     """Form -> PyTorch's trainer of the same network and rule."""
     if not PEERS:
         return {}
     peers, mask = torch_peers(), lenet.model.c3_mask(lenet.model.C3_TABLE)
-    layers = dict(activation=peers.nn.ReLU, pool=peers.nn.MaxPool2d) if config.pooling == "max" else {}
+    layers = (
+        dict(activation=peers.nn.ReLU, pool=peers.nn.MaxPool2d) if config.pooling == "max" else {}
+    )
     rate = config.learning_rate
-    optimizer = peers.adam(rate) if config.optimizer == "adamw" else peers.sgd(rate, config.momentum)
+    optimizer = (
+        peers.adam(rate) if config.optimizer == "adamw" else peers.sgd(rate, config.momentum)
+    )
     return {
-        form: peers.Trainer(peers.lenet(mask, **layers), optimizer, peers.FORMS[form], prepare=peers.digits)
+        form: peers.Trainer(
+            peers.lenet(mask, **layers), optimizer, peers.FORMS[form], prepare=peers.digits
+        )
         for form in forms(setting, one_thread=one_thread)
     }
 
@@ -309,7 +363,10 @@ def lenet_train(setting: Setting) -> Iterator[Case]:
         config = lenet.config.Config(batch_size=batch_size)
         steps = 2 if setting.smallest else lenet.train.steps_per_chunk(batch_size)
         training = LeNetTraining(config, embedded_digits(), steps)
-        trainers, their_steps = lenet_trainers(setting, batch_size <= 32, config), min(steps, 256)  # enough of batch 1
+        trainers, their_steps = (
+            lenet_trainers(setting, batch_size <= 32, config),
+            min(steps, 256),
+        )  # enough of batch 1
         digits = embedded_digits()
         yield Case(
             ((f"deck, batch {batch_size}", "images/s"),),
@@ -319,7 +376,12 @@ def lenet_train(setting: Setting) -> Iterator[Case]:
                     timed_theirs(
                         setting,
                         functools.partial(
-                            torch_peers().train_in_memory, digits.images, digits.labels, batch_size, their_steps, trainer
+                            torch_peers().train_in_memory,
+                            digits.images,
+                            digits.labels,
+                            batch_size,
+                            their_steps,
+                            trainer,
                         ),
                         one_by_one=True,
                     ),
@@ -329,7 +391,12 @@ def lenet_train(setting: Setting) -> Iterator[Case]:
             },
             "Choosing the digits of a batch in memory, padding and scaling, forward, backward, SGD with momentum; ours counts "
             "loss and errors too. Limit: the operations of forward and backward at the matmul peak.",
-            (matmul_peak() / operations(lenet.model.layer_table(lenet.train.build_model(config)), training=True),),
+            (
+                matmul_peak()
+                / operations(
+                    lenet.model.layer_table(lenet.train.build_model(config)), training=True
+                ),
+            ),
         )
 
 
@@ -341,15 +408,25 @@ def lenet_predict(setting: Setting) -> Iterator[Case]:
         if PEERS:
             mask, theirs = lenet.model.c3_mask(lenet.model.C3_TABLE), torch_peers().tensors(batch)
             for form in forms(setting, one_thread=batch_size == 1):
-                score = torch_peers().scorer(torch_peers().lenet(mask), torch_peers().FORMS[form], torch_peers().digits)
+                score = torch_peers().scorer(
+                    torch_peers().lenet(mask), torch_peers().FORMS[form], torch_peers().digits
+                )
                 peers[form] = functools.partial(score, *theirs)
-        per_image = operations(lenet.model.layer_table(lenet.train.build_model(training.config)), training=False)
+        per_image = operations(
+            lenet.model.layer_table(lenet.train.build_model(training.config)), training=False
+        )
         ours = functools.partial(training.score, batch)
         yield predict_case(setting, row, batch_size, ours, peers, per_image)
 
 
 def predict_case(
-    setting: Setting, row, batch_size: int, ours, peers: dict[str, Callable], per_image: int, dtype="float32"
+    setting: Setting,
+    row,
+    batch_size: int,
+    ours,
+    peers: dict[str, Callable],
+    per_image: int,
+    dtype="float32",
 ) -> Case:
     """Of one batch a call: the time of a call, or images a second."""
 
@@ -360,7 +437,10 @@ def predict_case(
     return Case(
         (row,),
         measured(timed(setting, ours, one_by_one=latency)),
-        {form: measured(timed_theirs(setting, run, one_by_one=latency)) for form, run in peers.items()},
+        {
+            form: measured(timed_theirs(setting, run, one_by_one=latency))
+            for form, run in peers.items()
+        },
         "A batch of uint8 images from the host, its preparation, forward, loss and errors; ours counts the confusion matrix or "
         "the top 5 too. PyTorch's compiled form has its weights frozen. Limit: the operations at the matmul peak.",
         (1e6 * batch_size / limit if row[1] == "us" else limit,),
@@ -376,13 +456,21 @@ class AlexNetTraining:
     def __init__(self, config: alexnet.config.Config, num_classes: int):
         self.config, self.num_classes = config, num_classes
         size = 32 if config.crop_size <= 32 else 256
-        noise = alexnet.data.Noise(range(config.batch_size), (size, size, 3), config.seed, num_classes)
+        noise = alexnet.data.Noise(
+            range(config.batch_size), (size, size, 3), config.seed, num_classes
+        )
         self.statistics = jax.tree.map(np.float32, alexnet.data.statistics(noise))
-        self.batch = alexnet.data.training_batch(noise, 0, batch_size=config.batch_size, seed=config.seed)
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes)))
+        self.batch = alexnet.data.training_batch(
+            noise, 0, batch_size=config.batch_size, seed=config.seed
+        )
+        graphdef = nnx.graphdef(
+            nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes))
+        )
         tx, loss = alexnet.train.build_optimizer(config, 1000), alexnet.train.build_loss(config)
         self.prepare = alexnet.train.build_prepare(config, self.statistics)
-        train_step = alexnet.train.make_train_step(graphdef, tx, loss, self.prepare, config.average_decay, config.seed)
+        train_step = alexnet.train.make_train_step(
+            graphdef, tx, loss, self.prepare, config.average_decay, config.seed
+        )
         self.placement = parallel.place(train_step, mode="jit", batch_size=config.batch_size)
         self.eval_step = alexnet.train.make_eval_step(graphdef, loss, self.prepare)
         self.new_state = jax.jit(
@@ -396,7 +484,11 @@ class AlexNetTraining:
         return self.state, sums
 
     def score(self) -> dict[str, jax.Array]:
-        batch = {"image": self.batch["image"], "label": self.batch["label"], "mask": np.ones(self.config.batch_size, bool)}
+        batch = {
+            "image": self.batch["image"],
+            "label": self.batch["label"],
+            "mask": np.ones(self.config.batch_size, bool),
+        }
         return self.eval_step(self.state.params, self.placement.place_batch(batch))
 
     @property
@@ -408,13 +500,21 @@ class AlexNetTraining:
 
     def operations(self, *, training: bool) -> int:
         model = nnx.eval_shape(lambda: alexnet.train.build_model(self.config, self.num_classes))
-        return operations(alexnet.model.layer_table(model, self.config.crop_size), training=training)
+        return operations(
+            alexnet.model.layer_table(model, self.config.crop_size), training=training
+        )
 
     def theirs(self, name: str) -> tuple:
-        """PyTorch's network, preparation of images and optimizer for the preset `name`, and the batch as its tensors."""
+        """PyTorch's network, preparation of images and optimizer for the preset `name`, and the
+        batch as its tensors.
+        """
         peers, config = torch_peers(), self.config
         axes = alexnet.data.color_axes(self.statistics.covariance) if config.color_pca else None
-        scale = 1 / np.sqrt(np.diag(self.statistics.covariance)) if config.scaling == "standardized" else 1.0
+        scale = (
+            1 / np.sqrt(np.diag(self.statistics.covariance))
+            if config.scaling == "standardized"
+            else 1.0
+        )
         crops = peers.Crops(self.statistics.mean_image, config.crop_size, axes, scale, config.pad)
         if config.net == "alexnet":
             model = functools.partial(peers.alexnet, name, config.crop_size, self.num_classes)
@@ -432,7 +532,9 @@ def training_case(setting: Setting, name: str, training: AlexNetTraining) -> Cas
         for form in forms(setting):
             way = torch_peers().FORMS[form]._replace(bfloat16=training.bfloat16)
             trainer = torch_peers().Trainer(model(), optimizer, way, augment=crops.random)
-            peers[form] = rate(timed_theirs(setting, functools.partial(trainer.step, *batch)), batch_size)
+            peers[form] = rate(
+                timed_theirs(setting, functools.partial(trainer.step, *batch)), batch_size
+            )
     return Case(
         ((training.described(name), "images/s"),),
         rate(timed(setting, training.run), batch_size),
@@ -457,7 +559,12 @@ def _alexnets(setting: Setting) -> Iterator[tuple[str, AlexNetTraining]]:
         kinds.append(("deck", many, "bfloat16"))
     for name, batch_size, dtype in kinds:
         changes = ["--dataset=fake", f"--batch_size={batch_size}", f"--compute_dtype={dtype}"]
-        yield name, AlexNetTraining(preset(alexnet, name, *changes, *["--crop_size=67"] * setting.smallest), 1000)
+        yield (
+            name,
+            AlexNetTraining(
+                preset(alexnet, name, *changes, *["--crop_size=67"] * setting.smallest), 1000
+            ),
+        )
 
 
 def alexnet_train(setting: Setting) -> Iterator[Case]:
@@ -484,7 +591,9 @@ def alexnet_predict(setting: Setting) -> Iterator[Case]:
 def cifar_train(setting: Setting) -> Iterator[Case]:
     """Updates of the CIFAR-10 networks."""
     for name in ("cifar18", "cifar13", "small"):
-        config = preset(alexnet, name, "--dataset=fake", f"--batch_size={8 if setting.smallest else 128}")
+        config = preset(
+            alexnet, name, "--dataset=fake", f"--batch_size={8 if setting.smallest else 128}"
+        )
         yield training_case(setting, name, AlexNetTraining(config, 10))
 
 
@@ -492,7 +601,9 @@ def cifar_train(setting: Setting) -> Iterator[Case]:
 
 
 def ops(setting: Setting) -> Iterator[Case]:
-    """Masked convolution, normalization and pooling by themselves, forward, and forward and backward."""
+    """Masked convolution, normalization and pooling by themselves, forward, and forward and
+    backward.
+    """
     random = np.random.default_rng(0)
 
     def array(images: int, *shape: int) -> np.ndarray:
@@ -546,7 +657,9 @@ def ops(setting: Setting) -> Iterator[Case]:
 
 
 class Layer(NamedTuple):
-    """A convolution of a network: `inputs` (B, H, W, in), a kernel of size x size, padding around all sides."""
+    """A convolution of a network: `inputs` (B, H, W, in), a kernel of size x size, padding around
+    all sides.
+    """
 
     name: str
     inputs: tuple[int, int, int, int]
@@ -571,24 +684,52 @@ LAYERS = (
 
 
 def attempts(setting: Setting) -> Iterator[Case]:
-    """Where training spends its time, forward and backward: the forms in use, and others tried in their place."""
+    """Where training spends its time, forward and backward: the forms in use, and others tried in
+    their place.
+    """
     random = np.random.default_rng(0)
     for name, side, channels, features in (("C1", 32, 1, 6), ("C3", 14, 6, 16)):
-        steps, batch_size = (2, 2) if setting.smallest else (4, 128)  # in a loop over steps, as in LeNet-5's training
-        x = jnp.asarray(random.standard_normal((steps, side, channels, side, batch_size), np.float32))
+        steps, batch_size = (
+            (2, 2) if setting.smallest else (4, 128)
+        )  # in a loop over steps, as in LeNet-5's training
+        x = jnp.asarray(
+            random.standard_normal((steps, side, channels, side, batch_size), np.float32)
+        )
         kernel = jnp.asarray(random.standard_normal((5, 5, channels, features), np.float32))
-        limit = (2 if name == "C1" else 3) * 2 * steps * batch_size * (side - 4) ** 2 * kernel.size / matmul_peak()
-        for form, convolve in (("in use", conv.batch_last_convolution()), ("lax", conv.lax_convolution)):
+        limit = (
+            (2 if name == "C1" else 3)
+            * 2
+            * steps
+            * batch_size
+            * (side - 4) ** 2
+            * kernel.size
+            / matmul_peak()
+        )
+        for form, convolve in (
+            ("in use", conv.batch_last_convolution()),
+            ("lax", conv.lax_convolution),
+        ):
 
             def function(x, kernel, convolve=convolve):
                 return lax.map(lambda x: convolve(x, kernel), x)
 
-            name_of_form = f"LeNet-5 {name} for {steps} batches, {batch_size}x{side}x{side}x{channels}, {form}"
-            yield attempt(setting, name_of_form, function, (x, kernel), limit, (1,) if name == "C1" else (0, 1))
+            name_of_form = (
+                f"LeNet-5 {name} for {steps} batches, {batch_size}x{side}x{side}x{channels}, {form}"
+            )
+            yield attempt(
+                setting,
+                name_of_form,
+                function,
+                (x, kernel),
+                limit,
+                (1,) if name == "C1" else (0, 1),
+            )
 
     for layer in LAYERS:
         batch_size, *shape = layer.inputs
-        x = jnp.asarray(random.standard_normal((2 if setting.smallest else batch_size, *shape), np.float32))
+        x = jnp.asarray(
+            random.standard_normal((2 if setting.smallest else batch_size, *shape), np.float32)
+        )
         kernel_shape = (layer.size, layer.size, x.shape[-1] // layer.groups, layer.features)
         kernel = jnp.asarray(random.standard_normal(kernel_shape, np.float32))
         outputs = (x.shape[1] + 2 * layer.padding - layer.size) // layer.stride + 1
@@ -603,21 +744,43 @@ def attempts(setting: Setting) -> Iterator[Case]:
     for form, function in lrn_forms(x.shape[-1]).items():
         yield attempt(setting, f"LRN, {shape_text(x)}, {form}", function, (x,), limit)
     for shape in ((128, 33, 33, 32), (32, 55, 55, 96)):
-        x = jnp.asarray(random.standard_normal((2 if setting.smallest else shape[0], *shape[1:]), np.float32))
+        x = jnp.asarray(
+            random.standard_normal((2 if setting.smallest else shape[0], *shape[1:]), np.float32)
+        )
         for form, function in pooling_forms().items():
             limit = 3.5 * x.nbytes / copy_bandwidth()
-            yield attempt(setting, f"max pooling 3/2, {shape_text(x)}, {form}", function, (x,), limit)
+            yield attempt(
+                setting, f"max pooling 3/2, {shape_text(x)}, {form}", function, (x,), limit
+            )
 
     for record_format, records in prepare_images(setting).items():
-        words = f"Reading {described(records)} in random order and decoding them, in batches of 32. "
-        words, limit = words + f"Limit: {READING_LIMITS[record_format]}.", 1e6 / reading_limit(records)
+        words = (
+            f"Reading {described(records)} in random order and decoding them, in batches of 32. "
+        )
+        words, limit = (
+            words + f"Limit: {READING_LIMITS[record_format]}.",
+            1e6 / reading_limit(records),
+        )
         for form, read in reading_forms(records).items():
             ours = span(timed(setting, read), 1e-6, len(records))
-            yield Case(((f"{record_format} records, 256x256x3, {form}", "us"),), ours, {}, words, (limit,), ANOTHER_FORM)
+            yield Case(
+                ((f"{record_format} records, 256x256x3, {form}", "us"),),
+                ours,
+                {},
+                words,
+                (limit,),
+                ANOTHER_FORM,
+            )
 
 
 def attempt(
-    setting: Setting, name: str, function: Callable, arrays: tuple, limit_s: float, argnums=(0,), no_peer=ANOTHER_FORM
+    setting: Setting,
+    name: str,
+    function: Callable,
+    arrays: tuple,
+    limit_s: float,
+    argnums=(0,),
+    no_peer=ANOTHER_FORM,
 ) -> Case:
     @jax.jit
     def run(cotangent, *arrays):
@@ -634,13 +797,22 @@ def attempt(
 
 def convolution_forms(stride: int, padding: int, groups: int) -> dict[str, Callable]:
     """Functions of (x, kernel)."""
-    settings = dict(window_strides=(stride, stride), padding=((padding, padding),) * 2, feature_group_count=groups)
+    settings = dict(
+        window_strides=(stride, stride),
+        padding=((padding, padding),) * 2,
+        feature_group_count=groups,
+    )
     settings["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
 
     def patches(x, kernel):
         x = jnp.pad(x, ((0, 0), *settings["padding"], (0, 0)))
-        height, width = (side - size + 1 for side, size in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-        seen = [x[:, i : i + height : stride, j : j + width : stride] for i, j in np.ndindex(*kernel.shape[:2])]
+        height, width = (
+            side - size + 1 for side, size in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+        )
+        seen = [
+            x[:, i : i + height : stride, j : j + width : stride]
+            for i, j in np.ndindex(*kernel.shape[:2])
+        ]
         return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
     forms = {
@@ -655,7 +827,10 @@ def convolution_forms(stride: int, padding: int, groups: int) -> dict[str, Calla
         def pixel_by_pixel(x, kernel):
             x, (height, width) = jnp.pad(x, ((0, 0), *settings["padding"], (0, 0))), x.shape[1:3]
             seen = [x[:, i : i + height, j : j + width] for i, j in np.ndindex(*kernel.shape[:2])]
-            return sum(pixels @ weights for pixels, weights in zip(seen, kernel.reshape(-1, *kernel.shape[2:]), strict=True))
+            return sum(
+                pixels @ weights
+                for pixels, weights in zip(seen, kernel.reshape(-1, *kernel.shape[2:]), strict=True)
+            )
 
         forms["a product for each pixel of the kernel"] = pixel_by_pixel
     return forms
@@ -663,14 +838,18 @@ def convolution_forms(stride: int, padding: int, groups: int) -> dict[str, Calla
 
 def lrn_forms(channels: int) -> dict[str, Callable]:
     """Across five maps, as the paper's."""
-    band = jnp.asarray(np.abs(np.subtract.outer(np.arange(channels), np.arange(channels))) <= 2, jnp.float32)
+    band = jnp.asarray(
+        np.abs(np.subtract.outer(np.arange(channels), np.arange(channels))) <= 2, jnp.float32
+    )
 
     def shifted(x):
         squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (2, 2)))
         return sum(squares[..., i : i + channels] for i in range(5))
 
     def windows(x):
-        return lax.reduce_window(x * x, np.float32(0), lax.add, (1, 1, 1, 5), (1,) * 4, ((0, 0),) * 3 + ((2, 2),))
+        return lax.reduce_window(
+            x * x, np.float32(0), lax.add, (1, 1, 1, 5), (1,) * 4, ((0, 0),) * 3 + ((2, 2),)
+        )
 
     def normalized(sums):
         def function(x):
@@ -685,7 +864,9 @@ def lrn_forms(channels: int) -> dict[str, Callable]:
         "shifted additions": normalized(shifted),
         "a product with a banded matrix": normalized(lambda x: (x * x) @ band),
         "a power instead of roots": lambda x: x * (2 + 1e-4 * shifted(x)) ** -0.75,
-        "an image at a time, in the cache": lambda x: lax.map(alexnet.lrn.local_response_normalization, x),
+        "an image at a time, in the cache": lambda x: lax.map(
+            alexnet.lrn.local_response_normalization, x
+        ),
     }
 
 
@@ -699,7 +880,9 @@ def pooling_forms() -> dict[str, Callable]:
     def along_axes(x):
         for axis in (1, 2):
             entries = x.shape[axis] - 2
-            x = functools.reduce(jnp.maximum, (lax.slice_in_dim(x, i, i + entries, 2, axis) for i in range(3)))
+            x = functools.reduce(
+                jnp.maximum, (lax.slice_in_dim(x, i, i + entries, 2, axis) for i in range(3))
+            )
         return x
 
     def one_winner(x):
@@ -721,7 +904,9 @@ def pooling_forms() -> dict[str, Callable]:
 
     return {
         "in use": functools.partial(alexnet.pooling.max_pool, overlapping=True),
-        "lax.reduce_window": lambda x: lax.reduce_window(x, np.float32(-np.inf), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID"),
+        "lax.reduce_window": lambda x: lax.reduce_window(
+            x, np.float32(-np.inf), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID"
+        ),
         "three slices along each axis": along_axes,
         "nine slices": lambda x: functools.reduce(jnp.maximum, slices(x)),
         "nine slices, the gradient to the first": one_winner,
@@ -732,18 +917,27 @@ def shape_text(x: np.ndarray) -> str:
     return "x".join(map(str, x.shape))
 
 
-def op_cases(setting, name, function, theirs, arrays, their_arrays, limits, words) -> Iterator[Case]:
-    """Two cases, forward, and forward and backward. `theirs(torch_peers)` is {prefix of the form: function}."""
+def op_cases(
+    setting, name, function, theirs, arrays, their_arrays, limits, words
+) -> Iterator[Case]:
+    """Two cases, forward, and forward and backward. `theirs(torch_peers)` is {prefix of the form:
+    function}.
+    """
     for backward, limit in zip((False, True), limits, strict=True):
         placed, peers = [jnp.asarray(array) for array in arrays], {}
         if PEERS:
             for prefix, their_function in theirs(torch_peers()).items():
                 settings = dict(backward=backward, forms=forms(setting, one_thread=True))
                 found = torch_peers().function_forms(their_function, *their_arrays, **settings)
-                peers |= {prefix + form: span(timed_theirs(setting, run), 1e-3) for form, run in found.items()}
+                peers |= {
+                    prefix + form: span(timed_theirs(setting, run), 1e-3)
+                    for form, run in found.items()
+                }
         run = functools.partial(jax.jit(function), *placed)
         if backward:
-            run = functools.partial(jax.jit(with_gradients(function)), cotangent(function, *placed), *placed)
+            run = functools.partial(
+                jax.jit(with_gradients(function)), cotangent(function, *placed), *placed
+            )
         yield Case(
             ((f"{name}, {'forward and backward' if backward else 'forward'}", "ms"),),
             span(timed(setting, run), 1e-3),
@@ -787,14 +981,28 @@ def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     what, peak, bandwidth = training.described(preset_name), matmul_peak(), copy_bandwidth()
     words = "An update as in cifar_train. Limit: its operations at the peak of a matrix product."
     limit = 1e3 * config.batch_size * training.operations(training=True) / peak
-    yield Case(((f"{what}, in all", "ms"),), span(timed(setting, training.run), 1e-3), {}, words, (limit,), A_PART)
+    yield Case(
+        ((f"{what}, in all", "ms"),),
+        span(timed(setting, training.run), 1e-3),
+        {},
+        words,
+        (limit,),
+        A_PART,
+    )
 
     prepare = jax.jit(training.prepare)
     image, draw = (jnp.asarray(training.batch[name]) for name in ("image", "draw"))
     x = prepare(image, draw)
     words = "Limit: bytes in and out at the copy bandwidth."
     ours = span(timed(setting, lambda: prepare(image, draw)), 1e-3)
-    yield Case(((f"{what}, crops", "ms"),), ours, {}, words, (1e3 * (image.nbytes + x.nbytes) / bandwidth,), A_PART)
+    yield Case(
+        ((f"{what}, crops", "ms"),),
+        ours,
+        {},
+        words,
+        (1e3 * (image.nbytes + x.nbytes) / bandwidth,),
+        A_PART,
+    )
 
     model, keys = alexnet.train.build_model(config, 10), jax.vmap(jax.random.key)(draw)
     table = {row["name"]: row for row in alexnet.model.layer_table(model, config.crop_size)}
@@ -811,16 +1019,22 @@ def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
         else:
             function, arrays, argnums = functools.partial(model.layer, name, keys=keys), (x,), (0,)
         outputs = jax.eval_shape(function, *arrays)
-        if len(arrays) == 1:  # reads x and writes the outputs, then reads x and their gradient and writes its own
+        if (
+            len(arrays) == 1
+        ):  # reads x and writes the outputs, then reads x and their gradient and writes its own
             limit = 4 * (3 * x.size + 2 * outputs.size) / bandwidth
         yield attempt(setting, f"{what}, {name}", function, arrays, limit, argnums, A_PART)
         x = jax.random.normal(jax.random.key(0), outputs.shape)
 
 
 def normalization_parts(setting: Setting) -> Iterator[Case]:
-    """The passes over memory that XLA makes of a normalization and its gradient, compiled one by one."""
+    """The passes over memory that XLA makes of a normalization and its gradient, compiled one by
+    one.
+    """
     shape = (2 if setting.smallest else 32, 55, 55, 96)
-    x, g, root = (jnp.asarray(np.random.default_rng(seed).random(shape, np.float32)) for seed in range(3))
+    x, g, root = (
+        jnp.asarray(np.random.default_rng(seed).random(shape, np.float32)) for seed in range(3)
+    )
     pad = functools.partial(jnp.pad, pad_width=[(0, 0)] * 3 + [(2, 2)])
     padded = pad(x)
 
@@ -831,10 +1045,19 @@ def normalization_parts(setting: Setting) -> Iterator[Case]:
     passes = {  # what is computed: (function, its arguments)
         "in all": (with_gradients(alexnet.lrn.local_response_normalization), (g, x)),
         "squares with zeros around": (lambda x: pad(x * x), (x,)),
-        "fourth roots of sums": (lambda padded: jnp.sqrt(lax.rsqrt(2 + 1e-4 * sums(padded))), (padded,)),
+        "fourth roots of sums": (
+            lambda padded: jnp.sqrt(lax.rsqrt(2 + 1e-4 * sums(padded))),
+            (padded,),
+        ),
         "outputs": (lambda x, root: x * power(root, 0.75), (x, root)),
-        "products with zeros around": (lambda g, x, root: pad(g * x * power(root, 1.75)), (g, x, root)),
-        "gradient": (lambda g, x, root, padded: g * power(root, 0.75) - 1e-4 * x * sums(padded), (g, x, root, padded)),
+        "products with zeros around": (
+            lambda g, x, root: pad(g * x * power(root, 1.75)),
+            (g, x, root),
+        ),
+        "gradient": (
+            lambda g, x, root, padded: g * power(root, 0.75) - 1e-4 * x * sums(padded),
+            (g, x, root, padded),
+        ),
     }
     words = "Limit: what each reads and writes at the copy bandwidth; in all, x twice, the outputs, and both gradients."
     for name, (function, arrays) in passes.items():
@@ -848,7 +1071,9 @@ def pooling_parts(setting: Setting) -> Iterator[Case]:
     """An overlapping maximum and its gradient, compiled one by one."""
     pool = functools.partial(alexnet.pooling.max_pool, overlapping=True)
     for images, *shape in ((128, 33, 33, 32), (32, 55, 55, 96)):
-        x = jnp.asarray(np.random.default_rng(0).random((2 if setting.smallest else images, *shape), np.float32))
+        x = jnp.asarray(
+            np.random.default_rng(0).random((2 if setting.smallest else images, *shape), np.float32)
+        )
         g = cotangent(pool, x)
         _, pull_back = jax.jit(lambda x: jax.vjp(pool, x))(x)
         parts = {  # what is computed: (function, its arguments, how many arrays like x it reads and writes)
@@ -861,11 +1086,20 @@ def pooling_parts(setting: Setting) -> Iterator[Case]:
             ours = span(timed(setting, functools.partial(jax.jit(function), *arrays)), 1e-3)
             limit = 1e3 * moved * x.nbytes / copy_bandwidth()
             words = "Limit: what each reads and writes at the copy bandwidth; in all, 3.5 arrays like x, as in ops."
-            yield Case(((f"max pooling 3/2, {shape_text(x)}, {name}", "ms"),), ours, {}, words, (limit,), A_PART)
+            yield Case(
+                ((f"max pooling 3/2, {shape_text(x)}, {name}", "ms"),),
+                ours,
+                {},
+                words,
+                (limit,),
+                A_PART,
+            )
 
 
 def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterator[Case]:
-    """A record on its way from the disk to the device. The last copy goes on while the next batch is read."""
+    """A record on its way from the disk to the device. The last copy goes on while the next batch
+    is read.
+    """
     indices = [int(i) for i in np.random.default_rng(0).permutation(len(records))]
     stored = [records.source[i] for i in indices]
     contents = [data.parse(record)[0] for record in stored]
@@ -879,14 +1113,20 @@ def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterato
         "read and checked": lambda: [records.source[i] for i in indices],
         "parsed": lambda: [data.parse(record) for record in stored],
         "copied into the batch" if records.stored_raw else "decoded into the batch": fill,
-        "from the batch to the device": lambda: [place_on_device({"image": batch}) for _ in range(len(records) // 32)],
+        "from the batch to the device": lambda: [
+            place_on_device({"image": batch}) for _ in range(len(records) // 32)
+        ],
     }
     limit = 1e6 / reading_limit(records)
     words = "Microseconds a record, in random order, in batches of 32. Limit: the bare decoder, or a copy of the pixels."
     settings = dict(first_step=0, batch_size=32, seed=0, num_workers=0)
     with contextlib.closing(alexnet.data.training_batches(records, **settings)) as batches:
-        read = functools.partial(drained_rate, setting, batches, ahead=5, count=32, use=place_on_device)
-        yield Case(((f"{what}, in all", "us"),), lambda: (1e6 / read()[0],), {}, words, (limit,), A_PART)
+        read = functools.partial(
+            drained_rate, setting, batches, ahead=5, count=32, use=place_on_device
+        )
+        yield Case(
+            ((f"{what}, in all", "us"),), lambda: (1e6 / read()[0],), {}, words, (limit,), A_PART
+        )
     for name, run in parts.items():
         ours = span(timed(setting, run, wait=lambda done: done), 1e-6, len(records))
         yield Case(((f"{what}, {name}", "us"),), ours, {}, words, no_peer=A_PART)
@@ -902,8 +1142,12 @@ def reading_forms(records: data.Records) -> dict[str, Callable]:
     buffer = np.empty((32, *records.image_shape), np.uint8)
 
     def reader(stored: Callable, decode_all: Callable) -> Callable:
-        """Reads by hand, without the checks of sizes and labels, and without what tells a damaged record."""
-        return lambda: [decode_all([data.parse(record)[0] for record in stored(batch)]) for batch in batches]
+        """Reads by hand, without the checks of sizes and labels, and without what tells a damaged
+        record.
+        """
+        return lambda: [
+            decode_all([data.parse(record)[0] for record in stored(batch)]) for batch in batches
+        ]
 
     def one_by_one(batch):
         return [records.source[int(i)] for i in batch]
@@ -915,7 +1159,10 @@ def reading_forms(records: data.Records) -> dict[str, Callable]:
         return np.stack([pixels(records, content) for content in contents])
 
     def into_one_buffer(contents):
-        return [pixels(records, content, image) for content, image in zip(contents, buffer, strict=False)]
+        return [
+            pixels(records, content, image)
+            for content, image in zip(contents, buffer, strict=False)
+        ]
 
     return {
         "in use": lambda: [records.read(batch) for batch in batches],
@@ -943,19 +1190,28 @@ def input_batches(setting: Setting) -> Iterator[Case]:
     readers = [0, 2] + [CORES - 2] * (CORES > 4)
     for record_format, num_workers in itertools.product(alexnet.imagenet.RECORD_FORMATS, readers):
         records, workers = sets[record_format], max(num_workers, 1)
-        decoders = min(workers, CORES) if record_format == "jpeg" else 1  # all cores together have the copy bandwidth
+        decoders = (
+            min(workers, CORES) if record_format == "jpeg" else 1
+        )  # all cores together have the copy bandwidth
         limit, what = decoders * limits[record_format], READING_LIMITS[record_format]
         measured = dict(ahead=5 * workers, count=batch_size)  # 5: what a reader may have ready
         with contextlib.ExitStack() as stack:
             settings = dict(first_step=0, batch_size=batch_size, seed=0, num_workers=num_workers)
-            ours = stack.enter_context(contextlib.closing(alexnet.data.training_batches(records, **settings)))
+            ours = stack.enter_context(
+                contextlib.closing(alexnet.data.training_batches(records, **settings))
+            )
             peers = {}
             for form in loaders():
                 theirs = torch_peers().loader_batches(form, records, batch_size, num_workers)
                 stack.enter_context(contextlib.closing(theirs))
                 peers[form] = functools.partial(drained_rate, setting, theirs, **measured)
             yield Case(
-                ((f"{record_format} records, {f'{num_workers} workers' if num_workers else '1 thread'}", "images/s"),),
+                (
+                    (
+                        f"{record_format} records, {f'{num_workers} workers' if num_workers else '1 thread'}",
+                        "images/s",
+                    ),
+                ),
                 functools.partial(drained_rate, setting, ours, **measured, use=place_on_device),
                 peers,
                 f"Reading {described(records)} in random order, decoding (both by simplejpeg), batches of {batch_size}, "
@@ -964,18 +1220,25 @@ def input_batches(setting: Setting) -> Iterator[Case]:
                 (limit,),
             )
 
-    training = LeNetTraining(lenet.config.Config(), embedded_digits(), 2 if setting.smallest else 32)
+    training = LeNetTraining(
+        lenet.config.Config(), embedded_digits(), 2 if setting.smallest else 32
+    )
     steps, peers = itertools.count(0, training.chunk_steps), {}
     if PEERS:
         digits = training.examples
-        index = functools.partial(torch_peers().shuffled, digits.images, digits.labels, 128, training.chunk_steps)
+        index = functools.partial(
+            torch_peers().shuffled, digits.images, digits.labels, 128, training.chunk_steps
+        )
         peers = {"indexing": rate(timed_theirs(setting, index), training.chunk_steps)}
         for form in loaders():
             batches = torch_peers().loader_batches(form, digits, 128, 0)
             peers[form] = functools.partial(drained_rate, setting, batches, ahead=0, count=1)
     yield Case(
         (("digits in memory, batch 128", "batches/s"),),
-        rate(timed(setting, lambda: training.placement.place_training(training.chunk(next(steps)))), training.chunk_steps),
+        rate(
+            timed(setting, lambda: training.placement.place_training(training.chunk(next(steps)))),
+            training.chunk_steps,
+        ),
         peers,
         "Choosing the digits of a shuffled pass and stacking them, ours with the copy to the device. Limit: a copy of the "
         "pixels at the copy bandwidth.",
@@ -988,8 +1251,12 @@ def loaders() -> list[str]:
     return list(torch_peers().LOADERS) if PEERS else []
 
 
-def drained_rate(setting: Setting, batches: Iterator, *, ahead: int, count: int, use=lambda batch: None) -> tuple[float]:
-    """`count` times the batches a second, after `ahead` batches that may have been ready, and one more."""
+def drained_rate(
+    setting: Setting, batches: Iterator, *, ahead: int, count: int, use=lambda batch: None
+) -> tuple[float]:
+    """`count` times the batches a second, after `ahead` batches that may have been ready, and one
+    more.
+    """
     for _ in range(ahead):
         use(next(batches))
     return (count / timed(setting, lambda: use(next(batches)), one_by_one=True)(),)
@@ -1000,12 +1267,15 @@ def place_on_device(batch: dict[str, np.ndarray]) -> None:
 
 
 def prepare_images(setting: Setting) -> dict[str, data.Records]:
-    """Record format -> records of `imagenet_256`: the user's own in their format; in the other, and without any, a set made of
-    the same images, or of noise, about 32 kB each as JPEG."""
+    """Record format -> records of `imagenet_256`: the user's own in their format; in the other, and
+    without any, a set made of the same images, or of noise, about 32 kB each as JPEG.
+    """
     own, count = None, 64 if setting.smallest else 512
     for split in ("train", "validation"):
         with contextlib.suppress(DataError):
-            own = own or data.open_records(alexnet.imagenet.NAME, split, data.data_dirs(setting.data_dir))
+            own = own or data.open_records(
+                alexnet.imagenet.NAME, split, data.data_dirs(setting.data_dir)
+            )
     found = {"raw" if own.stored_raw else "jpeg": own} if own else {}
     place = setting.work / "images" / "train" / "noise"
     place.mkdir(parents=True)
@@ -1017,7 +1287,9 @@ def prepare_images(setting: Setting) -> dict[str, data.Records]:
         if record_format not in found:
             folder = setting.work / record_format / alexnet.imagenet.NAME / alexnet.imagenet.VERSION
             alexnet.imagenet.prepare(source, folder, record_format, num_workers=1)
-            found[record_format] = data.open_records(alexnet.imagenet.NAME, "train", [setting.work / record_format])
+            found[record_format] = data.open_records(
+                alexnet.imagenet.NAME, "train", [setting.work / record_format]
+            )
             if not own:
                 found[record_format] = dataclasses.replace(found[record_format], name="noise")
     return dict(sorted(found.items()))
@@ -1029,19 +1301,27 @@ def described(records: data.Records) -> str:
 
 
 def noise_image(seed: int) -> np.ndarray:
-    """(256, 256, 3) uint8: smooth colours and a grain that makes as many bytes of JPEG as a photograph has."""
+    """(256, 256, 3) uint8: smooth colours and a grain that makes as many bytes of JPEG as a
+    photograph has.
+    """
     random = np.random.default_rng(seed)
-    smooth = PIL.Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize((256, 256), PIL.Image.Resampling.BICUBIC)
+    smooth = PIL.Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize(
+        (256, 256), PIL.Image.Resampling.BICUBIC
+    )
     return np.clip(np.asarray(smooth) + random.normal(0, 6, (256, 256, 1)), 0, 255).astype(np.uint8)
 
 
 def reading_limit(records: data.Records) -> float:
-    """Images a second, with one reader: of raw pixels a copy, else simplejpeg alone, the best of five."""
+    """Images a second, with one reader: of raw pixels a copy, else simplejpeg alone, the best of
+    five.
+    """
     if records.stored_raw:
         return copy_bandwidth() / (2 * float(np.prod(records.image_shape)))
     contents = [data.parse(records.source[i])[0] for i in range(min(len(records), 128))]
     buffer = np.empty(records.image_shape, np.uint8)
-    return len(contents) / best_seconds(lambda: [DECODE(content, buffer=buffer) for content in contents])
+    return len(contents) / best_seconds(
+        lambda: [DECODE(content, buffer=buffer) for content in contents]
+    )
 
 
 # ---- start and checkpoints
@@ -1049,9 +1329,15 @@ def reading_limit(records: data.Records) -> float:
 
 def startup(setting: Setting) -> Iterator[Case]:
     """From the start of a process to its first step."""
-    imports = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import lenet.train"], cwd=ROOT, check=True), 2)
+    imports = best_seconds(
+        lambda: subprocess.run([sys.executable, "-c", "import lenet.train"], cwd=ROOT, check=True),
+        2,
+    )
     fresh = (setting.work / f"cache{i}" for i in itertools.count())
-    for name, caches in (("empty compile cache", fresh), ("warm compile cache", itertools.repeat(setting.work / "cache"))):
+    for name, caches in (
+        ("empty compile cache", fresh),
+        ("warm compile cache", itertools.repeat(setting.work / "cache")),
+    ):
         yield Case(
             ((f"lenet.train to the first step, {name}", "s"),),
             functools.partial(first_step, setting.work / "start", caches),
@@ -1064,11 +1350,20 @@ def startup(setting: Setting) -> Iterator[Case]:
 
 def first_step(workdir: Path, caches: Iterator[Path]) -> tuple[float]:
     shutil.rmtree(workdir, ignore_errors=True)
-    command = [sys.executable, "-m", "lenet.train", f"--workdir={workdir}", "--dataset=mnist10k", "--validation_size=500"]
+    command = [
+        sys.executable,
+        "-m",
+        "lenet.train",
+        f"--workdir={workdir}",
+        "--dataset=mnist10k",
+        "--validation_size=500",
+    ]
     command += ["--train_size=128", "--num_epochs=1"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(next(caches))}
     lines, start = workdir / "metrics.jsonl", time.perf_counter()
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while not (lines.exists() and lines.stat().st_size):
             if process.poll() is not None:
                 raise RuntimeError(f"{' '.join(command)} ended without a step")
@@ -1081,7 +1376,9 @@ def first_step(workdir: Path, caches: Iterator[Path]) -> tuple[float]:
 def first_step_theirs() -> tuple[float]:
     code = f"from scripts import torch_peers\ntorch_peers.first_step({str(lenet.data.DIGITS)!r})"
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
         if not process.stdout.readline():
             raise RuntimeError("PyTorch's first step failed")
         return (time.perf_counter() - start,)
@@ -1093,11 +1390,15 @@ def checkpoints(setting: Setting) -> Iterator[Case]:
     if setting.smallest:
         nets["AlexNet small"] = AlexNetTraining(preset(alexnet, "small", "--dataset=fake"), 10)
     else:
-        nets["AlexNet deck"] = AlexNetTraining(preset(alexnet, "deck", "--dataset=fake", "--batch_size=1"), 1000)
+        nets["AlexNet deck"] = AlexNetTraining(
+            preset(alexnet, "deck", "--dataset=fake", "--batch_size=1"), 1000
+        )
     for name, training in nets.items():
         folder, plain = setting.work / "checkpoint", setting.work / "plain"
         arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(training.state)]
-        content = np.concatenate([np.atleast_1d(array).reshape(-1).view(np.uint8) for array in arrays])
+        content = np.concatenate(
+            [np.atleast_1d(array).reshape(-1).view(np.uint8) for array in arrays]
+        )
         write = best_seconds(functools.partial(content.tofile, plain), 3)
         read = best_seconds(functools.partial(np.fromfile, plain, np.uint8), 3)
         plain.unlink()
@@ -1105,7 +1406,9 @@ def checkpoints(setting: Setting) -> Iterator[Case]:
         yield Case(
             tuple((f"{name}, {content.nbytes / 1e6:.1f} MB: {what}", "s") for what in kinds),
             functools.partial(save_and_restore, folder, training.state),
-            {"torch.save": functools.partial(torch_peers().save_and_load, plain, arrays)} if PEERS else {},
+            {"torch.save": functools.partial(torch_peers().save_and_load, plain, arrays)}
+            if PEERS
+            else {},
             "Ours digests every array (SHA-256), saves in the background and verifies what it restores; torch.save does none "
             "of it. Limits: the same bytes copied in memory, written to a plain file, and read from it.",
             (2 * content.nbytes / copy_bandwidth(), write, read),
@@ -1121,7 +1424,9 @@ def save_and_restore(folder: Path, state) -> tuple[float, float, float]:
     stall = time.perf_counter() - start
     checkpointer.close()
     saved = time.perf_counter() - start
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
     with contextlib.closing(checkpoint.Checkpointer(folder)) as checkpointer:
         restored = seconds(lambda: checkpointer.restore_newest(target))
     return stall, saved, restored
@@ -1133,14 +1438,25 @@ def save_and_restore(folder: Path, state) -> tuple[float, float, float]:
 def growth(setting: Setting) -> Iterator[Case]:
     """Time per image and memory of a process, against batch size, devices and the number of images."""
     alone = "in a process of its own, and the most memory it ever had, libraries included."
-    least_mb = "of memory, that of a process that has these libraries and puts one number on the device."
+    least_mb = (
+        "of memory, that of a process that has these libraries and puts one number on the device."
+    )
     words = f"Training of LeNet-5 deck {alone} Limits: the operations of forward and backward at the matmul peak; {least_mb}"
     model = lenet.train.build_model(lenet.config.Config())
     _, bare_mb = in_process("scripts.benchmark_suites", "jax.device_put(1.0).item()")
-    limits = 1e6 * operations(lenet.model.layer_table(model), training=True) / matmul_peak(), bare_mb
+    limits = (
+        1e6 * operations(lenet.model.layer_table(model), training=True) / matmul_peak(),
+        bare_mb,
+    )
     num_images, tried = (64, forms(setting)[:1]) if setting.smallest else (4096, forms(setting))
     for batch_size in (64,) if setting.smallest else (128, 1024, 4096):
-        yield growth_case(f"batch {batch_size}", f"growth_of_training({{}}{batch_size}, {num_images})", tried, words, limits)
+        yield growth_case(
+            f"batch {batch_size}",
+            f"growth_of_training({{}}{batch_size}, {num_images})",
+            tried,
+            words,
+            limits,
+        )
     for devices in () if accelerated() else (2,) if setting.smallest else (1, 2, 4, 8):
         batch_size = 64 if setting.smallest else 1024
         yield growth_case(
@@ -1154,9 +1470,14 @@ def growth(setting: Setting) -> Iterator[Case]:
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )
     count = 200 if setting.smallest else 1000
-    tiles = [(alexnet.imagenet.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10) for i in range(count)]
+    tiles = [
+        (alexnet.imagenet.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10)
+        for i in range(count)
+    ]
     names = [str(label) for label in range(10)]
-    builders.write_prepared(setting.work, "tiles", "1.0.0", {"train": tiles}, (72, 72, 3), names, keep_order=True)
+    builders.write_prepared(
+        setting.work, "tiles", "1.0.0", {"train": tiles}, (72, 72, 3), names, keep_order=True
+    )
     limits = 1e6 / reading_limit(data.open_records("tiles", "train", [setting.work])), bare_mb
     for repeats in (1, 10) if setting.smallest else (1, 10, 100):
         yield growth_case(
@@ -1170,14 +1491,32 @@ def growth(setting: Setting) -> Iterator[Case]:
 
 
 def growth_case(
-    what: str, call: str, peers: list[str], contains: str, limits: tuple, *, processes: int = 1, **environment: str
+    what: str,
+    call: str,
+    peers: list[str],
+    contains: str,
+    limits: tuple,
+    *,
+    processes: int = 1,
+    **environment: str,
 ) -> Case:
-    """Time and memory of a call that both modules have, theirs with the form as its first argument, and in `processes`."""
+    """Time and memory of a call that both modules have, theirs with the form as its first argument,
+    and in `processes`.
+    """
     theirs = {
-        form: functools.partial(in_process, "scripts.torch_peers", call.format(f"{form!r}, "), processes) for form in peers
+        form: functools.partial(
+            in_process, "scripts.torch_peers", call.format(f"{form!r}, "), processes
+        )
+        for form in peers
     }
     ours = functools.partial(in_process, "scripts.benchmark_suites", call.format(""), **environment)
-    return Case(((f"{what}: time per image", "us"), (f"{what}: memory", "MB")), ours, theirs, contains, limits)
+    return Case(
+        ((f"{what}: time per image", "us"), (f"{what}: memory", "MB")),
+        ours,
+        theirs,
+        contains,
+        limits,
+    )
 
 
 def growth_of_training(batch_size: int, num_images: int) -> float:
@@ -1198,7 +1537,11 @@ def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
     with contextlib.closing(alexnet.data.training_batches(records, **settings)) as batches:
         for _ in range(6):  # five may be ready
             place_on_device(next(batches))
-        return 1e6 * seconds(lambda: [place_on_device(next(batches)) for _ in range(num_batches)]) / (128 * num_batches)
+        return (
+            1e6
+            * seconds(lambda: [place_on_device(next(batches)) for _ in range(num_batches)])
+            / (128 * num_batches)
+        )
 
 
 # ---- the whole way
@@ -1211,13 +1554,18 @@ def time_to_accuracy(setting: Setting) -> Iterator[Case]:
     dataset, target_pct, splits = "mnist", TARGET_PCT, None
     if not setting.smallest:
         with contextlib.suppress(DataError):
-            splits = lenet.data.load_splits("mnist", setting.data_dir, train_size=0, validation_size=5000)
+            splits = lenet.data.load_splits(
+                "mnist", setting.data_dir, train_size=0, validation_size=5000
+            )
     if splits is None:  # the embedded digits, and an aim that they allow
         dataset, target_pct = "mnist10k", 20.0 if setting.smallest else 3.0
         splits = lenet.data.load_splits("mnist10k", "", train_size=0, validation_size=500)
     race = Race(setting, splits, target_pct)
     yield Case(
-        ((f"{dataset} to {100 - target_pct:.0f}% of validation digits", "s"), (f"{dataset}: test error then", "%")),
+        (
+            (f"{dataset} to {100 - target_pct:.0f}% of validation digits", "s"),
+            (f"{dataset}: test error then", "%"),
+        ),
         functools.partial(race.ours, itertools.count()),
         {race.form: functools.partial(race.theirs, itertools.count())} if PEERS else {},
         f"LeNet-5 (Table I, ReLU, max pooling), batch 128, Adam, its rate falling from {race.config.learning_rate} along "
@@ -1230,25 +1578,41 @@ def time_to_accuracy(setting: Setting) -> Iterator[Case]:
 
 
 class Race:
-    """One recipe on both sides, from the same weights by the same batches to the same validation error."""
+    """One recipe on both sides, from the same weights by the same batches to the same validation
+    error.
+    """
 
     def __init__(self, setting: Setting, splits: tuple, target_pct: float):
         self.train, self.validation, self.test = splits
         self.target_pct = target_pct
-        # Of 6 to 10 epochs and rates of 0.003 to 0.006, those with which six seeds of six got there on these validation
-        # digits. Few digits make few updates an epoch, and need more epochs.
-        recipe = dict(activation="relu", pooling="max", optimizer="adamw", momentum=0.0, schedule="cosine")
+        # Of 6 to 10 epochs and rates of 0.003 to 0.006, those with which six seeds of six got there
+        # on these validation digits. Few digits make few updates an epoch, and need more epochs.
+        recipe = dict(
+            activation="relu", pooling="max", optimizer="adamw", momentum=0.0, schedule="cosine"
+        )
         num_epochs = 10 if len(self.train) > 20_000 else 30
-        self.config = lenet.config.Config(**recipe, learning_rate=0.004, batch_size=128, num_epochs=num_epochs)
+        self.config = lenet.config.Config(
+            **recipe, learning_rate=0.004, batch_size=128, num_epochs=num_epochs
+        )
         epoch_steps = lenet.data.steps_per_epoch(len(self.train), 128)
         schedule = lenet.train.build_schedule(self.config, epoch_steps)
-        self.num_steps, self.rates = num_epochs * epoch_steps, np.asarray(schedule(np.arange(num_epochs * epoch_steps)))
+        self.num_steps, self.rates = (
+            num_epochs * epoch_steps,
+            np.asarray(schedule(np.arange(num_epochs * epoch_steps))),
+        )
         self.training = LeNetTraining(self.config, self.train, 32)
         self.training.run()  # compiles
         self.updates = []  # until the target was reached, in each of our runs
         times, trainers = {}, lenet_trainers(setting, False, self.config)
         for form, trainer in trainers.items():
-            steps = functools.partial(torch_peers().train_in_memory, self.train.images, self.train.labels, 128, 32, trainer)
+            steps = functools.partial(
+                torch_peers().train_in_memory,
+                self.train.images,
+                self.train.labels,
+                128,
+                32,
+                trainer,
+            )
             times[form] = best_seconds(steps, 1 if setting.smallest else 5) / 32
         self.choice = ""
         if times:
@@ -1258,7 +1622,9 @@ class Race:
 
     def ours(self, seeds: Iterator[int]) -> tuple[float, float]:
         def error_pct(examples):
-            sums = lenet.train.evaluate(self.training.eval_step, self.training.state.params, examples)
+            sums = lenet.train.evaluate(
+                self.training.eval_step, self.training.state.params, examples
+            )
             return 100 * float(sums["errors"]) / float(sums["count"])
 
         numbers, num_updates = self.run(seeds, lambda: None, self.training.run, error_pct)
@@ -1268,7 +1634,12 @@ class Race:
     def least_seconds(self) -> float:
         """That the median of our runs would have taken at the matmul peak."""
         layers = lenet.model.layer_table(lenet.train.build_model(self.config))
-        return statistics.median(self.updates) * 128 * operations(layers, training=True) / matmul_peak()
+        return (
+            statistics.median(self.updates)
+            * 128
+            * operations(layers, training=True)
+            / matmul_peak()
+        )
 
     def theirs(self, seeds: Iterator[int]) -> tuple[float, float]:
         def restart():
@@ -1276,7 +1647,9 @@ class Race:
 
         def train():
             first, self.training.step = self.training.step, self.training.step + 32
-            for k, batch in enumerate(zip(*torch_peers().tensors(self.training.chunk(first)), strict=True)):
+            for k, batch in enumerate(
+                zip(*torch_peers().tensors(self.training.chunk(first)), strict=True)
+            ):
                 self.trainer.set_rate(float(self.rates[min(first + k, self.num_steps - 1)]))
                 self.trainer.step(*batch)
             torch_peers().wait()
@@ -1289,7 +1662,9 @@ class Race:
     def run(
         self, seeds: Iterator[int], restart: Callable, train: Callable, error_pct: Callable
     ) -> tuple[tuple[float, float], int]:
-        """((seconds in `train` until the validation error is at most the target, the test error then), updates until then)."""
+        """((seconds in `train` until the validation error is at most the target, the test error
+        then), updates until then).
+        """
         clock, num_updates = 0.0, 0
         for _ in range(3):
             self.training.restart(next(seeds))  # also for PyTorch's weights and batches

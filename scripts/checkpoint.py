@@ -1,7 +1,8 @@
 """Looks at the checkpoints of a run, while it trains or later, and changes nothing:
 
-python -m scripts.checkpoint ls DIR        a table of them: size, age, scores, and whether they have digests
-python -m scripts.checkpoint verify DIR    reads every byte, compares each array with its SHA-256; exit code 74 on damage
+python -m scripts.checkpoint ls DIR        a table of them: size, age, scores, and whether they have
+digests python -m scripts.checkpoint verify DIR    reads every byte, compares each array with its
+SHA-256; exit code 74 on damage
 
 DIR is the run's --workdir.
 """
@@ -48,14 +49,22 @@ def ls(workdir: Path, checkpointer: Checkpointer) -> None:
     try:
         split = json.loads((workdir / "config.json").read_text())["track"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{workdir / 'config.json'} is not of a run, or damaged. `verify` does without it.") from error
-    scores = {record["step"]: record for record in read_metrics(workdir) if record["split"] == split}
-    table = Table("step", "size", "age", f"{split} loss", "error", "state", box=box.SIMPLE, pad_edge=False)
+        raise StorageError(
+            f"{workdir / 'config.json'} is not of a run, or damaged. `verify` does without it."
+        ) from error
+    scores = {
+        record["step"]: record for record in read_metrics(workdir) if record["split"] == split
+    }
+    table = Table(
+        "step", "size", "age", f"{split} loss", "error", "state", box=box.SIMPLE, pad_edge=False
+    )
     for column in table.columns[:-1]:
         column.justify = "right"
     found = [(re.match(r"\d+", entry.name), entry) for entry in (workdir / "checkpoints").iterdir()]
     for step, entry in sorted((int(match[0]), entry) for match, entry in found if match):
-        with contextlib.suppress(FileNotFoundError):  # the run that trains here removed or renamed it meanwhile
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # the run that trains here removed or renamed it meanwhile
             size = sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
             age = duration(time.time() - entry.stat().st_mtime)
             state, score = state_of(step, entry.name, checkpointer), scores.get(step)
@@ -85,15 +94,21 @@ def duration(seconds: float) -> str:
 
 
 def verify(workdir: Path, checkpointer: Checkpointer) -> None:
-    """Prints a line for each finished checkpoint, the newest first. Raises StorageError if one is damaged."""
+    """Prints a line for each finished checkpoint, the newest first. Raises StorageError if one is
+    damaged.
+    """
     intact, damaged, steps = [], [], saved_steps(workdir)
-    while steps and not intact + damaged:  # again if the run that trains here has removed them all meanwhile
+    while (
+        steps and not intact + damaged
+    ):  # again if the run that trains here has removed them all meanwhile
         for step in reversed(steps):
             damage = checkpointer.verify(step)
             if damage:
                 time.sleep(1)  # it may be in the middle of removing it
                 if step not in saved_steps(workdir):
-                    print(f"{step}: removed meanwhile by the run, which keeps its newest", flush=True)
+                    print(
+                        f"{step}: removed meanwhile by the run, which keeps its newest", flush=True
+                    )
                     continue
             print(f"{step}: {f'damaged, {damage}' if damage else 'intact'}", flush=True)
             (damaged if damage else intact).append(step)

@@ -1,13 +1,16 @@
-"""The preset `torchvision` beside the same layers in PyTorch, weight for weight: how far apart are logits and gradients?
+"""The preset `torchvision` beside the same layers in PyTorch, weight for weight: how far apart are
+logits and gradients?
 
     python -m scripts.compare_with_torch [--json=results/alexnet_torchvision_agreement.json]
 
-PyTorch draws the weights; images and labels are drawn from --seed; dropout is off on both sides. Differences are relative to
-the largest value of each array. Needs `pip install -r requirements-peers.txt`.
+PyTorch draws the weights; images and labels are drawn from --seed; dropout is off on both sides.
+Differences are relative to the largest value of each array. Needs `pip install -r
+requirements-peers.txt`.
 
-The two round differently, by 1e-6 of a layer's outputs. Where a sum is as close to zero, or two in a pooling window to each
-other, a rectifier or a maximum may pass on another unit, and from there on the gradient of that image is another one. So each
-image's gradients are compared by themselves, and those with such a unit are counted and shown apart.
+The two round differently, by 1e-6 of a layer's outputs. Where a sum is as close to zero, or two in
+a pooling window to each other, a rectifier or a maximum may pass on another unit, and from there on
+the gradient of that image is another one. So each image's gradients are compared by themselves, and
+those with such a unit are counted and shown apart.
 """
 
 import json
@@ -31,7 +34,9 @@ PRESET = "alexnet/presets/torchvision.flags"
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_integer("batch_size", 8, "Images.", lower_bound=1, flag_values=flag_values)
-    flags.DEFINE_integer("seed", 0, "Of weights, images and labels.", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_integer(
+        "seed", 0, "Of weights, images and labels.", lower_bound=0, flag_values=flag_values
+    )
     flags.DEFINE_string("json", "", "Write the result to this file.", flag_values=flag_values)
 
 
@@ -39,7 +44,9 @@ def main(flag_values: flags.FlagValues) -> None:
     try:
         import torch
     except ImportError as error:
-        raise UserError("PyTorch is not installed: pip install -r requirements-peers.txt") from error
+        raise UserError(
+            "PyTorch is not installed: pip install -r requirements-peers.txt"
+        ) from error
     result = compare(torch, flag_values.batch_size, flag_values.seed)
     if flag_values.json:
         source = launch.provenance(preset())
@@ -56,7 +63,14 @@ def main(flag_values: flags.FlagValues) -> None:
 def preset() -> Config:
     """The config of the preset."""
     common.flags.define(Config, values := flags.FlagValues())
-    values(["compare_with_torch", f"--flagfile={Path(__file__).parents[1] / PRESET}", "--dropout=0", "--dataset=fake"])
+    values(
+        [
+            "compare_with_torch",
+            f"--flagfile={Path(__file__).parents[1] / PRESET}",
+            "--dropout=0",
+            "--dataset=fake",
+        ]
+    )
     return common.flags.read(Config, values)
 
 
@@ -70,13 +84,19 @@ def torch_alexnet(torch):
         *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
         *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
     ]
-    classifier = [nn.Linear(9216, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
+    classifier = [
+        nn.Linear(9216, 4096),
+        nn.ReLU(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Linear(4096, 1000),
+    ]
     return nn.Sequential(*features, nn.Flatten(), *classifier)
 
 
 def to_ours(name: str, weight: np.ndarray) -> np.ndarray:
-    """PyTorch's (out, in, kh, kw) or (out, in) as our (kh, kw, in, out) or (in, out); fc6's inputs are maps, rows, columns
-    there and rows, columns, maps here.
+    """PyTorch's (out, in, kh, kw) or (out, in) as our (kh, kw, in, out) or (in, out); fc6's inputs
+    are maps, rows, columns there and rows, columns, maps here.
     """
     if name == "fc6":
         weight = weight.reshape(-1, 256, 6, 6).transpose(0, 2, 3, 1).reshape(-1, 9216)
@@ -87,7 +107,13 @@ def compare(torch, batch_size: int, seed: int) -> dict:
     """The largest differences of one training step without dropout."""
     torch.manual_seed(seed)
     theirs = torch_alexnet(torch)
-    layers = dict(zip(("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"), weighted(theirs), strict=True))
+    layers = dict(
+        zip(
+            ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"),
+            weighted(theirs),
+            strict=True,
+        )
+    )
     random = np.random.default_rng(seed)
     images = random.standard_normal((batch_size, 224, 224, 3), np.float32)
     labels = random.integers(0, 1000, batch_size)
@@ -101,7 +127,10 @@ def compare(torch, batch_size: int, seed: int) -> dict:
 
     config = preset()
     params = {
-        name: {"kernel": to_ours(name, layer.weight.detach().numpy()), "bias": layer.bias.detach().numpy()}
+        name: {
+            "kernel": to_ours(name, layer.weight.detach().numpy()),
+            "bias": layer.bias.detach().numpy(),
+        }
         for name, layer in layers.items()
     }
     model, loss = nnx.eval_shape(lambda: build_model(config, 1000)), build_loss(config)
@@ -124,14 +153,24 @@ def compare(torch, batch_size: int, seed: int) -> dict:
         return jax.grad(lambda params: loss(nnx.merge(graphdef, params)(images), labels)[i])(params)
 
     our_steps = forward(params)
-    ours = [(name[:-1], *map(to_torch, arrays)) for name, arrays in zip(model.order, our_steps, strict=True)]
+    ours = [
+        (name[:-1], *map(to_torch, arrays))
+        for name, arrays in zip(model.order, our_steps, strict=True)
+    ]
     switched = [a != b for a, b in zip(choices(torch, ours), choices(torch, steps), strict=True)]
-    switched = sum(units.reshape(batch_size, -1).sum(1) for units in switched).tolist()  # of each image
+    switched = sum(
+        units.reshape(batch_size, -1).sum(1) for units in switched
+    ).tolist()  # of each image
 
     if all(switched):
-        raise UserError(f"--seed={seed}: rounding switched a unit in every image, so there is nothing to compare; try another")
+        raise UserError(
+            f"--seed={seed}: rounding switched a unit in every image, so there is nothing to compare; try another"
+        )
 
-    farthest = {True: (0.0, ""), False: (0.0, "")}  # whether units switched: the largest difference, and where
+    farthest = {
+        True: (0.0, ""),
+        False: (0.0, ""),
+    }  # whether units switched: the largest difference, and where
     parameters = [array for layer in layers.values() for array in (layer.weight, layer.bias)]
     for i in range(batch_size):
         found = iter(torch.autograd.grad(losses[i], parameters, retain_graph=True))
@@ -152,8 +191,10 @@ def compare(torch, batch_size: int, seed: int) -> dict:
 
 
 def choices(torch, steps: list[tuple]) -> list:
-    """Which units rectifiers and poolings pass on, of steps (kind of layer, inputs, outputs): the places of the maxima in each
-    pooling's inputs, and the signs of what layers with weights put out."""
+    """Which units rectifiers and poolings pass on, of steps (kind of layer, inputs, outputs): the
+    places of the maxima in each pooling's inputs, and the signs of what layers with weights put
+    out.
+    """
     found = []
     for kind, inputs, outputs in steps:
         if kind == "pool":

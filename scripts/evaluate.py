@@ -1,4 +1,6 @@
-"""Scores a run again, from its checkpoint alone: `python -m scripts.evaluate --workdir=RUN [--dataset=NAME] [--split=test]`."""
+"""Scores a run again, from its checkpoint alone: `python -m scripts.evaluate --workdir=RUN
+[--dataset=NAME] [--split=test]`.
+"""
 
 import json
 import sys
@@ -17,11 +19,24 @@ from common.errors import DataError, UserError
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", "", "The run's folder; required.", flag_values=flag_values)
-    flags.DEFINE_string("dataset", "", "A prepared set; the run's own if empty.", flag_values=flag_values)
-    flags.DEFINE_string("data_dir", "", "Folder of the prepared sets; the run's own if empty.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "dataset", "", "A prepared set; the run's own if empty.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "Folder of the prepared sets; the run's own if empty.",
+        flag_values=flag_values,
+    )
     split_help = "A split or a slice of one: test, train[55000:]; the run's test split if empty."
     flags.DEFINE_string("split", "", split_help, flag_values=flag_values)
-    flags.DEFINE_enum("crops", "center", ["center", "ten"], "AlexNet: what it sees of an image.", flag_values=flag_values)
+    flags.DEFINE_enum(
+        "crops",
+        "center",
+        ["center", "ten"],
+        "AlexNet: what it sees of an image.",
+        flag_values=flag_values,
+    )
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=flag_values)
 
 
@@ -32,7 +47,9 @@ def main(flag_values: flags.FlagValues) -> None:
     score = score_alexnet if is_alexnet(workdir) else score_lenet
     result, sums = score(workdir, flag_values)
     result |= {"num_examples": int(sums["count"])}
-    result |= metrics.summarize({name: value for name, value in sums.items() if name != "confusion"})
+    result |= metrics.summarize(
+        {name: value for name, value in sums.items() if name != "confusion"}
+    )
     if "confusion" in sums:
         result["confusion_matrix"] = sums["confusion"].tolist()
     if flag_values.json:
@@ -40,11 +57,15 @@ def main(flag_values: flags.FlagValues) -> None:
         return
     top5 = f" ({result['top5_error_pct']:.2f}% top-5)" if "top5_error_pct" in result else ""
     what, count = f"{result['dataset']} {result['split']}", f"{result['num_examples']:,} examples"
-    print(f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, after {result['step']:,} steps")
+    print(
+        f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, after {result['step']:,} steps"
+    )
 
 
 def is_alexnet(workdir: Path) -> bool:
-    """Whether the run in `workdir` is one of alexnet.train; what is no run is left to the networks' own messages."""
+    """Whether the run in `workdir` is one of alexnet.train; what is no run is left to the networks'
+    own messages.
+    """
     try:
         return "net" in json.loads((workdir / "config.json").read_text())
     except (OSError, ValueError):
@@ -54,7 +75,9 @@ def is_alexnet(workdir: Path) -> bool:
 def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
     """What was scored, and its sums."""
     if flag_values.crops != "center":
-        raise UserError(f"--crops={flag_values.crops} is for AlexNet; {workdir} holds a LeNet-5 run")
+        raise UserError(
+            f"--crops={flag_values.crops} is for AlexNet; {workdir} holds a LeNet-5 run"
+        )
     run = lenet.train.load_run(workdir)
     dataset, split = flag_values.dataset or run.config.dataset, flag_values.split or "test"
     folders = data.data_dirs(flag_values.data_dir or run.config.data_dir, lenet.data.DIGITS)
@@ -76,8 +99,12 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
     run = alexnet.train.load_run(workdir)
     dataset = flag_values.dataset or run.config.dataset
     data_dir = flag_values.data_dir or run.config.data_dir
-    split = flag_values.split or alexnet.data.find_test_split(dataset, data_dir, run.config.test_split)
-    examples = alexnet.data.open_split(dataset, data_dir, split, crop_size=run.config.crop_size, seed=run.config.seed)
+    split = flag_values.split or alexnet.data.find_test_split(
+        dataset, data_dir, run.config.test_split
+    )
+    examples = alexnet.data.open_split(
+        dataset, data_dir, split, crop_size=run.config.crop_size, seed=run.config.seed
+    )
     if not len(examples):
         raise UserError(f"--split={split} is empty")
     if examples.image_shape != run.image_shape or examples.num_classes > run.num_classes:
@@ -88,7 +115,9 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
     views = alexnet.data.VIEWS if flag_values.crops == "ten" else 1
     batch_size = alexnet.train.eval_batch_size(run.config, views)
     damaged = DamagedRecords(dataset, run.config.max_bad_records)
-    sums = alexnet.train.evaluate(run.eval_steps[views], run.params, examples, batch_size=batch_size, damaged=damaged)
+    sums = alexnet.train.evaluate(
+        run.eval_steps[views], run.params, examples, batch_size=batch_size, damaged=damaged
+    )
     about = {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": run.step}
     return about | {"damaged_records": damaged.count}, sums
 

@@ -1,9 +1,11 @@
 """The layer table of a network, computed from the module itself:
 
-python -m scripts.summarize --model=lenet|alexnet [--flagfile=lenet/presets/paper.flags] [--name=value ...]
+python -m scripts.summarize --model=lenet|alexnet [--flagfile=lenet/presets/paper.flags]
+[--name=value ...]
 
-With --model=alexnet --mesh=data:4,model:2 also what devices send each other in a training step, read from the compiled program,
-beside that of the same devices without a model axis; the devices are virtual.
+With --model=alexnet --mesh=data:4,model:2 also what devices send each other in a training step,
+read from the compiled program, beside that of the same devices without a model axis; the devices
+are virtual.
 """
 
 import dataclasses
@@ -31,19 +33,27 @@ import lenet.train
 from common import launch, parallel
 from common.errors import UserError
 
-NUM_CLASSES = {"imagenet_256": 1000, "fake": 1000, "cifar10": 10}  # where --num_classes is 0: no data is needed here
+NUM_CLASSES = {
+    "imagenet_256": 1000,
+    "fake": 1000,
+    "cifar10": 10,
+}  # where --num_classes is 0: no data is needed here
 CONFIGS = {"lenet": lenet.config.Config, "alexnet": alexnet.config.Config}
 
 
 def define_flags(flag_values: flags.FlagValues, model: str = "lenet") -> None:
     flags.DEFINE_enum("model", "lenet", list(CONFIGS), "The network.", flag_values=flag_values)
-    flags.DEFINE_boolean("json", False, 'Print {"layers": [...], "total": {...}}.', flag_values=flag_values)
+    flags.DEFINE_boolean(
+        "json", False, 'Print {"layers": [...], "total": {...}}.', flag_values=flag_values
+    )
     common.flags.define(CONFIGS[model], flag_values)
 
 
 def chosen_model(argv: list[str]) -> str:
     """What --model says: the other flags depend on it."""
-    flags.DEFINE_enum("model", "lenet", list(CONFIGS), "The network.", flag_values=(values := flags.FlagValues()))
+    flags.DEFINE_enum(
+        "model", "lenet", list(CONFIGS), "The network.", flag_values=(values := flags.FlagValues())
+    )
     try:
         values(argv, known_only=True)
     except flags.Error:
@@ -52,8 +62,8 @@ def chosen_model(argv: list[str]) -> str:
 
 
 def summarize(config) -> dict:
-    """{"layers": [{"name", "output", "parameters", ...}, ...], "total": {...}}; with --net=alexnet "conv_pct" too: the
-    convolutions' share of each count.
+    """{"layers": [{"name", "output", "parameters", ...}, ...], "total": {...}}; with --net=alexnet
+    "conv_pct" too: the convolutions' share of each count.
     """
     if isinstance(config, lenet.config.Config):
         layers = lenet.model.layer_table(lenet.train.build_model(config))
@@ -61,17 +71,23 @@ def summarize(config) -> dict:
         model = nnx.eval_shape(lambda: alexnet.train.build_model(config, number_of_classes(config)))
         layers = alexnet.model.layer_table(model, config.crop_size)
     counts = [name for name in layers[0] if name not in ("name", "output")]
-    summary = {"layers": layers, "total": {count: sum(layer[count] for layer in layers) for count in counts}}
+    summary = {
+        "layers": layers,
+        "total": {count: sum(layer[count] for layer in layers) for count in counts},
+    }
     if isinstance(config, alexnet.config.Config) and config.net == "alexnet":
         convolutions = [layer for layer in layers if layer["name"].startswith("conv")]
         summary["conv_pct"] = {
-            count: 100 * sum(layer[count] for layer in convolutions) / summary["total"][count] for count in counts
+            count: 100 * sum(layer[count] for layer in convolutions) / summary["total"][count]
+            for count in counts
         }
     return summary
 
 
 def number_of_classes(config) -> int:
-    """What --num_classes or a known set says. Raises UserError for others: their data is not looked at."""
+    """What --num_classes or a known set says. Raises UserError for others: their data is not looked
+    at.
+    """
     num_classes = config.num_classes or NUM_CLASSES.get(config.dataset)
     if num_classes is None:
         raise UserError(f"--dataset={config.dataset}: how many classes has it? Add --num_classes=N")
@@ -79,25 +95,39 @@ def number_of_classes(config) -> int:
 
 
 def collectives(config: alexnet.config.Config) -> dict[str, dict[str, int]]:
-    """What a training step of AlexNet sends: mesh -> {kind of collective: bytes of its results on one device}, for the config's
-    mesh and for one of as many devices without a model axis.
+    """What a training step of AlexNet sends: mesh -> {kind of collective: bytes of its results on
+    one device}, for the config's mesh and for one of as many devices without a model axis.
     """
     num_devices = math.prod(parallel.mesh_shape(config.mesh).values())
     meshes = dict.fromkeys((f"data:{num_devices}", config.mesh))
-    return {mesh: collective_bytes(compiled_step(dataclasses.replace(config, mesh=mesh))) for mesh in meshes}
+    return {
+        mesh: collective_bytes(compiled_step(dataclasses.replace(config, mesh=mesh)))
+        for mesh in meshes
+    }
 
 
 def compiled_step(config: alexnet.config.Config) -> str:
     """The compiled program (HLO) of a training step, for the devices of --mesh."""
     size = config.crop_size
-    noise = alexnet.data.Statistics(np.full((size, size, 3), 127.5, np.float32), np.eye(3, dtype=np.float32))
+    noise = alexnet.data.Statistics(
+        np.full((size, size, 3), 127.5, np.float32), np.eye(3, dtype=np.float32)
+    )
     num_classes = number_of_classes(config)
     before_fc = parallel.gather_before_split_layers(config.mesh)
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes, before_fc)))
+    graphdef = nnx.graphdef(
+        nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes, before_fc))
+    )
     tx, loss = alexnet.train.build_optimizer(config, 1), alexnet.train.build_loss(config)
     prepare = alexnet.train.build_prepare(config, noise)
-    train_step = alexnet.train.make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
-    modes = dict(mode="jit", reduction=config.reduction, mesh=config.mesh, split_layers=alexnet.train.FULLY_CONNECTED)
+    train_step = alexnet.train.make_train_step(
+        graphdef, tx, loss, prepare, config.average_decay, config.seed
+    )
+    modes = dict(
+        mode="jit",
+        reduction=config.reduction,
+        mesh=config.mesh,
+        split_layers=alexnet.train.FULLY_CONNECTED,
+    )
     placement = parallel.place(train_step, **modes, batch_size=config.batch_size)
     state = jax.eval_shape(lambda: alexnet.train.initial_state(config, tx, num_classes, noise))
     state = jax.tree.map(
@@ -106,14 +136,23 @@ def compiled_step(config: alexnet.config.Config) -> str:
         placement.state_shardings(state),
     )
     images = (config.batch_size, size, size, 3)
-    kinds = {"image": (images, jnp.uint8), "label": (images[:1], jnp.int32), "draw": (images[:1], jnp.uint32)}
+    kinds = {
+        "image": (images, jnp.uint8),
+        "label": (images[:1], jnp.int32),
+        "draw": (images[:1], jnp.uint32),
+    }
     split = placement.place_training(np.zeros(config.batch_size)).sharding
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in kinds.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+        for name, (shape, dtype) in kinds.items()
+    }
     return placement.run.lower(state, batch).compile().as_text()
 
 
 def collective_bytes(program: str) -> dict[str, int]:
-    """Kind of collective -> bytes of the results on one device, over all such instructions of an HLO text."""
+    """Kind of collective -> bytes of the results on one device, over all such instructions of an
+    HLO text.
+    """
     kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     total = {}
     for results, kind in re.findall(rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", program):
@@ -134,15 +173,25 @@ def main(flag_values: flags.FlagValues) -> None:
         print(json.dumps(summary))
         return
     is_lenet = flag_values.model == "lenet"
-    title = "LeNet-5, grey images of ten classes" if is_lenet else f"--net={config.net} --crop_size={config.crop_size}"
+    title = (
+        "LeNet-5, grey images of ten classes"
+        if is_lenet
+        else f"--net={config.net} --crop_size={config.crop_size}"
+    )
     table = Table(title=title, show_footer=True, pad_edge=False)
     table.add_column("layer", footer="total")
     table.add_column("output", justify="right")
     for count, total in summary["total"].items():
-        table.add_column(count.replace("_", "-" if is_lenet else "\n"), justify="right", footer=f"{total:,}")
+        table.add_column(
+            count.replace("_", "-" if is_lenet else "\n"), justify="right", footer=f"{total:,}"
+        )
     for layer in summary["layers"]:
         name = layer["name"].upper() if is_lenet and layer["name"] != "output" else layer["name"]
-        table.add_row(name, "x".join(map(str, layer["output"])), *(f"{layer[count]:,}" for count in summary["total"]))
+        table.add_row(
+            name,
+            "x".join(map(str, layer["output"])),
+            *(f"{layer[count]:,}" for count in summary["total"]),
+        )
     if "conv_pct" in summary:
         conv = summary["conv_pct"]
         table.caption = (
@@ -151,8 +200,13 @@ def main(flag_values: flags.FlagValues) -> None:
         )
     Console().print(table)
     for name, sent in summary.get("collectives", {}).items():
-        parts = ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(sent.items())) or "nothing"
-        print(f"--mesh={name}: {sum(sent.values()) / 1e6:.1f} MB a step and device ({parts}), batch {config.batch_size}")
+        parts = (
+            ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(sent.items()))
+            or "nothing"
+        )
+        print(
+            f"--mesh={name}: {sum(sent.values()) / 1e6:.1f} MB a step and device ({parts}), batch {config.batch_size}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The same networks in PyTorch, as fast as PyTorch runs them: what the benchmark measures ours against.
+"""The same networks in PyTorch, as fast as PyTorch runs them: what the benchmark measures ours
+against.
 
-Parameters have the layers and names of ours, and inputs of fully connected layers their order (rows, columns, maps), so that
-`copy_weights` moves them over; a test compares the logits. A network takes (B, maps, rows, columns) images. JAX is not
-imported: some of this runs in processes of its own, whose start and memory count.
+Parameters have the layers and names of ours, and inputs of fully connected layers their order
+(rows, columns, maps), so that `copy_weights` moves them over; a test compares the logits. A network
+takes (B, maps, rows, columns) images. JAX is not imported: some of this runs in processes of its
+own, whose start and memory count.
 
-All of it computes on the GPU if PyTorch finds one, in float32 products with TF32 as XLA's; there calls return before the work
-is done, and `wait` waits for it.
+All of it computes on the GPU if PyTorch finds one, in float32 products with TF32 as XLA's; there
+calls return before the work is done, and `wait` waits for it.
 """
 
 import contextlib
@@ -73,7 +75,9 @@ class MaskedConv(nn.Conv2d):
 
 
 class Rows(nn.Module):
-    """(B, maps, rows, columns) -> (B, rows * columns * maps); a view, if channels come last in memory."""
+    """(B, maps, rows, columns) -> (B, rows * columns * maps); a view, if channels come last in
+    memory.
+    """
 
     def forward(self, x):
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -81,11 +85,15 @@ class Rows(nn.Module):
 
 def normalized(x, sums, alpha: float, k: float):
     root = torch.rsqrt(k + alpha * sums)
-    return x * root * torch.sqrt(root)  # to the power -0.75 without a logarithm and an exponential, as ours
+    return (
+        x * root * torch.sqrt(root)
+    )  # to the power -0.75 without a logarithm and an exponential, as ours
 
 
 class Across(nn.Module):
-    """Local response normalization over five maps, within each of the towers, by adding shifted squares."""
+    """Local response normalization over five maps, within each of the towers, by adding shifted
+    squares.
+    """
 
     def __init__(self, towers: int = 1, alpha: float = 1e-4, k: float = 2.0):
         super().__init__()
@@ -95,7 +103,11 @@ class Across(nn.Module):
         parts = []
         for tower in x.chunk(self.towers, dim=1):
             maps, squares = tower.shape[1], F.pad(tower * tower, (0, 0, 0, 0, 2, 2))
-            parts.append(normalized(tower, sum(squares[:, i : i + maps] for i in range(5)), self.alpha, self.k))
+            parts.append(
+                normalized(
+                    tower, sum(squares[:, i : i + maps] for i in range(5)), self.alpha, self.k
+                )
+            )
         return torch.cat(parts, dim=1) if self.towers > 1 else parts[0]
 
 
@@ -127,7 +139,13 @@ def lenet(mask: np.ndarray, *, activation=nn.Tanh, pool=nn.AvgPool2d) -> nn.Sequ
     return named(
         **dict(c1=nn.Conv2d(1, 6, 5), a1=before(), s2=pool(2), a2=activation()),
         **dict(c3=MaskedConv(mask), a3=before(), s4=pool(2), a4=activation()),
-        **dict(c5=nn.Conv2d(16, 120, 5), a5=activation(), rows=Rows(), f6=nn.Linear(120, 84), a6=activation()),
+        **dict(
+            c5=nn.Conv2d(16, 120, 5),
+            a5=activation(),
+            rows=Rows(),
+            f6=nn.Linear(120, 84),
+            a6=activation(),
+        ),
         output=nn.Linear(84, 10),
     )
 
@@ -145,7 +163,9 @@ def alexnet(preset: str, crop_size: int, num_classes: int = 1000) -> nn.Sequenti
     towers = 2 if preset == "paper" else 1
 
     def pool():
-        return nn.MaxPool2d(3, 2, ceil_mode=preset == "small")  # 55 and 27 pixels have no window that is cut off
+        return nn.MaxPool2d(
+            3, 2, ceil_mode=preset == "small"
+        )  # 55 and 27 pixels have no window that is cut off
 
     def conv(inputs, outputs, kernel_size, groups=1):
         return nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, groups=groups)
@@ -157,11 +177,38 @@ def alexnet(preset: str, crop_size: int, num_classes: int = 1000) -> nn.Sequenti
     drop, kept = (lambda: nn.Dropout(0.25 if preset == "small" else 0.5)), nn.Identity
     before, after = (drop, kept) if preset == "deck" else (kept, drop)
     return named(
-        **dict(first=first, conv1=conv1, after1=between(), conv2=conv(a, b, 5, towers), after2=between()),
-        **dict(conv3=conv(b, c, 3), a3=nn.ReLU(inplace=True), conv4=conv(c, d, 3, towers), a4=nn.ReLU(inplace=True)),
-        **dict(conv5=conv(d, e, 3, towers), a5=nn.ReLU(inplace=True), pool5=pool(), rows=Rows(), before6=before()),
-        **dict(fc6=nn.Linear(size * size * e, hidden), a6=nn.ReLU(inplace=True), after6=after(), before7=before()),
-        **dict(fc7=nn.Linear(hidden, hidden), a7=nn.ReLU(inplace=True), after7=after(), fc8=nn.Linear(hidden, num_classes)),
+        **dict(
+            first=first,
+            conv1=conv1,
+            after1=between(),
+            conv2=conv(a, b, 5, towers),
+            after2=between(),
+        ),
+        **dict(
+            conv3=conv(b, c, 3),
+            a3=nn.ReLU(inplace=True),
+            conv4=conv(c, d, 3, towers),
+            a4=nn.ReLU(inplace=True),
+        ),
+        **dict(
+            conv5=conv(d, e, 3, towers),
+            a5=nn.ReLU(inplace=True),
+            pool5=pool(),
+            rows=Rows(),
+            before6=before(),
+        ),
+        **dict(
+            fc6=nn.Linear(size * size * e, hidden),
+            a6=nn.ReLU(inplace=True),
+            after6=after(),
+            before7=before(),
+        ),
+        **dict(
+            fc7=nn.Linear(hidden, hidden),
+            a7=nn.ReLU(inplace=True),
+            after7=after(),
+            fc8=nn.Linear(hidden, num_classes),
+        ),
     )
 
 
@@ -173,15 +220,30 @@ def cifar(net: str) -> nn.Sequential:
 
     if net == "cifar18":
         return named(
-            **dict(conv1=nn.Conv2d(3, 32, 5, padding=2), pool1=pool(nn.MaxPool2d), a1=nn.ReLU(), norm1=WithinMap()),
-            **dict(conv2=nn.Conv2d(32, 32, 5, padding=2), a2=nn.ReLU(), pool2=pool(nn.AvgPool2d), norm2=WithinMap()),
+            **dict(
+                conv1=nn.Conv2d(3, 32, 5, padding=2),
+                pool1=pool(nn.MaxPool2d),
+                a1=nn.ReLU(),
+                norm1=WithinMap(),
+            ),
+            **dict(
+                conv2=nn.Conv2d(32, 32, 5, padding=2),
+                a2=nn.ReLU(),
+                pool2=pool(nn.AvgPool2d),
+                norm2=WithinMap(),
+            ),
             **dict(conv3=nn.Conv2d(32, 64, 5, padding=2), a3=nn.ReLU(), pool3=pool(nn.AvgPool2d)),
             **dict(rows=Rows(), fc10=nn.Linear(9 * 64, 10)),
         )
     return named(
         **dict(conv1=nn.Conv2d(3, 64, 5, padding=2), a1=nn.ReLU(), pool1=pool(nn.MaxPool2d)),
         **dict(conv2=nn.Conv2d(64, 64, 5, padding=2), a2=nn.ReLU(), pool2=pool(nn.MaxPool2d)),
-        **dict(local3=LocallyConnected(6, 64, 32), a3=nn.ReLU(), local4=LocallyConnected(6, 32, 32), a4=nn.ReLU()),
+        **dict(
+            local3=LocallyConnected(6, 64, 32),
+            a3=nn.ReLU(),
+            local4=LocallyConnected(6, 32, 32),
+            a4=nn.ReLU(),
+        ),
         **dict(rows=Rows(), fc10=nn.Linear(36 * 32, 10)),
     )
 
@@ -190,10 +252,19 @@ def copy_weights(model: nn.Module, params: dict) -> None:
     """Gives the model our parameters, {layer: {"kernel", "bias"}}."""
     with torch.no_grad():
         for name, arrays in params.items():
-            layer, kernel, bias = getattr(model, name), *(np.array(arrays[part]) for part in ("kernel", "bias"))
-            if isinstance(layer, LocallyConnected):  # (rows, columns, 9 * in, out), there windows first, here maps first
+            layer, kernel, bias = (
+                getattr(model, name),
+                *(np.array(arrays[part]) for part in ("kernel", "bias")),
+            )
+            if isinstance(
+                layer, LocallyConnected
+            ):  # (rows, columns, 9 * in, out), there windows first, here maps first
                 pixels, outputs = len(layer.weight), kernel.shape[-1]
-                kernel = kernel.reshape(pixels, 9, -1, outputs).transpose(0, 2, 1, 3).reshape(pixels, -1, outputs)
+                kernel = (
+                    kernel.reshape(pixels, 9, -1, outputs)
+                    .transpose(0, 2, 1, 3)
+                    .reshape(pixels, -1, outputs)
+                )
                 bias = bias.reshape(pixels, 1, outputs)
             else:
                 kernel = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
@@ -205,7 +276,9 @@ def copy_weights(model: nn.Module, params: dict) -> None:
 
 
 def tensors(batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels of a batch, or of several; for a GPU in memory that it reads from while the processor goes on."""
+    """Images and labels of a batch, or of several; for a GPU in memory that it reads from while the
+    processor goes on.
+    """
     pair = torch.from_numpy(batch["image"]), torch.from_numpy(batch["label"]).long()
     return tuple(tensor.pin_memory() for tensor in pair) if DEVICE == "cuda" else pair
 
@@ -221,14 +294,23 @@ def digits(images: torch.Tensor) -> torch.Tensor:
 
 
 class Crops:
-    """(B, H, W, 3) uint8 -> (B, 3, crop, crop) float: minus the mean image, crop and mirror image at random, colour noise.
+    """(B, H, W, 3) uint8 -> (B, 3, crop, crop) float: minus the mean image, crop and mirror image
+    at random, colour noise.
 
     Args:
-      mean: (H, W, 3). axes: (3, 3), column i the i-th component times its deviation; None: no noise. scale: of each channel.
+      mean: (H, W, 3). axes: (3, 3), column i the i-th component times its deviation; None: no
+        noise. scale: of each channel.
       pad: pixels of zeros on each side before a random crop.
     """
 
-    def __init__(self, mean: np.ndarray, crop_size: int, axes: np.ndarray | None = None, scale=1.0, pad: int = 0):
+    def __init__(
+        self,
+        mean: np.ndarray,
+        crop_size: int,
+        axes: np.ndarray | None = None,
+        scale=1.0,
+        pad: int = 0,
+    ):
         self.mean, self.crop_size, self.pad = torch.tensor(mean, device=DEVICE), crop_size, pad
         self.axes = None if axes is None else torch.tensor(axes, dtype=torch.float32, device=DEVICE)
         self.scale = torch.tensor(scale, dtype=torch.float32, device=DEVICE)
@@ -240,11 +322,18 @@ class Crops:
             images, mean = (F.pad(array, (0, 0) + (self.pad,) * 4) for array in (images, mean))
         here = dict(device=DEVICE)
         places = torch.arange(self.crop_size, **here)
-        rows = torch.randint(height + 2 * self.pad - self.crop_size + 1, (batch, 1), **here) + places
-        columns = torch.randint(width + 2 * self.pad - self.crop_size + 1, (batch, 1), **here) + places
+        rows = (
+            torch.randint(height + 2 * self.pad - self.crop_size + 1, (batch, 1), **here) + places
+        )
+        columns = (
+            torch.randint(width + 2 * self.pad - self.crop_size + 1, (batch, 1), **here) + places
+        )
         columns = torch.where(torch.rand(batch, 1, **here) < 0.5, columns.flip(1), columns)
         rows, columns = rows[:, :, None], columns[:, None, :]  # (B, crop, 1), (B, 1, crop)
-        x = images[torch.arange(batch, **here)[:, None, None], rows, columns].float() - mean[rows, columns]
+        x = (
+            images[torch.arange(batch, **here)[:, None, None], rows, columns].float()
+            - mean[rows, columns]
+        )
         if self.axes is not None:
             x += (0.1 * torch.randn(batch, 3, **here) @ self.axes.T)[:, None, None]
         return (x * self.scale).permute(0, 3, 1, 2)
@@ -259,18 +348,27 @@ class Crops:
 def sgd(learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0) -> Callable:
     """model -> optimizer. At a constant rate PyTorch's rule and the paper's are the same."""
     return lambda model: torch.optim.SGD(
-        model.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True
+        model.parameters(),
+        lr=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        fused=True,
     )
 
 
 def cifar_sgd(factors: dict[str, float]) -> Callable:
-    """The presets' own: each layer's weight decay is 0.004 times its factor, biases have none and twice the rate."""
+    """The presets' own: each layer's weight decay is 0.004 times its factor, biases have none and
+    twice the rate.
+    """
 
     def make(model):
         groups = []
         for name, factor in factors.items():
             layer = getattr(model, name)
-            groups += [dict(params=[layer.weight], weight_decay=0.004 * factor), dict(params=[layer.bias], lr=0.002)]
+            groups += [
+                dict(params=[layer.weight], weight_decay=0.004 * factor),
+                dict(params=[layer.bias], lr=0.002),
+            ]
         return torch.optim.SGD(groups, lr=0.001, momentum=0.9, fused=True)
 
     return make
@@ -282,16 +380,20 @@ def adam(learning_rate: float) -> Callable:
 
 
 def compiled(function: Callable, **options) -> Callable:
-    """torch.compile; its modules are imported here, as they would slow down the start of what is not compiled."""
+    """torch.compile; its modules are imported here, as they would slow down the start of what is
+    not compiled.
+    """
     import torch._dynamo.config
     import torch._inductor.config
 
     if DEVICE == "cpu":
-        torch._inductor.config.compile_threads = 1  # more would be processes that live on beside what is timed
+        torch._inductor.config.compile_threads = (
+            1  # more would be processes that live on beside what is timed
+        )
     else:
         options["triton.cudagraphs"] = True  # one launch for all kernels
-    # One function serves many networks here; beyond the limit, eight, the next would run uncompiled. And from the second batch
-    # size on it would be compiled for batches of any size.
+    # One function serves many networks here; beyond the limit, eight, the next would run
+    # uncompiled. And from the second batch size on it would be compiled for batches of any size.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     return torch.compile(function, dynamic=False, options=options or None)
 
@@ -313,9 +415,25 @@ class Trainer:
       augment: the same, before it: it draws random numbers.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Callable, form: Form, *, prepare=lambda x: x, augment=lambda x: x):
-        self.model, self.form, self.augment = model.to(DEVICE, memory_format=layout(form)).train(), form, augment
-        self.make_optimizer, self.optimizer, self.prepare = optimizer, optimizer(self.model), prepare
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable,
+        form: Form,
+        *,
+        prepare=lambda x: x,
+        augment=lambda x: x,
+    ):
+        self.model, self.form, self.augment = (
+            model.to(DEVICE, memory_format=layout(form)).train(),
+            form,
+            augment,
+        )
+        self.make_optimizer, self.optimizer, self.prepare = (
+            optimizer,
+            optimizer(self.model),
+            prepare,
+        )
 
         def loss(images, labels):
             x = prepare(images).contiguous(memory_format=layout(form))
@@ -349,7 +467,9 @@ class Trainer:
 
 
 def scorer(model: nn.Module, form: Form, prepare: Callable) -> Callable:
-    """Returns score(images, labels) -> the sum of the losses and the number of errors; compiled, its weights are constants."""
+    """Returns score(images, labels) -> the sum of the losses and the number of errors; compiled,
+    its weights are constants.
+    """
     model = model.to(DEVICE, memory_format=layout(form)).eval()
 
     def score(images, labels):
@@ -368,7 +488,9 @@ def scorer(model: nn.Module, form: Form, prepare: Callable) -> Callable:
     return call
 
 
-def train_in_memory(images: np.ndarray, labels: np.ndarray, batch_size: int, num_steps: int, trainer: Trainer) -> None:
+def train_in_memory(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, num_steps: int, trainer: Trainer
+) -> None:
     """Steps on batches that are drawn from examples in memory."""
     images, labels = placed(torch.from_numpy(images), torch.from_numpy(labels).long())
     order = torch.randperm(len(images), device=DEVICE)
@@ -380,18 +502,28 @@ def train_in_memory(images: np.ndarray, labels: np.ndarray, batch_size: int, num
 
 
 def convolution(mask: np.ndarray) -> Callable:
-    """(x, kernel) -> their convolution; `mask`, as ours (kh, kw, in, out), is 0 where weights do not exist."""
+    """(x, kernel) -> their convolution; `mask`, as ours (kh, kw, in, out), is 0 where weights do
+    not exist.
+    """
     mask = None if mask.all() else torch.tensor(mask, device=DEVICE).permute(3, 2, 0, 1)
     return lambda x, kernel: F.conv2d(x, kernel if mask is None else kernel * mask)
 
 
-def function_forms(function: Callable, *arrays: np.ndarray, backward: bool, forms: list[str]) -> dict[str, Callable]:
-    """Form -> one call of `function` of (B, H, W, C) arrays (others as they are), and of its gradients by all of them."""
+def function_forms(
+    function: Callable, *arrays: np.ndarray, backward: bool, forms: list[str]
+) -> dict[str, Callable]:
+    """Form -> one call of `function` of (B, H, W, C) arrays (others as they are), and of its
+    gradients by all of them.
+    """
 
     def in_form(form: Form) -> Callable:
         def tensor(array):
             values = torch.tensor(array, device=DEVICE)
-            values = values.permute(0, 3, 1, 2).contiguous(memory_format=layout(form)) if array.ndim == 4 else values
+            values = (
+                values.permute(0, 3, 1, 2).contiguous(memory_format=layout(form))
+                if array.ndim == 4
+                else values
+            )
             return values.requires_grad_(backward)
 
         tensors = [tensor(array) for array in arrays]
@@ -492,12 +624,16 @@ def save_and_load(path: Path, arrays: list[np.ndarray]) -> tuple[float, float, f
 
 
 def first_step(data_dir: str) -> None:
-    """Reads the embedded digits, trains one eager step and says so: what `lenet.train` does at its start."""
+    """Reads the embedded digits, trains one eager step and says so: what `lenet.train` does at its
+    start.
+    """
     from common import data
 
     train = data.load("mnist10k", "train", [data_dir])
     data.load("mnist10k", "test", [data_dir])
-    trainer = Trainer(lenet(np.ones((5, 5, 6, 16), np.float32)), sgd(0.1), FORMS["eager"], prepare=digits)
+    trainer = Trainer(
+        lenet(np.ones((5, 5, 6, 16), np.float32)), sgd(0.1), FORMS["eager"], prepare=digits
+    )
     trainer.step(torch.from_numpy(train.images[:128]), torch.from_numpy(train.labels[:128]).long())
     wait()
     print("first step", flush=True)
@@ -506,17 +642,23 @@ def first_step(data_dir: str) -> None:
 def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
     """Microseconds per image of LeNet-5's training on so many images, the median of three times.
 
-    If there is a WORLD_SIZE, this is one of so many processes that share each batch and add up their gradients.
+    If there is a WORLD_SIZE, this is one of so many processes that share each batch and add up
+    their gradients.
     """
     processes, here = int(os.environ.get("WORLD_SIZE", 1)), FORMS[form]
     here = here._replace(threads=max(1, CORES // processes))
     model = lenet(np.ones((5, 5, 6, 16), np.float32))
     if processes > 1:
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=3))  # of one that failed, do not wait
+        torch.distributed.init_process_group(
+            "gloo", timeout=datetime.timedelta(minutes=3)
+        )  # of one that failed, do not wait
         model = nn.parallel.DistributedDataParallel(model.to(memory_format=layout(here)))
     trainer = Trainer(model, sgd(0.1), here, prepare=digits)
     share = batch_size // processes
-    images, labels = torch.randint(256, (share, 28, 28, 1), dtype=torch.uint8), torch.randint(10, (share,))
+    images, labels = (
+        torch.randint(256, (share, 28, 28, 1), dtype=torch.uint8),
+        torch.randint(10, (share,)),
+    )
     images, labels = placed(images, labels)
     steps = num_images // batch_size
     seconds = []

@@ -1,4 +1,6 @@
-"""What several test files share. Tests run on the one device that JAX finds; those that need eight start a subprocess."""
+"""What several test files share. Tests run on the one device that JAX finds; those that need eight
+start a subprocess.
+"""
 
 import os
 from pathlib import Path
@@ -10,7 +12,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """XLA without its expensive passes, here and in subprocesses: half the time where tests compile much and compute little."""
+    """XLA without its expensive passes, here and in subprocesses: half the time where tests compile
+    much and compute little.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -20,7 +24,9 @@ def compiled_quickly():
 
 @pytest.fixture
 def compiled_well(compiled_quickly, monkeypatch):
-    """In such a file, a test that is compiled like a user's command, subprocesses too: what it says hangs on the last bits."""
+    """In such a file, a test that is compiled like a user's command, subprocesses too: what it says
+    hangs on the last bits.
+    """
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
@@ -69,12 +75,16 @@ def full_mnist() -> str:
 @pytest.fixture(scope="session")
 def torch():
     """PyTorch, for side-by-side checks."""
-    return pytest.importorskip("torch", reason="PyTorch is not installed: pip install -r requirements-peers.txt")
+    return pytest.importorskip(
+        "torch", reason="PyTorch is not installed: pip install -r requirements-peers.txt"
+    )
 
 
 @pytest.fixture(scope="session")
 def mnist10k_train():
-    """The embedded set's training digits as the paper preset sees them: ((8000, 32, 32, 1) float32, (8000,) labels)."""
+    """The embedded set's training digits as the paper preset sees them: ((8000, 32, 32, 1) float32,
+    (8000,) labels).
+    """
     from lenet.data import load_splits, prepare_function
 
     train, _, _ = load_splits("mnist10k", "", train_size=0, validation_size=0)
@@ -83,13 +93,17 @@ def mnist10k_train():
 
 @pytest.fixture(scope="session")
 def write_set():
-    """write_set(folder, name, images, num_classes=10): a prepared set, labels 0, 1, 2 ..., train and test alike."""
+    """write_set(folder, name, images, num_classes=10): a prepared set, labels 0, 1, 2 ..., train
+    and test alike.
+    """
     from common.builders import write_prepared
 
     def write(folder, name, images, num_classes=10):
         labels = [i % num_classes for i in range(len(images))]
         splits = {split: list(zip(images, labels, strict=True)) for split in ("train", "test")}
         names = [str(label) for label in range(num_classes)]
-        return write_prepared(folder, name, "1.0.0", splits, images.shape[1:], names, keep_order=True)
+        return write_prepared(
+            folder, name, "1.0.0", splits, images.shape[1:], names, keep_order=True
+        )
 
     return write

@@ -1,4 +1,6 @@
-"""The CIFAR-10 networks: cuda-convnet's layer files by arithmetic, and PyTorch's layers with the same weights."""
+"""The CIFAR-10 networks: cuda-convnet's layer files by arithmetic, and PyTorch's layers with the
+same weights.
+"""
 
 from functools import partial
 
@@ -24,14 +26,21 @@ def abstract(net, **options):
 
 def parameters(model) -> dict[str, int]:
     """{layer: number of parameters}."""
-    return {name: sum(leaf.size for leaf in jax.tree.leaves(layer)) for name, layer in nnx.state(model, nnx.Param).items()}
+    return {
+        name: sum(leaf.size for leaf in jax.tree.leaves(layer))
+        for name, layer in nnx.state(model, nnx.Param).items()
+    }
 
 
 def with_weights_that_show(model):
-    """(graph, state): the initial weights give every image almost the same logits, so here are others, biases included."""
+    """(graph, state): the initial weights give every image almost the same logits, so here are
+    others, biases included.
+    """
     draw = np.random.default_rng(0)
     graph, state = nnx.split(model)
-    return graph, jax.tree.map(lambda p: jnp.asarray(draw.normal(size=p.shape) * 0.05, jnp.float32), state)
+    return graph, jax.tree.map(
+        lambda p: jnp.asarray(draw.normal(size=p.shape) * 0.05, jnp.float32), state
+    )
 
 
 def test_parameters_of_18pct():
@@ -56,7 +65,9 @@ def test_parameters_of_13pct():
 
 @pytest.mark.parametrize("lrn", ["none", "across", "within_map"])
 def test_the_order_of_the_layers(lrn):
-    """layers-18pct.cfg has its first ReLU behind the pool; 11pct, the sibling of 13pct, normalizes pool1 and conv2."""
+    """layers-18pct.cfg has its first ReLU behind the pool; 11pct, the sibling of 13pct, normalizes
+    pool1 and conv2.
+    """
     norm = lrn != "none"
     assert abstract("cifar18", lrn=lrn).order == (
         *("conv1", "pool1", "activation1", *["norm1"] * norm),
@@ -72,9 +83,13 @@ def test_the_order_of_the_layers(lrn):
 
 def test_the_shapes_of_the_layers():
     shapes = {
-        "cifar18": dict(conv1=(24, 24, 32), pool1=(12, 12, 32), conv2=(12, 12, 32), pool2=(6, 6, 32))
+        "cifar18": dict(
+            conv1=(24, 24, 32), pool1=(12, 12, 32), conv2=(12, 12, 32), pool2=(6, 6, 32)
+        )
         | dict(conv3=(6, 6, 64), pool3=(3, 3, 64), fc10=(10,)),
-        "cifar13": dict(conv1=(24, 24, 64), pool1=(12, 12, 64), conv2=(12, 12, 64), pool2=(6, 6, 64))
+        "cifar13": dict(
+            conv1=(24, 24, 64), pool1=(12, 12, 64), conv2=(12, 12, 64), pool2=(6, 6, 64)
+        )
         | dict(local3=(6, 6, 32), local4=(6, 6, 32), fc10=(10,)),
     }
     for net in NETS:
@@ -98,7 +113,9 @@ def test_other_sizes_and_classes(net):
 
 
 def initial_state(net, seed):
-    return jax.jit(lambda key: nnx.state(CifarNet(net, rngs=nnx.Rngs(key)), nnx.Param))(jax.random.key(seed))
+    return jax.jit(lambda key: nnx.state(CifarNet(net, rngs=nnx.Rngs(key)), nnx.Param))(
+        jax.random.key(seed)
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,19 +131,21 @@ def test_initial_weights(net, deviations):
     assert state.keys() == deviations.keys()
     for name, deviation in deviations.items():
         kernel = np.asarray(state[name]["kernel"][...])
-        assert abs(kernel.std() / deviation - 1) < 4 / np.sqrt(2 * kernel.size)  # four standard errors
+        assert abs(kernel.std() / deviation - 1) < 4 / np.sqrt(
+            2 * kernel.size
+        )  # four standard errors
         assert not np.allclose(kernel, other[name]["kernel"][...])
         assert (state[name]["bias"][...] == 0).all()
 
 
 def test_weight_decay_of_the_layer_files():
     """wc of layer-params-18pct.cfg and layer-params-conv-local-13pct.cfg."""
-    assert {name: 0.004 * factor for name, factor in WEIGHT_DECAY_FACTORS["cifar18"].items()} == pytest.approx(
-        dict(conv1=0.004, conv2=0.004, conv3=0.004, fc10=1.0)
-    )
-    assert {name: 0.004 * factor for name, factor in WEIGHT_DECAY_FACTORS["cifar13"].items()} == pytest.approx(
-        dict(conv1=0.0, conv2=0.0, local3=0.004, local4=0.004, fc10=0.004)
-    )
+    assert {
+        name: 0.004 * factor for name, factor in WEIGHT_DECAY_FACTORS["cifar18"].items()
+    } == pytest.approx(dict(conv1=0.004, conv2=0.004, conv3=0.004, fc10=1.0))
+    assert {
+        name: 0.004 * factor for name, factor in WEIGHT_DECAY_FACTORS["cifar13"].items()
+    } == pytest.approx(dict(conv1=0.0, conv2=0.0, local3=0.004, local4=0.004, fc10=0.004))
     for net in NETS:
         assert WEIGHT_DECAY_FACTORS[net].keys() == parameters(abstract(net)).keys()
 
@@ -145,10 +164,16 @@ def locally_connected(x, kernel, bias):
 
 def test_locally_connected_is_a_loop_over_pixels():
     draw = np.random.default_rng(0)
-    graph, state = with_weights_that_show(LocallyConnected(5, 4, 3, kernel_init=nnx.initializers.normal(), rngs=nnx.Rngs(0)))
+    graph, state = with_weights_that_show(
+        LocallyConnected(5, 4, 3, kernel_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
+    )
     x, cotangent = draw.normal(size=(2, 5, 5, 4)), draw.normal(size=(2, 5, 5, 3))
-    kernel, bias = (np.asarray(parameter[...], np.float64) for parameter in (state["kernel"], state["bias"]))
-    value, pull_back = jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, jnp.asarray(x, jnp.float32))
+    kernel, bias = (
+        np.asarray(parameter[...], np.float64) for parameter in (state["kernel"], state["bias"])
+    )
+    value, pull_back = jax.vjp(
+        lambda state, x: nnx.merge(graph, state)(x), state, jnp.asarray(x, jnp.float32)
+    )
     np.testing.assert_allclose(value, locally_connected(x, kernel, bias), rtol=1e-5, atol=1e-6)
 
     # It is linear in each of x, kernel and bias, so a difference quotient is exact.
@@ -160,7 +185,9 @@ def test_locally_connected_is_a_loop_over_pixels():
     ):
         direction = draw.normal(size=gradient.shape)
         difference = locally_connected(*change(direction)) - locally_connected(x, kernel, bias)
-        np.testing.assert_allclose(np.sum(gradient * direction), np.sum(cotangent * difference), rtol=1e-4)
+        np.testing.assert_allclose(
+            np.sum(gradient * direction), np.sum(cotangent * difference), rtol=1e-4
+        )
 
 
 def test_locally_connected_with_equal_kernels_is_a_convolution():
@@ -174,21 +201,35 @@ def test_locally_connected_with_equal_kernels_is_a_convolution():
     np.testing.assert_allclose(layer(x), convolved, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("lrn, activation", [("none", "relu"), ("across", "tanh"), ("across", "sigmoid")])
+@pytest.mark.parametrize(
+    "lrn, activation", [("none", "relu"), ("across", "tanh"), ("across", "sigmoid")]
+)
 def test_18pct_is_pytorchs(torch, lrn, activation):
     """Logits and gradients against torch's layers, put together by layers-18pct.cfg."""
     numbers = dict(lrn=lrn, lrn_size=3, lrn_alpha=0.5, lrn_k=1.5, activation=activation)
-    graph, state = with_weights_that_show(abstract("cifar18", convolution=cpu_convolution, **numbers))
+    graph, state = with_weights_that_show(
+        abstract("cifar18", convolution=cpu_convolution, **numbers)
+    )
     functional = torch.nn.functional
-    pairs = {name: [np.array(layer[part][...]) for part in ("kernel", "bias")] for name, layer in state.items()}
-    weights = {name: [torch.tensor(array, requires_grad=True) for array in pair] for name, pair in pairs.items()}
+    pairs = {
+        name: [np.array(layer[part][...]) for part in ("kernel", "bias")]
+        for name, layer in state.items()
+    }
+    weights = {
+        name: [torch.tensor(array, requires_grad=True) for array in pair]
+        for name, pair in pairs.items()
+    }
 
     def conv(name, x):
         kernel, bias = weights[name]
         return functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=2)
 
     act = getattr(torch, activation)
-    norm = torch.nn.LocalResponseNorm(3, alpha=0.5, beta=0.75, k=1.5) if lrn == "across" else torch.nn.Identity()
+    norm = (
+        torch.nn.LocalResponseNorm(3, alpha=0.5, beta=0.75, k=1.5)
+        if lrn == "across"
+        else torch.nn.Identity()
+    )
     average = dict(kernel_size=3, stride=2, ceil_mode=True, count_include_pad=False)
     images = np.random.default_rng(1).normal(size=(2, 24, 24, 3)).astype(np.float32) * 3
     x = torch.tensor(images).permute(0, 3, 1, 2)
@@ -196,7 +237,9 @@ def test_18pct_is_pytorchs(torch, lrn, activation):
     x = norm(functional.avg_pool2d(act(conv("conv2", x)), **average))
     x = functional.avg_pool2d(act(conv("conv3", x)), **average)
     kernel, bias = weights["fc10"]
-    logits = x.permute(0, 2, 3, 1).reshape(2, -1) @ kernel + bias  # rows, columns, maps: the order of the weights here
+    logits = (
+        x.permute(0, 2, 3, 1).reshape(2, -1) @ kernel + bias
+    )  # rows, columns, maps: the order of the weights here
     cotangent = np.random.default_rng(2).normal(size=(2, 10)).astype(np.float32)
     logits.backward(torch.tensor(cotangent))
 
@@ -210,17 +253,23 @@ def test_18pct_is_pytorchs(torch, lrn, activation):
     for name, (kernel, bias) in weights.items():
         for part, theirs in (("kernel", kernel), ("bias", bias)):
             scale = float(abs(theirs.grad).max())
-            np.testing.assert_allclose(gradients[name][part][...], theirs.grad.numpy(), rtol=1e-3, atol=1e-4 * scale)
+            np.testing.assert_allclose(
+                gradients[name][part][...], theirs.grad.numpy(), rtol=1e-3, atol=1e-4 * scale
+            )
 
 
 def test_13pct_pools_maxima():
-    """Both pools of layers-conv-local-13pct.cfg have pool=max; the last two of layers-18pct.cfg have pool=avg."""
+    """Both pools of layers-conv-local-13pct.cfg have pool=max; the last two of layers-18pct.cfg
+    have pool=avg.
+    """
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 1)), jnp.float32)
     reductions = {"cifar18": [jnp.max, jnp.mean, jnp.mean], "cifar13": [jnp.max, jnp.max]}
     for net in NETS:
         model = abstract(net)
         for number, reduce in enumerate(reductions[net], start=1):
-            np.testing.assert_allclose(model.layer(f"pool{number}", x)[0, 0, 0, 0], reduce(x[0, :3, :3]), rtol=1e-6)
+            np.testing.assert_allclose(
+                model.layer(f"pool{number}", x)[0, 0, 0, 0], reduce(x[0, :3, :3]), rtol=1e-6
+            )
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -229,6 +278,9 @@ def test_one_image_does_not_see_the_others(net):
     logits = jax.jit(lambda images, keys: nnx.merge(graph, state)(images, keys))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 24, 24, 3)) * 3, jnp.float32)
     keys = jax.random.split(jax.random.key(0), 4)
-    before, after = logits(images, keys), logits(images.at[1:].multiply(-2), keys[::-1])  # keys are there for AlexNet's sake
+    before, after = (
+        logits(images, keys),
+        logits(images.at[1:].multiply(-2), keys[::-1]),
+    )  # keys are there for AlexNet's sake
     np.testing.assert_allclose(before[0], after[0], rtol=1e-5, atol=1e-5)
     assert abs(before[1:] - after[1:]).min() > 1e-4  # the logits do depend on the image

@@ -1,4 +1,6 @@
-"""Every preset's training step, lowered for GPU and TPU without having one: what cannot be compiled for them shows here."""
+"""Every preset's training step, lowered for GPU and TPU without having one: what cannot be compiled
+for them shows here.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,14 @@ from flax import nnx
 
 from alexnet.config import Config
 from alexnet.data import Statistics
-from alexnet.train import build_loss, build_model, build_optimizer, build_prepare, initial_state, make_train_step
+from alexnet.train import (
+    build_loss,
+    build_model,
+    build_optimizer,
+    build_prepare,
+    initial_state,
+    make_train_step,
+)
 from common.flags import define, read
 
 PRESETS = sorted(path.stem for path in Path("alexnet/presets").glob("*.flags"))
@@ -21,14 +30,22 @@ pytestmark = pytest.mark.slow
 
 
 def exported_step(name: str, platform: str):
-    """The training step of a preset at its batch size, traced on shapes alone, and the shapes of its state."""
+    """The training step of a preset at its batch size, traced on shapes alone, and the shapes of
+    its state.
+    """
     values = flags.FlagValues()
     define(Config, values)
     values(["program", f"--flagfile=alexnet/presets/{name}.flags"])
     config = read(Config, values)
     num_classes, side = (10, 32) if config.dataset == "cifar10" else (1000, 256)
-    statistics = Statistics(np.full((side, side, 3), 127.5, np.float32), np.eye(3, dtype=np.float32))
-    tx, loss, prepare = build_optimizer(config, epoch_steps=100), build_loss(config), build_prepare(config, statistics)
+    statistics = Statistics(
+        np.full((side, side, 3), 127.5, np.float32), np.eye(3, dtype=np.float32)
+    )
+    tx, loss, prepare = (
+        build_optimizer(config, epoch_steps=100),
+        build_loss(config),
+        build_prepare(config, statistics),
+    )
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes)))
     train_step = make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
     state = jax.eval_shape(lambda: initial_state(config, tx, num_classes, statistics))
@@ -37,22 +54,37 @@ def exported_step(name: str, platform: str):
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
         "draw": jax.ShapeDtypeStruct((config.batch_size,), jnp.uint32),
     }
-    step = jax.jit(lambda state, batch: train_step(state, batch, lambda sums_of, batch: sums_of(batch)), donate_argnums=0)
+    step = jax.jit(
+        lambda state, batch: train_step(state, batch, lambda sums_of, batch: sums_of(batch)),
+        donate_argnums=0,
+    )
     return jax.export.export(step, platforms=[platform])(state, batch), state
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # whose forms of convolutions and pools are lowered
+@pytest.mark.parametrize(
+    "backend", ["cpu", "gpu"]
+)  # whose forms of convolutions and pools are lowered
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_training_step_lowers(name, backend, platform, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     exported, state = exported_step(name, platform)
     assert exported.platforms == (platform,)
     new_state, sums = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (new_state, state)]
+    shapes = [
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (new_state, state)
+    ]
     assert shapes[0] == shapes[1]  # fit for the next step, and for a checkpoint
     assert set(sums) == {"loss", "errors", "count"}
     program = exported.mlir_module()
-    without_stride = name in ("cifar13", "cifar18", "small")  # on few channels: on a CPU only its gradients are those of lax
-    assert ("stablehlo.convolution" in program) == (backend == "gpu" or without_stride)  # all others are products
-    assert ("stablehlo.select_and_scatter" in program) == (backend == "gpu")  # the gradient of lax.reduce_window's maximum
+    without_stride = name in (
+        "cifar13",
+        "cifar18",
+        "small",
+    )  # on few channels: on a CPU only its gradients are those of lax
+    assert ("stablehlo.convolution" in program) == (
+        backend == "gpu" or without_stride
+    )  # all others are products
+    assert ("stablehlo.select_and_scatter" in program) == (
+        backend == "gpu"
+    )  # the gradient of lax.reduce_window's maximum

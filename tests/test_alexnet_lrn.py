@@ -1,4 +1,6 @@
-"""Local response normalization, in the forms for CPU and GPU, against section 3.3 as float64 loops, and PyTorch's."""
+"""Local response normalization, in the forms for CPU and GPU, against section 3.3 as float64 loops,
+and PyTorch's.
+"""
 
 import functools
 
@@ -41,7 +43,9 @@ def slope(function, x, direction):
 
 
 def check(ours, formula, shape, scale=3.0):
-    """Values, and the derivative along some directions, of `ours` in float32 and of `formula` in float64."""
+    """Values, and the derivative along some directions, of `ours` in float32 and of `formula` in
+    float64.
+    """
     draw = np.random.default_rng(0)
     x = draw.normal(size=shape) * scale
     value, pull_back = jax.vjp(jax.jit(ours), jnp.asarray(x, jnp.float32))
@@ -70,7 +74,9 @@ def check(ours, formula, shape, scale=3.0):
 @pytest.mark.parametrize("alpha, beta, k", [(1e-4, 0.75, 2.0), (0.3, 0.75, 1.0), (0.3, 0.5, 0.1)])
 def test_it_is_the_formula(shape, size, towers, alpha, beta, k):
     check(
-        lambda x: local_response_normalization(x, size=size, alpha=alpha, beta=beta, k=k, towers=towers),
+        lambda x: local_response_normalization(
+            x, size=size, alpha=alpha, beta=beta, k=k, towers=towers
+        ),
         lambda x: by_the_formula(x, size, alpha, beta, k, towers),
         shape,
     )
@@ -78,7 +84,12 @@ def test_it_is_the_formula(shape, size, towers, alpha, beta, k):
 
 def test_the_defaults_are_the_papers():
     """k = 2, n = 5, alpha = 1e-4, beta = 0.75, with activities so large that each of them shows."""
-    check(local_response_normalization, lambda x: by_the_formula(x, 5, 1e-4, 0.75, 2.0), (2, 4, 4, 12), scale=200.0)
+    check(
+        local_response_normalization,
+        lambda x: by_the_formula(x, 5, 1e-4, 0.75, 2.0),
+        (2, 4, 4, 12),
+        scale=200.0,
+    )
 
 
 def test_alpha_over_n_divides_by_the_whole_window():
@@ -95,32 +106,44 @@ def test_alpha_over_n_divides_by_the_whole_window():
     )
 
 
-@pytest.mark.parametrize("shape, size", [((2, 6, 5, 3), 3), ((1, 7, 7, 2), 5), ((2, 1, 3, 1), 5), ((2, 3, 3, 2), 1)])
+@pytest.mark.parametrize(
+    "shape, size", [((2, 6, 5, 3), 3), ((1, 7, 7, 2), 5), ((2, 1, 3, 1), 5), ((2, 3, 3, 2), 1)]
+)
 def test_within_a_map(shape, size):
     check(
-        lambda x: within_map_normalization(x, size=size, alpha=0.2, beta=0.75, k=1.5, alpha_over_n=False),
+        lambda x: within_map_normalization(
+            x, size=size, alpha=0.2, beta=0.75, k=1.5, alpha_over_n=False
+        ),
         lambda x: within_maps(x, size, 0.2, 0.75, 1.5),
         shape,
     )
 
 
-@pytest.mark.parametrize("size, alpha, beta, k", [(5, 1e-4, 0.75, 2.0), (3, 0.7, 0.75, 1.0), (9, 0.7, 0.6, 0.5)])
+@pytest.mark.parametrize(
+    "size, alpha, beta, k", [(5, 1e-4, 0.75, 2.0), (3, 0.7, 0.75, 1.0), (9, 0.7, 0.6, 0.5)]
+)
 @pytest.mark.parametrize("alpha_over_n", [True, False])
 def test_pytorch_has_alpha_over_n(torch, size, alpha, beta, k, alpha_over_n):
     draw = np.random.default_rng(0)
     x, cotangent = (draw.normal(size=(2, 4, 5, 16)).astype(np.float32) * 3 for _ in range(2))
     x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-    theirs = torch.nn.LocalResponseNorm(size, alpha if alpha_over_n else alpha * size, beta, k)(x_torch)
+    theirs = torch.nn.LocalResponseNorm(size, alpha if alpha_over_n else alpha * size, beta, k)(
+        x_torch
+    )
     theirs.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
 
     @jax.jit
     def ours(x):
-        return local_response_normalization(x, size=size, alpha=alpha, beta=beta, k=k, alpha_over_n=alpha_over_n)
+        return local_response_normalization(
+            x, size=size, alpha=alpha, beta=beta, k=k, alpha_over_n=alpha_over_n
+        )
 
     value, pull_back = jax.vjp(ours, x)
     np.testing.assert_allclose(value, theirs.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5)
     (gradient,) = pull_back(cotangent)
-    np.testing.assert_allclose(gradient, x_torch.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        gradient, x_torch.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_at_zero_everything_is_finite():
@@ -131,13 +154,19 @@ def test_at_zero_everything_is_finite():
 
 
 def test_bfloat16_is_summed_in_float32():
-    """61 channels added up in bfloat16 stop growing; here only the result is rounded, by 2^-8 at most."""
+    """61 channels added up in bfloat16 stop growing; here only the result is rounded, by 2^-8 at
+    most.
+    """
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, size=(5, 61)), jnp.bfloat16)
     options = dict(size=121, alpha=1.0, beta=0.75, k=1.0)
     ours = jax.jit(functools.partial(local_response_normalization, **options))
     value = ours(x)
     assert value.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(value, np.float64), by_the_formula(np.asarray(x, np.float64), **options), rtol=2**-8)
+    np.testing.assert_allclose(
+        np.asarray(value, np.float64),
+        by_the_formula(np.asarray(x, np.float64), **options),
+        rtol=2**-8,
+    )
     gradient = jax.grad(lambda x: jnp.sum(ours(x).astype(jnp.float32)))(x)
     assert gradient.dtype == jnp.bfloat16
 
@@ -151,7 +180,9 @@ def test_the_flags_choose_the_function():
 
     assert normalization("none", towers=2, **numbers) is None
     np.testing.assert_allclose(outputs("across"), by_the_formula(x, 3, 0.3, 0.75, 1.0), rtol=1e-5)
-    np.testing.assert_allclose(outputs("within_tower"), by_the_formula(x, 3, 0.3, 0.75, 1.0, towers=2), rtol=1e-5)
+    np.testing.assert_allclose(
+        outputs("within_tower"), by_the_formula(x, 3, 0.3, 0.75, 1.0, towers=2), rtol=1e-5
+    )
     np.testing.assert_allclose(outputs("within_map"), within_maps(x, 3, 0.1, 0.75, 1.0), rtol=1e-5)
 
 

@@ -18,7 +18,8 @@ from common.flags import define, read
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
-# The lecture deck's table: output, parameters and forward computations as printed there (no biases in the last three).
+# The lecture deck's table: output, parameters and forward computations as printed there (no biases
+# in the last three).
 DECK_TABLE = [
     ("conv1", [55, 55, 96], 34_944, 105_705_600),
     ("pool1", [27, 27, 96], 0, 0),
@@ -37,7 +38,8 @@ DECK_TABLE = [
     ("fc8", [1000], 4_096_000, 4_096_000),
 ]
 
-# Parameters of each layer of the two-tower network: kernels see 48, 256, 192 and 192 maps (section 3.5).
+# Parameters of each layer of the two-tower network: kernels see 48, 256, 192 and 192 maps (section
+# 3.5).
 TWO_TOWERS = {
     "conv1": 34_944,
     "conv2": 307_456,
@@ -49,7 +51,8 @@ TWO_TOWERS = {
     "fc8": 4_097_000,
 }
 ONE_TOWER = TWO_TOWERS | {"conv2": 614_656, "conv4": 1_327_488, "conv5": 884_992}
-# Of layers-145.cfg: two columns a and b, each layer of a column with its own kernels; fc1000 sees both.
+# Of layers-145.cfg: two columns a and b, each layer of a column with its own kernels; fc1000 sees
+# both.
 CODE_2012 = {
     "conv1": 2 * (48 * (11 * 11 * 3 + 1)),
     "conv2": 2 * (128 * (5 * 5 * 48 + 1)),
@@ -93,8 +96,12 @@ PARAMETERS = {
 LAST_CONVS = "conv3 activation3 conv4 activation4 conv5 activation5 pool5"
 DROPOUT_BEFORE = "dropout6 fc6 activation6 dropout7 fc7 activation7 fc8"
 DROPOUT_AFTER = "fc6 activation6 dropout6 fc7 activation7 dropout7 fc8"
-NORM_POOL = f"conv1 activation1 norm1 pool1 conv2 activation2 norm2 pool2 {LAST_CONVS} {DROPOUT_AFTER}"
-POOL_NORM = f"conv1 activation1 pool1 norm1 conv2 activation2 pool2 norm2 {LAST_CONVS} {DROPOUT_BEFORE}"
+NORM_POOL = (
+    f"conv1 activation1 norm1 pool1 conv2 activation2 norm2 pool2 {LAST_CONVS} {DROPOUT_AFTER}"
+)
+POOL_NORM = (
+    f"conv1 activation1 pool1 norm1 conv2 activation2 pool2 norm2 {LAST_CONVS} {DROPOUT_BEFORE}"
+)
 ORDERS = {
     "deck": POOL_NORM,
     "modern": POOL_NORM,
@@ -102,7 +109,8 @@ ORDERS = {
     "caffe": NORM_POOL,
     "small": NORM_POOL,
     "torchvision": f"conv1 activation1 pool1 conv2 activation2 pool2 {LAST_CONVS} {DROPOUT_BEFORE}",
-    # In layers-145.cfg, conv1 and conv5 are linear and the ReLU follows the pool; cnorm2 comes between rnorm2 and pool2.
+    # In layers-145.cfg, conv1 and conv5 are linear and the ReLU follows the pool; cnorm2 comes
+    # between rnorm2 and pool2.
     "code2012": "conv1 norm1 pool1 activation1 conv2 activation2 norm2 map_norm2 pool2 "
     f"conv3 activation3 conv4 activation4 conv5 pool5 activation5 {DROPOUT_AFTER}",
 }
@@ -128,7 +136,10 @@ def total(rows: list[dict], count: str) -> int:
 @functools.cache
 def small(**settings) -> AlexNet:
     """The narrow network, two towers unless told otherwise."""
-    settings = dict(widths="small", input_size=32, conv1_padding="symmetric", towers=2, num_classes=10) | settings
+    settings = (
+        dict(widths="small", input_size=32, conv1_padding="symmetric", towers=2, num_classes=10)
+        | settings
+    )
     return AlexNet(**settings, rngs=nnx.Rngs(0))
 
 
@@ -145,14 +156,20 @@ def narrow_fc(monkeypatch):
 
 def test_the_decks_table_line_by_line():
     rows = table(preset("deck"))
-    assert [(row["name"], row["output"], row["deck_parameters"], row["deck_computations"]) for row in rows] == DECK_TABLE
+    assert [
+        (row["name"], row["output"], row["deck_parameters"], row["deck_computations"])
+        for row in rows
+    ] == DECK_TABLE
     assert total(rows, "deck_parameters") == 62_369_152
     assert total(rows, "deck_computations") == 1_135_906_176
 
 
 def test_the_decks_shares_of_convolutions_and_fully_connected_layers():
     rows = table(preset("deck"))
-    for count, convolutions_pct, fully_connected_pct in (("deck_parameters", 6, 94), ("deck_computations", 95, 5)):
+    for count, convolutions_pct, fully_connected_pct in (
+        ("deck_parameters", 6, 94),
+        ("deck_computations", 95, 5),
+    ):
         convolutions = total([row for row in rows if row["name"].startswith("conv")], count)
         fully_connected = total([row for row in rows if row["name"].startswith("fc")], count)
         assert round(100 * convolutions / total(rows, count)) == convolutions_pct
@@ -170,12 +187,16 @@ def test_parameters(name):
 def test_the_modules_hold_as_many_parameters_as_the_table_says():
     for name, (_, parameters) in PARAMETERS.items():
         num_classes = 10 if name == "small" else 1000
-        state = nnx.state(nnx.eval_shape(lambda name=name, n=num_classes: build_model(preset(name), n)), nnx.Param)
+        state = nnx.state(
+            nnx.eval_shape(lambda name=name, n=num_classes: build_model(preset(name), n)), nnx.Param
+        )
         assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state)) == parameters
 
 
 def test_multiply_adds():
-    assert total(table(preset("torchvision")), "multiply_adds") // 10**6 == 714  # torchvision says 0.714 GFLOPs
+    assert (
+        total(table(preset("torchvision")), "multiply_adds") // 10**6 == 714
+    )  # torchvision says 0.714 GFLOPs
     by_hand = (
         55**2 * 96 * 11 * 11 * 3
         + 27**2 * 256 * 5 * 5 * 48
@@ -203,8 +224,14 @@ def test_maps_of_55_27_13_and_6_pixels(name):
 
 @pytest.mark.parametrize("name", ["deck", "paper"])
 def test_neurons_of_figure_2(name):
-    """The figure's numbers, but for the first: it says 253,440 = 55 x 48 x 96, and 55 x 55 x 96 are 290,400."""
-    neurons = [math.prod(row["output"]) for row in table(preset(name)) if row["name"].startswith(("conv", "fc"))]
+    """The figure's numbers, but for the first: it says 253,440 = 55 x 48 x 96, and 55 x 55 x 96 are
+    290,400.
+    """
+    neurons = [
+        math.prod(row["output"])
+        for row in table(preset(name))
+        if row["name"].startswith(("conv", "fc"))
+    ]
     assert neurons == [290_400, 186_624, 64_896, 64_896, 43_264, 4096, 4096, 1000]
     assert sum(neurons) == 659_272
 
@@ -213,7 +240,9 @@ def test_neurons_of_figure_2(name):
 def test_the_order_of_layers(name):
     order = ORDERS[name].split()
     assert list(nnx.eval_shape(lambda: build_model(preset(name), 10)).order) == order
-    assert [row["name"] for row in table(preset(name))] == [layer for layer in order if not layer.startswith("activation")]
+    assert [row["name"] for row in table(preset(name))] == [
+        layer for layer in order if not layer.startswith("activation")
+    ]
 
 
 def test_without_normalization_nothing_else_changes():
@@ -223,20 +252,31 @@ def test_without_normalization_nothing_else_changes():
 
 
 @pytest.mark.parametrize(
-    ("settings", "smallest"),  # 8 -> 4 -> 2 -> 1 pixels, and conv1 makes 8 of (8 - 1) * stride + kernel
-    [(dict(), 39), (dict(conv1_padding="bottom_right"), 36), (dict(conv1_padding="symmetric", widths="small"), 8)],
+    (
+        "settings",
+        "smallest",
+    ),  # 8 -> 4 -> 2 -> 1 pixels, and conv1 makes 8 of (8 - 1) * stride + kernel
+    [
+        (dict(), 39),
+        (dict(conv1_padding="bottom_right"), 36),
+        (dict(conv1_padding="symmetric", widths="small"), 8),
+    ],
 )
 def test_too_small_images_are_refused(settings, smallest):
     with pytest.raises(UserError, match=f"--crop_size={smallest - 1} .* at least {smallest}$"):
         AlexNet(input_size=smallest - 1, **settings, rngs=nnx.Rngs(0))
-    model = nnx.eval_shape(lambda: AlexNet(input_size=smallest, num_classes=7, in_channels=1, **settings, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: AlexNet(
+            input_size=smallest, num_classes=7, in_channels=1, **settings, rngs=nnx.Rngs(0)
+        )
+    )
     rows = {row["name"]: row["output"] for row in layer_table(model, smallest, in_channels=1)}
     assert rows["pool5"][:2] == [1, 1] and rows["fc8"] == [7]
 
 
 # ---- values and gradients against PyTorch's layers
-# Each network is written down from its source: x is (B, channels, H, W), w {layer: (weights, biases)}; drop6 and drop7 are what
-# dropout multiplies by.
+# Each network is written down from its source: x is (B, channels, H, W), w {layer: (weights,
+# biases)}; drop6 and drop7 are what dropout multiplies by.
 
 
 def across(torch, x, k, alpha):
@@ -252,7 +292,9 @@ def within_tower(torch, x, k, alpha):
 
 def within_map(torch, x, alpha):
     """rnorm of layers-145.cfg: 5x5 pixels of one map, k = 1; beyond the border there are zeros."""
-    return x / (1 + alpha * 25 * torch.nn.functional.avg_pool2d(x * x, 5, stride=1, padding=2)) ** 0.75
+    return (
+        x / (1 + alpha * 25 * torch.nn.functional.avg_pool2d(x * x, 5, stride=1, padding=2)) ** 0.75
+    )
 
 
 def three_convs_and_pool5(torch, x, w, groups):
@@ -293,7 +335,9 @@ def paper(torch, x, w, drop6, drop7):
 
 def caffe(torch, x, w, drop6, drop7):
     f = torch.nn.functional
-    norm = torch.nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1)  # divides alpha by 5, as Caffe does
+    norm = torch.nn.LocalResponseNorm(
+        5, alpha=1e-4, beta=0.75, k=1
+    )  # divides alpha by 5, as Caffe does
     x = f.max_pool2d(norm(f.relu(f.conv2d(x, *w["conv1"], stride=4))), 3, 2)
     x = f.max_pool2d(norm(f.relu(f.conv2d(x, *w["conv2"], padding=2, groups=2))), 3, 2)
     return dropout_after(torch, three_convs_and_pool5(torch, x, w, 2), w, drop6, drop7)
@@ -349,11 +393,15 @@ def random_params(model: nnx.Module) -> dict:
 
 
 def to_torch(name: str, kernel: np.ndarray, fc6_maps: int) -> np.ndarray:
-    """Weights in PyTorch's order: (out, in, kh, kw), (out, in); fc6's inputs go from (H, W, maps) to (maps, H, W)."""
+    """Weights in PyTorch's order: (out, in, kh, kw), (out, in); fc6's inputs go from (H, W, maps)
+    to (maps, H, W).
+    """
     kernel = np.asarray(kernel)
     if name == "fc6":
         side = math.isqrt(len(kernel) // fc6_maps)
-        kernel = kernel.reshape(side, side, fc6_maps, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+        kernel = (
+            kernel.reshape(side, side, fc6_maps, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
+        )
     return np.ascontiguousarray(kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T)
 
 
@@ -363,7 +411,11 @@ def relative_error(ours, theirs) -> float:
 
 
 @pytest.mark.parametrize(
-    ("network", "name", "changes"),  # crops that leave 31 -> 15 -> 7 -> 3 pixels; torchvision's in full: 55 -> 27 -> 13 -> 6
+    (
+        "network",
+        "name",
+        "changes",
+    ),  # crops that leave 31 -> 15 -> 7 -> 3 pixels; torchvision's in full: 55 -> 27 -> 13 -> 6
     [
         (deck, "deck", ["--crop_size=131"]),
         (paper, "paper", ["--crop_size=128"]),
@@ -384,8 +436,12 @@ def test_logits_and_gradients_against_pytorch(network, name, changes, torch, req
     graphdef = nnx.graphdef(model)
     params = random_params(model)
     draw = np.random.default_rng(1)
-    scale = 60 if config.scaling == "mean_image" else 1  # pixels of 0 to 255, or standardized; 60 so that LRN bites
-    images = (scale * draw.standard_normal((2, config.crop_size, config.crop_size, 3))).astype(np.float32)
+    scale = (
+        60 if config.scaling == "mean_image" else 1
+    )  # pixels of 0 to 255, or standardized; 60 so that LRN bites
+    images = (scale * draw.standard_normal((2, config.crop_size, config.crop_size, 3))).astype(
+        np.float32
+    )
     labels = np.array([3, 7])
     keys = jax.random.split(jax.random.key(5), 2)
 
@@ -404,14 +460,21 @@ def test_logits_and_gradients_against_pytorch(network, name, changes, torch, req
     shapes = {row["name"]: row["output"] for row in layer_table(model, config.crop_size)}
     masks = {}
     for layer in ("dropout6", "dropout7"):
-        mask = np.asarray(nnx.merge(graphdef, params).layer(layer, jnp.ones((2, *shapes[layer])), keys))
+        mask = np.asarray(
+            nnx.merge(graphdef, params).layer(layer, jnp.ones((2, *shapes[layer])), keys)
+        )
         masks[layer] = torch.tensor(mask.transpose(0, 3, 1, 2) if mask.ndim == 4 else mask)
     weights = {
-        layer: [torch.tensor(array, requires_grad=True) for array in (to_torch(layer, p["kernel"], maps), p["bias"])]
+        layer: [
+            torch.tensor(array, requires_grad=True)
+            for array in (to_torch(layer, p["kernel"], maps), p["bias"])
+        ]
         for layer, p in params.items()
     }
     x = torch.tensor(images.transpose(0, 3, 1, 2).copy())
-    in_tests = 1.0 if name in ("torchvision", "caffe", "small") else 0.5  # "multiply their outputs by 0.5" (4.2)
+    in_tests = (
+        1.0 if name in ("torchvision", "caffe", "small") else 0.5
+    )  # "multiply their outputs by 0.5" (4.2)
     with torch.no_grad():
         assert relative_error(logits, network(torch, x, weights, in_tests, in_tests).numpy()) < 1e-4
     theirs = network(torch, x, weights, masks["dropout6"], masks["dropout7"])
@@ -419,7 +482,10 @@ def test_logits_and_gradients_against_pytorch(network, name, changes, torch, req
     assert relative_error(training_logits, theirs.detach().numpy()) < 1e-4
     assert not np.allclose(training_logits, logits)
     for layer, (kernel, bias) in weights.items():
-        assert relative_error(to_torch(layer, grads[layer]["kernel"], maps), kernel.grad.numpy()) < 1e-3, layer
+        assert (
+            relative_error(to_torch(layer, grads[layer]["kernel"], maps), kernel.grad.numpy())
+            < 1e-3
+        ), layer
         assert relative_error(grads[layer]["bias"], bias.grad.numpy()) < 1e-3, layer
 
 
@@ -429,7 +495,9 @@ def test_loss_against_pytorch(label_smoothing, torch):
     logits, labels = 5 * draw.standard_normal((40, 10)).astype(np.float32), draw.integers(0, 10, 40)
     theirs = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="none")
     expected = theirs(torch.tensor(logits), torch.tensor(labels)).numpy()
-    np.testing.assert_allclose(loss_function(label_smoothing)(logits, labels), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        loss_function(label_smoothing)(logits, labels), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 # ---- dropout
@@ -443,14 +511,19 @@ def dropped(model: AlexNet, layer: str, keys, values: int = 9216) -> np.ndarray:
 def test_the_share_that_dropout_keeps_and_what_makes_up_for_it():
     keys = jax.random.split(jax.random.key(0), 8)
     for dropout in (0.5, 0.2):
-        for scaling, kept_value, in_tests in (("test", 1.0, 1 - dropout), ("training", 1 / (1 - dropout), 1.0)):
+        for scaling, kept_value, in_tests in (
+            ("test", 1.0, 1 - dropout),
+            ("training", 1 / (1 - dropout), 1.0),
+        ):
             model = small(dropout=dropout, dropout_scaling=scaling)
             ones = dropped(model, "dropout6", keys)
             np.testing.assert_allclose(np.unique(ones), [0, kept_value], rtol=1e-6)
             shares = (ones > 0).mean(axis=1)  # of 9,216: a deviation of 0.005
             np.testing.assert_allclose(shares, 1 - dropout, atol=0.025)
             for layer in ("dropout6", "dropout7"):
-                np.testing.assert_allclose(model.layer(layer, jnp.ones((2, 5))), in_tests, rtol=1e-6)
+                np.testing.assert_allclose(
+                    model.layer(layer, jnp.ones((2, 5))), in_tests, rtol=1e-6
+                )
 
 
 def test_what_is_dropped_is_a_function_of_the_images_key():
@@ -458,14 +531,23 @@ def test_what_is_dropped_is_a_function_of_the_images_key():
     masks = dropped(model, "dropout6", keys)
     np.testing.assert_array_equal(dropped(model, "dropout6", keys[::-1]), masks[::-1])
     np.testing.assert_array_equal(dropped(model, "dropout6", keys[2:3]), masks[2:3])
-    np.testing.assert_array_equal(dropped(model, "dropout6", keys[jnp.array([4, 4])]), masks[[4, 4]])
-    images, run = 60 * jax.random.normal(jax.random.key(2), (6, 32, 32, 3)), jax.jit(lambda images, keys: model(images, keys))
-    np.testing.assert_allclose(run(images, keys)[2:4], run(images[2:4], keys[2:4]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(
+        dropped(model, "dropout6", keys[jnp.array([4, 4])]), masks[[4, 4]]
+    )
+    images, run = (
+        60 * jax.random.normal(jax.random.key(2), (6, 32, 32, 3)),
+        jax.jit(lambda images, keys: model(images, keys)),
+    )
+    np.testing.assert_allclose(
+        run(images, keys)[2:4], run(images[2:4], keys[2:4]), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_masks_of_images_and_of_the_two_layers_are_independent():
     model, keys = small(), jax.random.split(jax.random.key(3), 4)
-    masks = np.concatenate([dropped(model, layer, keys) for layer in ("dropout6", "dropout7")])  # (8, 9216)
+    masks = np.concatenate(
+        [dropped(model, layer, keys) for layer in ("dropout6", "dropout7")]
+    )  # (8, 9216)
     correlations = np.corrcoef(masks)[np.triu_indices(8, 1)]
     assert np.abs(correlations).max() < 0.05  # 28 pairs, a deviation of 0.01 each
 
@@ -474,9 +556,14 @@ def test_without_keys_or_without_dropout_nothing_is_random():
     images = 60 * jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
     keys = jax.random.split(jax.random.key(1), 3)
     model, without = small(), small(dropout=0.0)
-    run, run_without = jax.jit(lambda images, keys: model(images, keys)), jax.jit(lambda images, keys: without(images, keys))
+    run, run_without = (
+        jax.jit(lambda images, keys: model(images, keys)),
+        jax.jit(lambda images, keys: without(images, keys)),
+    )
     np.testing.assert_array_equal(run(images, None), run(images, None))
-    np.testing.assert_allclose(run_without(images, keys), run_without(images, None), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run_without(images, keys), run_without(images, None), rtol=1e-5, atol=1e-6
+    )
     assert not np.allclose(run(images, keys), run(images, None), rtol=0.01)
 
 
@@ -490,7 +577,10 @@ def test_the_halves_of_conv2_conv4_and_conv5_do_not_see_each_other():
         run = jax.jit(lambda x, name=name: model.layer(name, x))
         before = np.asarray(run(x))
         half = before.shape[-1] // 2
-        for first, own, other in ((0, np.s_[..., :half], np.s_[..., half:]), (1, np.s_[..., half:], np.s_[..., :half])):
+        for first, own, other in (
+            (0, np.s_[..., :half], np.s_[..., half:]),
+            (1, np.s_[..., half:], np.s_[..., :half]),
+        ):
             changed = x.copy()
             changed[..., first * inputs // 2 : (first + 1) * inputs // 2] += 1
             after = np.asarray(run(changed))
@@ -521,8 +611,12 @@ def test_towers_stay_apart_up_to_conv3(lrn, apart):
 
 
 def statistics_of(initialization: str, **settings) -> dict:
-    """{layer: (weights, biases)} of a network for crops of 67 pixels: fc6 sees a single pixel of 256 maps."""
-    model = AlexNet(input_size=67, initialization=initialization, num_classes=200, rngs=nnx.Rngs(0), **settings)
+    """{layer: (weights, biases)} of a network for crops of 67 pixels: fc6 sees a single pixel of
+    256 maps.
+    """
+    model = AlexNet(
+        input_size=67, initialization=initialization, num_classes=200, rngs=nnx.Rngs(0), **settings
+    )
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return {name: (np.asarray(p["kernel"]), np.asarray(p["bias"])) for name, p in params.items()}
 
@@ -530,7 +624,10 @@ def statistics_of(initialization: str, **settings) -> dict:
 @pytest.mark.parametrize(
     ("initialization", "others"),  # deviations that are not 0.01
     [
-        ("paper", {}),  # "from a zero-mean Gaussian distribution with standard deviation 0.01" (section 5)
+        (
+            "paper",
+            {},
+        ),  # "from a zero-mean Gaussian distribution with standard deviation 0.01" (section 5)
         ("caffe", {"fc6": 0.005, "fc7": 0.005}),
         ("code2012", {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}),
     ],
@@ -538,16 +635,24 @@ def statistics_of(initialization: str, **settings) -> dict:
 def test_initial_weights_are_normal(initialization, others, narrow_fc):
     for name, (weights, _) in statistics_of(initialization, towers=2).items():
         deviation = others.get(name, 0.01)
-        assert abs(weights.std() / deviation - 1) < 0.02, name  # conv1, the smallest, has 34,848: a deviation of 0.004
+        assert abs(weights.std() / deviation - 1) < 0.02, (
+            name
+        )  # conv1, the smallest, has 34,848: a deviation of 0.004
         assert abs(weights.mean()) < 5 * deviation / math.sqrt(weights.size), name
-        assert np.abs(weights).max() > 3.5 * deviation  # normal, neither uniform nor truncated at two deviations
+        assert (
+            np.abs(weights).max() > 3.5 * deviation
+        )  # normal, neither uniform nor truncated at two deviations
 
 
-@pytest.mark.parametrize(("name", "bias"), [("paper", 1.0), ("code2012", 1.0), ("caffe", 0.1), ("deck", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "bias"), [("paper", 1.0), ("code2012", 1.0), ("caffe", 0.1), ("deck", 0.1)]
+)
 def test_initial_biases(name, bias, narrow_fc):
     """Of conv2, conv4, conv5 and the hidden layers fc6 and fc7; 0 elsewhere (section 5)."""
     model = build_model(preset(name, "--crop_size=67"), 200)
-    biases = {layer: set(np.unique(getattr(model, layer).bias[...]).tolist()) for layer in TWO_TOWERS}
+    biases = {
+        layer: set(np.unique(getattr(model, layer).bias[...]).tolist()) for layer in TWO_TOWERS
+    }
     assert biases == {
         "conv1": {0.0},
         "conv2": {np.float32(bias)},
@@ -597,5 +702,7 @@ def test_initial_weights_are_those_of_pytorchs_layers(torch, narrow_fc):
             their_values = their_values.detach().numpy()
             few = their_values.size < 10_000
             assert our_values.size == their_values.size
-            assert np.abs(our_values).max() == pytest.approx(np.abs(their_values).max(), rel=0.1 if few else 0.002)
+            assert np.abs(our_values).max() == pytest.approx(
+                np.abs(their_values).max(), rel=0.1 if few else 0.002
+            )
             assert our_values.std() == pytest.approx(their_values.std(), rel=0.25 if few else 0.02)

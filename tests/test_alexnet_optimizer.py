@@ -1,4 +1,6 @@
-"""The paper's update rule, its neighbours and the schedules, against float64 loops, PyTorch and Optax."""
+"""The paper's update rule, its neighbours and the schedules, against float64 loops, PyTorch and
+Optax.
+"""
 
 from functools import partial
 
@@ -11,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alexnet.cifar import WEIGHT_DECAY_FACTORS
-from alexnet.optimizer import Plateau, drop_on_plateau, learning_rate_schedule, make_optimizer, new_plateau
+from alexnet.optimizer import (
+    Plateau,
+    drop_on_plateau,
+    learning_rate_schedule,
+    make_optimizer,
+    new_plateau,
+)
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -23,9 +31,14 @@ def problem() -> tuple[dict, list[dict]]:
     draw = np.random.default_rng(0)
 
     def entries():
-        shapes = {"conv1": {"kernel": (3, 4), "bias": (4,)}, "fc8": {"kernel": (4, 2), "bias": (2,)}}
+        shapes = {
+            "conv1": {"kernel": (3, 4), "bias": (4,)},
+            "fc8": {"kernel": (4, 2), "bias": (2,)},
+        }
         return {
-            layer: {name: draw.normal(size=shape).astype(np.float32) for name, shape in leaves.items()}
+            layer: {
+                name: draw.normal(size=shape).astype(np.float32) for name, shape in leaves.items()
+            }
             for layer, leaves in shapes.items()
         }
 
@@ -34,17 +47,23 @@ def problem() -> tuple[dict, list[dict]]:
 
 def one_drop(learning_rate: float):
     """Two epochs of five steps, a drop between them."""
-    return learning_rate_schedule("epochs", learning_rate, steps_per_epoch=DROP_STEP, num_steps=STEPS, drop_epochs=(1,))
+    return learning_rate_schedule(
+        "epochs", learning_rate, steps_per_epoch=DROP_STEP, num_steps=STEPS, drop_epochs=(1,)
+    )
 
 
 def constant(learning_rate: float):
-    return learning_rate_schedule("plateau", learning_rate, steps_per_epoch=DROP_STEP, num_steps=STEPS)
+    return learning_rate_schedule(
+        "plateau", learning_rate, steps_per_epoch=DROP_STEP, num_steps=STEPS
+    )
 
 
 def run(tx, params: dict, all_grads: list[dict], drops=lambda step: 0) -> list[dict]:
     """The parameters after each step."""
     state, trajectory = tx.init(params), []
-    update = jax.jit(lambda grads, state, params, drops: tx.update(grads, state, params, drops=drops))
+    update = jax.jit(
+        lambda grads, state, params, drops: tx.update(grads, state, params, drops=drops)
+    )
     for step, grads in enumerate(all_grads):
         updates, state = update(grads, state, params, drops(step))
         params = optax.apply_updates(params, updates)
@@ -55,7 +74,9 @@ def run(tx, params: dict, all_grads: list[dict], drops=lambda step: 0) -> list[d
 
 def assert_close(ours: list[dict], theirs: list[dict], rtol: float = 2e-5):
     for our_params, their_params in zip(ours, theirs, strict=True):
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=1e-6), our_params, their_params)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=rtol, atol=1e-6), our_params, their_params
+        )
 
 
 # ---- the rules
@@ -93,7 +114,9 @@ def test_the_papers_rule_step_by_step(biases, dropped_by):
                 if name == "bias":
                     rate = factor * (rate if follows else 0.1)
                     decay = 0.3 if decays_too else 0.0
-                v[layer][name] = 0.9 * v[layer][name] - decay * rate * w[layer][name] - rate * grads[layer][name]
+                v[layer][name] = (
+                    0.9 * v[layer][name] - decay * rate * w[layer][name] - rate * grads[layer][name]
+                )
                 w[layer][name] = w[layer][name] + v[layer][name]
         expected.append(jax.tree.map(np.copy, w))
     assert_close(got, expected)
@@ -125,16 +148,28 @@ def test_the_papers_rule_and_sgd_agree_until_the_rate_drops():
 @pytest.mark.parametrize("dropped_by", ["schedule", "plateau"])
 def test_sgd_is_pytorchs(decays_too, factor, dropped_by, torch):
     schedule = one_drop(0.1) if dropped_by == "schedule" else constant(0.1)
-    tx = make_optimizer("sgd", schedule, momentum=0.9, weight_decay=0.3, decay_biases=decays_too, bias_rate_factor=factor)
+    tx = make_optimizer(
+        "sgd",
+        schedule,
+        momentum=0.9,
+        weight_decay=0.3,
+        decay_biases=decays_too,
+        bias_rate_factor=factor,
+    )
     params, all_grads = problem()
     drops = (lambda step: int(step >= DROP_STEP)) if dropped_by == "plateau" else (lambda step: 0)
 
-    w = jax.tree.map(lambda array: torch.tensor(array, dtype=torch.float64, requires_grad=True), params)
+    w = jax.tree.map(
+        lambda array: torch.tensor(array, dtype=torch.float64, requires_grad=True), params
+    )
     groups = {
         "kernel": dict(lr=0.1, weight_decay=0.3),
         "bias": dict(lr=0.1 * factor, weight_decay=0.3 if decays_too else 0.0),
     }
-    sgd = torch.optim.SGD([dict(params=[w[layer][name] for layer in w], **groups[name]) for name in groups], momentum=0.9)
+    sgd = torch.optim.SGD(
+        [dict(params=[w[layer][name] for layer in w], **groups[name]) for name in groups],
+        momentum=0.9,
+    )
     expected = []
     for step, grads in enumerate(all_grads):
         if step == DROP_STEP:
@@ -150,7 +185,9 @@ def test_sgd_is_pytorchs(decays_too, factor, dropped_by, torch):
 
 @pytest.mark.parametrize("decays_too", [True, False])
 def test_adamw_is_optaxs(decays_too):
-    schedule = learning_rate_schedule("cosine", 0.1, steps_per_epoch=5, num_steps=STEPS, warmup_epochs=0.4)
+    schedule = learning_rate_schedule(
+        "cosine", 0.1, steps_per_epoch=5, num_steps=STEPS, warmup_epochs=0.4
+    )
     params, all_grads = problem()
     tx = make_optimizer("adamw", schedule, weight_decay=0.3, decay_biases=decays_too)
     mask = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel" or decays_too, params)
@@ -165,7 +202,9 @@ def test_adamw_is_optaxs(decays_too):
 @pytest.mark.parametrize("optimizer", ["paper", "sgd", "adamw"])
 def test_each_layer_has_its_own_decay(optimizer):
     """Without a gradient, the first step is the decay: w - e d w."""
-    params = jax.tree.map(jnp.ones_like, problem()[0] | {"fc10": {"kernel": np.ones(3), "bias": np.ones(3)}})
+    params = jax.tree.map(
+        jnp.ones_like, problem()[0] | {"fc10": {"kernel": np.ones(3), "bias": np.ones(3)}}
+    )
     grads = jax.tree.map(jnp.zeros_like, params)
     momentum = {} if optimizer == "adamw" else {"momentum": 0.9}
     for decays_too in (True, False):
@@ -179,13 +218,22 @@ def test_each_layer_has_its_own_decay(optimizer):
         )
         updates, _ = tx.update(grads, tx.init(params), params)
         for layer, decay in (("conv1", 0.0), ("fc8", 0.004), ("fc10", 1.0)):
-            np.testing.assert_allclose(updates[layer]["kernel"], -0.1 * decay, rtol=1e-5, atol=1e-12)
-            np.testing.assert_allclose(updates[layer]["bias"], -0.1 * 0.004 * decays_too, rtol=1e-5, atol=1e-12)
+            np.testing.assert_allclose(
+                updates[layer]["kernel"], -0.1 * decay, rtol=1e-5, atol=1e-12
+            )
+            np.testing.assert_allclose(
+                updates[layer]["bias"], -0.1 * 0.004 * decays_too, rtol=1e-5, atol=1e-12
+            )
 
 
 def test_decays_of_cuda_convnets_layers():
-    """layer-params-18pct.cfg: 0.004, and 1 in fc10; layer-params-conv-local-13pct.cfg: 0.004 in the last three layers only."""
-    decays = {net: {layer: 0.004 * factor for layer, factor in of.items()} for net, of in WEIGHT_DECAY_FACTORS.items()}
+    """layer-params-18pct.cfg: 0.004, and 1 in fc10; layer-params-conv-local-13pct.cfg: 0.004 in the
+    last three layers only.
+    """
+    decays = {
+        net: {layer: 0.004 * factor for layer, factor in of.items()}
+        for net, of in WEIGHT_DECAY_FACTORS.items()
+    }
     assert decays == {
         "cifar18": {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc10": 1.0},
         "cifar13": {"conv1": 0.0, "conv2": 0.0, "local3": 0.004, "local4": 0.004, "fc10": 0.004},
@@ -196,19 +244,27 @@ def test_decays_of_cuda_convnets_layers():
 
 
 def test_epochs_schedule_at_its_corners():
-    schedule = learning_rate_schedule("epochs", 0.01, steps_per_epoch=7, num_steps=63, drop_epochs=(2, 5, 8))
+    schedule = learning_rate_schedule(
+        "epochs", 0.01, steps_per_epoch=7, num_steps=63, drop_epochs=(2, 5, 8)
+    )
     rates = [float(schedule(jnp.int32(step))) for step in range(63)]
-    np.testing.assert_allclose(rates, [0.01] * 14 + [0.001] * 21 + [0.0001] * 21 + [0.00001] * 7, rtol=1e-5)
+    np.testing.assert_allclose(
+        rates, [0.01] * 14 + [0.001] * 21 + [0.0001] * 21 + [0.00001] * 7, rtol=1e-5
+    )
 
 
 def test_plateau_and_constant_schedules_do_not_move():
     for name in ("plateau", "constant"):
         schedule = learning_rate_schedule(name, 0.01, steps_per_epoch=7, num_steps=63)
-        np.testing.assert_allclose([schedule(jnp.int32(step)) for step in (0, 31, 62)], 0.01, rtol=1e-6)
+        np.testing.assert_allclose(
+            [schedule(jnp.int32(step)) for step in (0, 31, 62)], 0.01, rtol=1e-6
+        )
 
 
 def test_cosine_schedule_rises_and_ends_at_zero():
-    schedule = learning_rate_schedule("cosine", 0.1, steps_per_epoch=100, num_steps=1000, warmup_epochs=2)
+    schedule = learning_rate_schedule(
+        "cosine", 0.1, steps_per_epoch=100, num_steps=1000, warmup_epochs=2
+    )
     rates = {step: float(schedule(step)) for step in (0, 100, 199, 200, 201, 400, 600, 1000)}
     assert rates[0] == pytest.approx(0.001, rel=1e-5)  # a hundredth, then linear
     assert rates[100] == pytest.approx((0.001 + 0.1) / 2)
@@ -236,8 +292,12 @@ def drops_after_each(errors_pct, patience: int, num_drops: int) -> list[int]:
 
 
 def reference(errors_pct, patience: int, num_drops: int) -> list[int]:
-    """From the text: after each epoch, look back at the last `patience` epochs at this rate for a new best."""
-    new_bests = [error < min([100.0, *errors_pct[:epoch]]) for epoch, error in enumerate(errors_pct)]
+    """From the text: after each epoch, look back at the last `patience` epochs at this rate for a
+    new best.
+    """
+    new_bests = [
+        error < min([100.0, *errors_pct[:epoch]]) for epoch, error in enumerate(errors_pct)
+    ]
     drops, first_epoch = [], 0  # at the present rate
     for epoch in range(len(errors_pct)):
         window = new_bests[first_epoch : epoch + 1][-patience:]
@@ -257,21 +317,46 @@ def reference(errors_pct, patience: int, num_drops: int) -> list[int]:
 def test_plateau_against_looking_back(errors, patience, num_drops):
     """Errors in sevenths of 100%: ties are frequent, and no float32 is exact."""
     errors_pct = [100 * wrong / 7 for wrong in errors]
-    assert drops_after_each(errors_pct, patience, num_drops) == reference(errors_pct, patience, num_drops)
+    assert drops_after_each(errors_pct, patience, num_drops) == reference(
+        errors_pct, patience, num_drops
+    )
 
 
 def test_plateau_by_hand():
-    assert drops_after_each([50, 40, 40, 40, 40, 40, 30, 31, 32, 33, 34, 35], 2, 3) == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert drops_after_each([50, 40, 40, 40, 40, 40, 30, 31, 32, 33, 34, 35], 2, 3) == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        2,
+        3,
+        3,
+        3,
+        3,
+    ]
     assert drops_after_each([50, 49, 48, 47], 1, 3) == [0, 0, 0, 0]  # it improves all the time
     assert drops_after_each([50, 50, 49.99, 50], 1, 3) == [0, 1, 1, 2]  # a tie is no improvement
-    assert drops_after_each([60, 60, 60, 60, 60], 1, 3) == [0, 1, 2, 3, 3]  # three times (section 5), no more
+    assert drops_after_each([60, 60, 60, 60, 60], 1, 3) == [
+        0,
+        1,
+        2,
+        3,
+        3,
+    ]  # three times (section 5), no more
     assert drops_after_each([60, 60, 60], 1, 0) == [0, 0, 0]
 
 
 def test_an_error_of_100_percent_is_no_improvement_on_nothing():
     assert drops_after_each([100.0, 100.0, 99.0, 100.0], 2, 3) == [0, 1, 1, 1]
     plateau = drop_on_plateau(new_plateau(), 100.0, patience=5, num_drops=3)
-    assert (float(plateau.best_error_pct), int(plateau.epochs_since_best), int(plateau.drops)) == (100.0, 1, 0)
+    assert (float(plateau.best_error_pct), int(plateau.epochs_since_best), int(plateau.drops)) == (
+        100.0,
+        1,
+        0,
+    )
 
 
 def test_a_plateaus_state_keeps_its_types():

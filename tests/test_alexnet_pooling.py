@@ -1,4 +1,6 @@
-"""Pooling against loops over windows, and against PyTorch, in both of its forms: a CPU's and `lax.reduce_window`."""
+"""Pooling against loops over windows, and against PyTorch, in both of its forms: a CPU's and
+`lax.reduce_window`.
+"""
 
 import itertools
 
@@ -15,7 +17,9 @@ NUMPY = {max_pool: np.max, average_pool: np.mean}
 
 
 def by_windows(x, reduce, overlapping):
-    """(B, H, W, C) -> (B, H // 2, W // 2, C): NumPy cuts off slices at the border as the 2012 code does its windows."""
+    """(B, H, W, C) -> (B, H // 2, W // 2, C): NumPy cuts off slices at the border as the 2012 code
+    does its windows.
+    """
     size = 3 if overlapping else 2
     out = np.empty((len(x), x.shape[1] // 2, x.shape[2] // 2, x.shape[3]))
     for i, j in np.ndindex(out.shape[1:3]):
@@ -23,11 +27,15 @@ def by_windows(x, reduce, overlapping):
     return out
 
 
-@pytest.mark.parametrize("shape", [(2, 13, 13, 3), (2, 6, 6, 3), (1, 12, 7, 2), (1, 2, 3, 2), (3, 8, 2, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 13, 13, 3), (2, 6, 6, 3), (1, 12, 7, 2), (1, 2, 3, 2), (3, 8, 2, 1)]
+)
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
 @pytest.mark.parametrize("overlapping", [True, False])
 def test_each_window(backend, shape, pool, overlapping):
-    x = np.random.default_rng(0).normal(size=shape) - 5  # all below the zeros that a careless border would add
+    x = (
+        np.random.default_rng(0).normal(size=shape) - 5
+    )  # all below the zeros that a careless border would add
     ours = pool(jnp.asarray(x, jnp.float32), overlapping=overlapping)
     np.testing.assert_allclose(ours, by_windows(x, NUMPY[pool], overlapping), rtol=1e-6)
 
@@ -39,7 +47,12 @@ def test_the_sizes_of_the_networks(backend, sizes, pool, overlapping):
     """Of the paper and of cuda-convnet's CIFAR-10 networks."""
     for before, after in itertools.pairwise(sizes):
         x = jax.ShapeDtypeStruct((1, before, before, 2), jnp.float32)
-        assert jax.eval_shape(lambda x: pool(x, overlapping=overlapping), x).shape == (1, after, after, 2)
+        assert jax.eval_shape(lambda x: pool(x, overlapping=overlapping), x).shape == (
+            1,
+            after,
+            after,
+            2,
+        )
 
 
 @pytest.mark.parametrize("size", [13, 12])
@@ -47,7 +60,9 @@ def test_the_sizes_of_the_networks(backend, sizes, pool, overlapping):
 def test_values_and_gradients_are_pytorchs(backend, torch, size, overlapping):
     functional = torch.nn.functional
     theirs = {
-        max_pool: lambda x: functional.max_pool2d(x, 3 if overlapping else 2, 2, ceil_mode=overlapping),
+        max_pool: lambda x: functional.max_pool2d(
+            x, 3 if overlapping else 2, 2, ceil_mode=overlapping
+        ),
         average_pool: lambda x: functional.avg_pool2d(
             x, 3 if overlapping else 2, 2, ceil_mode=overlapping, count_include_pad=False
         ),
@@ -59,26 +74,43 @@ def test_values_and_gradients_are_pytorchs(backend, torch, size, overlapping):
         x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
         expected = pool_torch(x_torch)
         expected.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
-        pooled = jax.jit(lambda x, pool=pool: pool(x, overlapping=overlapping))  # as in a training step
+        pooled = jax.jit(
+            lambda x, pool=pool: pool(x, overlapping=overlapping)
+        )  # as in a training step
         value, pull_back = jax.vjp(pooled, jnp.asarray(x))
-        np.testing.assert_allclose(value, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(pull_back(cotangent)[0], x_torch.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            value, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            pull_back(cotangent)[0],
+            x_torch.grad.numpy().transpose(0, 2, 3, 1),
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize("size", [2, 6, 7])
 @pytest.mark.parametrize("overlapping", [True, False])
-def test_of_pixels_that_share_a_maximum_the_first_has_the_gradient(backend, torch, size, overlapping):
+def test_of_pixels_that_share_a_maximum_the_first_has_the_gradient(
+    backend, torch, size, overlapping
+):
     draw = np.random.default_rng(0)
     x = draw.integers(0, 2, size=(8, size, size, 3)).astype(np.float32)
     x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-    torch.nn.functional.max_pool2d(x_torch, 3 if overlapping else 2, 2, ceil_mode=overlapping).sum().backward()
+    torch.nn.functional.max_pool2d(
+        x_torch, 3 if overlapping else 2, 2, ceil_mode=overlapping
+    ).sum().backward()
     gradient = jax.grad(lambda x: jnp.sum(max_pool(x, overlapping=overlapping)))(jnp.asarray(x))
     np.testing.assert_array_equal(gradient, x_torch.grad.numpy().transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
 def test_bfloat16(backend, pool):
-    x = np.random.default_rng(0).integers(0, 4, size=(1, 6, 6, 2)) * 12.0  # sums of nine of these are exact
+    x = (
+        np.random.default_rng(0).integers(0, 4, size=(1, 6, 6, 2)) * 12.0
+    )  # sums of nine of these are exact
     ours = pool(jnp.asarray(x, jnp.bfloat16), overlapping=True)
     assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(ours, np.float64), by_windows(x, NUMPY[pool], True), rtol=2**-8)
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float64), by_windows(x, NUMPY[pool], True), rtol=2**-8
+    )

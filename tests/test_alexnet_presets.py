@@ -1,4 +1,6 @@
-"""The presets: what the papers and the released code fix in them, and which settings exclude each other."""
+"""The presets: what the papers and the released code fix in them, and which settings exclude each
+other.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -109,7 +111,9 @@ def test_modern_is_the_decks_network():
 
 
 def test_flags_override_a_preset():
-    config = parse("--flagfile=alexnet/presets/paper.flags", "--towers=1", "--lrn=across", "--nocolor_pca")
+    config = parse(
+        "--flagfile=alexnet/presets/paper.flags", "--towers=1", "--lrn=across", "--nocolor_pca"
+    )
     assert config == dataclasses.replace(preset("paper"), towers=1, lrn="across", color_pca=False)
 
 
@@ -125,7 +129,10 @@ def test_flags_override_a_preset():
         (["--schedule=epochs", "--drop_epochs=0,30"], "--drop_epochs=0,30 .*whole numbers"),
         (["--schedule=epochs", "--drop_epochs=30,"], "--drop_epochs=30, .*whole numbers"),
         (["--schedule=epochs", "--drop_epochs=30,60,30"], "--drop_epochs=30,60,30 .*twice"),
-        (["--nodrop_bias_rate", "--schedule=cosine"], "--nodrop_bias_rate .*--schedule=plateau or epochs"),
+        (
+            ["--nodrop_bias_rate", "--schedule=cosine"],
+            "--nodrop_bias_rate .*--schedule=plateau or epochs",
+        ),
         (["--average_decay=1"], "--average_decay=1 .*below 1"),
         (["--momentum=1"], "--momentum=1 .*below 1"),
         (["--label_smoothing=1"], "--label_smoothing=1 .*below 1"),
@@ -137,8 +144,14 @@ def test_flags_override_a_preset():
         (["--pad=4", "--augmentation=none"], "--pad=4 .*--augmentation=crop_flip"),
         (["--net=cifar18"], "--net=cifar18 .*--dropout=0"),
         (["--net=cifar18", "--dropout=0", "--widths=small"], "--widths .*--net=alexnet.* cifar18"),
-        (["--net=cifar13", "--dropout=0", "--hidden_bias=0"], "--hidden_bias .*--net=alexnet.* cifar13"),
-        (["--net=cifar18", "--dropout=0", "--scaling=standardized"], "--net=cifar18 .*--scaling=mean_image"),
+        (
+            ["--net=cifar13", "--dropout=0", "--hidden_bias=0"],
+            "--hidden_bias .*--net=alexnet.* cifar13",
+        ),
+        (
+            ["--net=cifar18", "--dropout=0", "--scaling=standardized"],
+            "--net=cifar18 .*--scaling=mean_image",
+        ),
         (["--lrn=within_tower"], "--lrn=within_tower .*--towers=2.*--lrn=across"),
         (["--net=cifar13", "--dropout=0", "--towers=2"], "--net=cifar13 .*--towers=1"),
     ],

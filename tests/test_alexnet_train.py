@@ -1,4 +1,6 @@
-"""The real `python -m alexnet.train`, tiny: what it writes, its resumes bit for bit, devices that agree, what it refuses."""
+"""The real `python -m alexnet.train`, tiny: what it writes, its resumes bit for bit, devices that
+agree, what it refuses.
+"""
 
 import json
 import os
@@ -26,8 +28,20 @@ TINY = [
     "--flagfile=alexnet/presets/small.flags", "--dataset=noise10", "--validation_size=20", "--batch_size=16", "--num_epochs=2",
     "--learning_rate=0.001", "--log_every_steps=2",
 ]  # fmt: skip
-CIFAR18 = ["--flagfile=alexnet/presets/cifar18.flags", "--drop_epochs=1", "--schedule=epochs", *TINY[1:]]
-AUGMENTED = [*TINY, "--dropout=0.5", "--average_decay=0.99", "--color_pca", "--augmentation=resized_crop_flip", "--pad=0"]
+CIFAR18 = [
+    "--flagfile=alexnet/presets/cifar18.flags",
+    "--drop_epochs=1",
+    "--schedule=epochs",
+    *TINY[1:],
+]
+AUGMENTED = [
+    *TINY,
+    "--dropout=0.5",
+    "--average_decay=0.99",
+    "--color_pca",
+    "--augmentation=resized_crop_flip",
+    "--pad=0",
+]
 FULL_SIZE = [
     "--dataset=fake", "--train_size=4", "--batch_size=2", "--validation_size=2", "--num_epochs=1", "--noten_crop",
     "--learning_rate=0.0001",
@@ -35,23 +49,40 @@ FULL_SIZE = [
 
 
 def write_damaged(folder) -> None:
-    """`damaged`: noise like `streamed`; of 68 records 5 and 47 (training), 60 (validation) and 7 (test) are damaged."""
+    """`damaged`: noise like `streamed`; of 68 records 5 and 47 (training), 60 (validation) and 7
+    (test) are damaged.
+    """
     noise = np.random.default_rng(0).integers(0, 256, (68, 80, 80, 3), np.uint8)
     splits = {
         split: [(b"no image" if i in bad else image, i % 10) for i, image in enumerate(noise)]
         for split, bad in {"train": (5, 47, 60), "test": (7,)}.items()
     }
-    builders.write_prepared(folder, "damaged", "1.0.0", splits, (80, 80, 3), map(str, range(10)), keep_order=True)
+    builders.write_prepared(
+        folder, "damaged", "1.0.0", splits, (80, 80, 3), map(str, range(10)), keep_order=True
+    )
 
 
 def write_misdescribed(folder) -> None:
-    """`mislabelled` and `misshapen`: for both the descriptions say 80x80 pixels and 10 classes; they come with statistics."""
+    """`mislabelled` and `misshapen`: for both the descriptions say 80x80 pixels and 10 classes;
+    they come with statistics.
+    """
     for name, size, label in (("mislabelled", 80, 10), ("misshapen", 79, 0)):
-        splits = {split: [(np.zeros((size, size, 3), np.uint8), label)] * 40 for split in ("train", "test")}
-        prepared = builders.write_prepared(folder, name, "1.0.0", splits, (80, 80, 3), map(str, range(11)), keep_order=True)
+        splits = {
+            split: [(np.zeros((size, size, 3), np.uint8), label)] * 40
+            for split in ("train", "test")
+        }
+        prepared = builders.write_prepared(
+            folder, name, "1.0.0", splits, (80, 80, 3), map(str, range(11)), keep_order=True
+        )
         features = prepared / "features.json"
-        features.write_text(features.read_text().replace('"numClasses": "11"', '"numClasses": "10"'))
-        np.savez(prepared / "statistics.npz", train_mean_image=np.zeros((80, 80, 3), np.float32), train_covariance=np.eye(3))
+        features.write_text(
+            features.read_text().replace('"numClasses": "11"', '"numClasses": "10"')
+        )
+        np.savez(
+            prepared / "statistics.npz",
+            train_mean_image=np.zeros((80, 80, 3), np.float32),
+            train_covariance=np.eye(3),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +130,11 @@ def refuse(workdir, *flags, **more):
 
 
 def score(workdir, *flags):
-    done = subprocess.run(command(workdir, "--json", *flags, module="scripts.evaluate"), capture_output=True, text=True)
+    done = subprocess.run(
+        command(workdir, "--json", *flags, module="scripts.evaluate"),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -117,22 +152,51 @@ def metric_lines(workdir):
 
 def test_what_a_run_leaves(tiny):
     workdir, result = tiny
-    for name in ("config.json", "flags.txt", "metrics.jsonl", "curves.png", "checkpoints", "result.json"):
+    for name in (
+        "config.json",
+        "flags.txt",
+        "metrics.jsonl",
+        "curves.png",
+        "checkpoints",
+        "result.json",
+    ):
         assert (workdir / name).exists(), name
     assert list(workdir.glob("events.out.tfevents.*"))
-    assert result["num_test_examples"] == 68 and result["num_train_examples"] == 48 and result["num_steps"] == 6
+    assert (
+        result["num_test_examples"] == 68
+        and result["num_train_examples"] == 48
+        and result["num_steps"] == 6
+    )
     confusion = np.array(result["confusion_matrix"])
     assert confusion.sum(1).tolist() == [7] * 8 + [6] * 2  # rows are the true classes
     assert (
-        result["test_error_pct"] == result["top1_error_pct"] == pytest.approx(100 * (1 - np.trace(confusion) / 68), abs=1e-12)
+        result["test_error_pct"]
+        == result["top1_error_pct"]
+        == pytest.approx(100 * (1 - np.trace(confusion) / 68), abs=1e-12)
     )
     for crops in ("", "ten_crop_"):
         assert 0 <= result[f"{crops}top5_error_pct"] <= result[f"{crops}top1_error_pct"] <= 100
     assert len(result["state_sha256"]) == 64
-    assert {"images_per_s", "wall_time_s", "command", "commit", "seed", "dataset", "versions", "machine"} <= result.keys()
+    assert {
+        "images_per_s",
+        "wall_time_s",
+        "command",
+        "commit",
+        "seed",
+        "dataset",
+        "versions",
+        "machine",
+    } <= result.keys()
     lines = metric_lines(workdir)
     places = [(line["step"], line["split"]) for line in lines]
-    assert places == [(2, "train"), (3, "train"), (3, "validation"), (4, "train"), (6, "train"), (6, "validation")]
+    assert places == [
+        (2, "train"),
+        (3, "train"),
+        (3, "validation"),
+        (4, "train"),
+        (6, "train"),
+        (6, "validation"),
+    ]
     assert result["validation_error_pct"] == lines[-1]["error_pct"]
     assert all(list(line)[:3] == ["step", "epoch", "split"] for line in lines)
     assert all(("top5_error_pct" in line) == (line["split"] == "validation") for line in lines)
@@ -143,7 +207,10 @@ def test_the_same_command_says_that_the_run_is_complete(tiny):
     before = (workdir / "metrics.jsonl").read_bytes()
     done = subprocess.run(command(workdir, *TINY), capture_output=True, text=True)
     assert done.returncode == 0 and "complete" in done.stdout
-    for name, what in (("test_error_pct", "test error"), ("ten_crop_top5_error_pct", "ten_crop_top5 error")):
+    for name, what in (
+        ("test_error_pct", "test error"),
+        ("ten_crop_top5_error_pct", "ten_crop_top5 error"),
+    ):
         assert f"{what} {result[name]:.2f}%" in done.stdout
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -159,7 +226,9 @@ def test_saved_flags_replay_the_run(tiny, tmp_path):
 
 def test_changed_flags_are_refused_with_a_table(tiny):
     workdir, _ = tiny
-    done = subprocess.run(command(workdir, *TINY, "--learning_rate=0.002"), capture_output=True, text=True)
+    done = subprocess.run(
+        command(workdir, *TINY, "--learning_rate=0.002"), capture_output=True, text=True
+    )
     assert done.returncode == 2 and "learning_rate  0.001 -> 0.002" in done.stderr
 
 
@@ -170,7 +239,10 @@ def test_evaluation_from_the_checkpoint_gives_the_number_again(tiny):
     workdir, result = tiny
     again = score(workdir)
     assert again["confusion_matrix"] == result["confusion_matrix"]
-    assert (again["error_pct"], again["top5_error_pct"]) == (result["top1_error_pct"], result["top5_error_pct"])
+    assert (again["error_pct"], again["top5_error_pct"]) == (
+        result["top1_error_pct"],
+        result["top5_error_pct"],
+    )
     assert (again["num_examples"], again["step"]) == (68, 6)
 
 
@@ -184,16 +256,31 @@ def test_evaluation_by_ten_crops_gives_the_number_again(tiny):
 @pytest.mark.slow
 def test_evaluation_of_another_split(tiny):
     workdir, result = tiny
-    for split, name, count in (("train[48:]", "validation_error_pct", 20), ("train[:48]", "train_error_pct", 48)):
+    for split, name, count in (
+        ("train[48:]", "validation_error_pct", 20),
+        ("train[:48]", "train_error_pct", 48),
+    ):
         again = score(workdir, f"--split={split}")
         assert (again["error_pct"], again["num_examples"]) == (result[name], count)
-    done = subprocess.run(command(workdir, "--split=test[:7]", module="scripts.evaluate"), capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("\n") == 1 and "top-5) on 7 examples, after 6 steps" in done.stdout
+    done = subprocess.run(
+        command(workdir, "--split=test[:7]", module="scripts.evaluate"),
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 0
+        and done.stdout.count("\n") == 1
+        and "top-5) on 7 examples, after 6 steps" in done.stdout
+    )
 
 
 def test_evaluation_refuses_images_of_another_shape(tiny):
     workdir, _ = tiny
-    done = subprocess.run(command(workdir, "--dataset=wide", module="scripts.evaluate"), capture_output=True, text=True)
+    done = subprocess.run(
+        command(workdir, "--dataset=wide", module="scripts.evaluate"),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 65 and done.stderr.count("\n") == 1
     assert "images of shape (32, 36, 3)" in done.stderr and "takes (32, 32, 3)" in done.stderr
 
@@ -208,7 +295,9 @@ def wait_for_checkpoint(process, workdir, after=()):
 
 
 def killed_and_resumed(workdir, flags, signals, seconds=0.0):
-    """Runs until the end, ended by each of the signals up to some seconds after a new checkpoint is there."""
+    """Runs until the end, ended by each of the signals up to some seconds after a new checkpoint is
+    there.
+    """
     draw = random.Random(0)
     for number in signals:
         before = saved_steps(workdir)
@@ -225,12 +314,16 @@ def killed_and_resumed(workdir, flags, signals, seconds=0.0):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize(
-    ("flags", "num_epochs"), [(AUGMENTED, 24), ([*CIFAR18, "--drop_epochs=12,24"], 36)], ids=["small", "cifar18"]
+    ("flags", "num_epochs"),
+    [(AUGMENTED, 24), ([*CIFAR18, "--drop_epochs=12,24"], 36)],
+    ids=["small", "cifar18"],
 )
 def test_killed_runs_end_with_the_state_of_an_uninterrupted_one(tmp_path, flags, num_epochs):
     flags = [*flags, f"--num_epochs={num_epochs}", "--save_every_steps=2"]
     clean = train(tmp_path / "clean", *flags)
-    resumed = killed_and_resumed(tmp_path / "killed", flags, (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), seconds=1.0)
+    resumed = killed_and_resumed(
+        tmp_path / "killed", flags, (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), seconds=1.0
+    )
     assert resumed["state_sha256"] == clean["state_sha256"]
     assert resumed["confusion_matrix"] == clean["confusion_matrix"]
     assert metric_lines(tmp_path / "killed") == metric_lines(tmp_path / "clean")
@@ -244,9 +337,14 @@ def test_sigterm_saves_what_is_done(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in message
-    assert message.splitlines()[-1] == f"stopped by SIGTERM; everything is saved in {workdir}. The same command resumes."
+    assert (
+        message.splitlines()[-1]
+        == f"stopped by SIGTERM; everything is saved in {workdir}. The same command resumes."
+    )
     stopped_at = saved_steps(workdir)[-1]
-    assert stopped_at - 1 <= max(line["step"] for line in metric_lines(workdir)) <= stopped_at  # a line every second step
+    assert (
+        stopped_at - 1 <= max(line["step"] for line in metric_lines(workdir)) <= stopped_at
+    )  # a line every second step
 
 
 def processes_of_session(session: int) -> list[str]:
@@ -266,8 +364,16 @@ def processes_of_session(session: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the table of processes")
 def test_ctrl_c_ends_the_readers_too(tmp_path):
-    """A terminal sends SIGINT to all processes of a command: the main one saves, the readers end, one line is said."""
-    flags = [*TINY, "--dataset=streamed", "--num_workers=2", "--num_epochs=400", "--save_every_steps=3"]
+    """A terminal sends SIGINT to all processes of a command: the main one saves, the readers end,
+    one line is said.
+    """
+    flags = [
+        *TINY,
+        "--dataset=streamed",
+        "--num_workers=2",
+        "--num_epochs=400",
+        "--save_every_steps=3",
+    ]
     workdir = tmp_path / "run"
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(command(workdir, *flags), start_new_session=True, **pipes) as process:
@@ -281,7 +387,10 @@ def test_ctrl_c_ends_the_readers_too(tmp_path):
             raise
     assert process.returncode == 130 and printed == ""
     assert "Traceback" not in message and "leaked" not in message
-    assert message.splitlines()[-1] == f"stopped by SIGINT; everything is saved in {workdir}. The same command resumes."
+    assert (
+        message.splitlines()[-1]
+        == f"stopped by SIGINT; everything is saved in {workdir}. The same command resumes."
+    )
     deadline = time.monotonic() + 10
     while processes_of_session(process.pid):
         assert time.monotonic() < deadline, processes_of_session(process.pid)
@@ -303,23 +412,43 @@ def test_damaged_records_are_skipped_alike_by_whoever_reads_and_counted_over_res
     assert clean["damaged_records"] == 4 and clean["num_test_examples"] == 67
     assert clean["num_train_examples"] == 48
     workers = train(tmp_path / "workers", *flags, "--num_workers=2")
-    killed = killed_and_resumed(tmp_path / "killed", [*flags, "--save_every_steps=1", "--num_workers=1"], [signal.SIGKILL])
+    killed = killed_and_resumed(
+        tmp_path / "killed", [*flags, "--save_every_steps=1", "--num_workers=1"], [signal.SIGKILL]
+    )
     for other in (workers, killed):
-        for name in ("state_sha256", "damaged_records", "confusion_matrix", "validation_error_pct", "train_error_pct"):
+        for name in (
+            "state_sha256",
+            "damaged_records",
+            "confusion_matrix",
+            "validation_error_pct",
+            "train_error_pct",
+        ):
             assert other[name] == clean[name], name
     again = score(tmp_path / "clean")
-    assert (again["num_examples"], again["damaged_records"], again["error_pct"]) == (67, 1, clean["test_error_pct"])
+    assert (again["num_examples"], again["damaged_records"], again["error_pct"]) == (
+        67,
+        1,
+        clean["test_error_pct"],
+    )
 
 
 @pytest.mark.slow
 def test_a_run_that_damage_ended_goes_on_where_more_is_allowed(tmp_path):
-    """Two in the training set, found with its mean image; the third is met in the first validation, the fourth in the test."""
+    """Two in the training set, found with its mean image; the third is met in the first validation,
+    the fourth in the test.
+    """
     flags = [*TINY, "--dataset=damaged"]
     for allowed, numbers in ((2, [5, 47, 60]), (3, [5, 47, 60, 7])):
-        done = subprocess.run(command(tmp_path / "run", *flags, f"--max_bad_records={allowed}"), capture_output=True, text=True)
+        done = subprocess.run(
+            command(tmp_path / "run", *flags, f"--max_bad_records={allowed}"),
+            capture_output=True,
+            text=True,
+        )
         last = done.stderr.splitlines()[-1]
         assert done.returncode == 65 and "Traceback" not in done.stderr
-        assert last.startswith(f"error: damaged has more damaged records than --max_bad_records={allowed}: ")
+        assert last.startswith(
+            f"error: damaged has more damaged records than --max_bad_records={allowed}: "
+        )
         assert all(f"record {number} (neither JPEG nor PNG)" in last for number in numbers)
     assert saved_steps(tmp_path / "run")[-1] == 6
     ended = train(tmp_path / "run", *flags, "--max_bad_records=4")
@@ -334,11 +463,12 @@ def test_a_run_that_damage_ended_goes_on_where_more_is_allowed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_well")
 def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
-    """jit on 8, pmap on 8 and one device agree to float tolerance, dropout and augmentation on; a run goes on with another
-    number of devices, in fixed order with the same bits; 20 and 68 examples, which 8 does not divide, are all counted.
+    """jit on 8, pmap on 8 and one device agree to float tolerance, dropout and augmentation on; a
+    run goes on with another number of devices, in fixed order with the same bits; 20 and 68
+    examples, which 8 does not divide, are all counted.
 
-    With tanh: a ReLU whose input is zero up to rounding is on with one device and off with eight on some processors, and moves
-    the weights of its filter by twice the tolerance.
+    With tanh: a ReLU whose input is zero up to rounding is on with one device and off with eight on
+    some processors, and moves the weights of its filter by twice the tolerance.
     """
     flags = [*TINY, "--optimizer=paper", "--color_pca", "--average_decay=0.5", "--activation=tanh"]
     runs = {
@@ -348,7 +478,9 @@ def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
     }
     params = {name: load_run(tmp_path / name).params for name in runs}
     for name in ("jit", "pmap"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), params["one"], params[name])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), params["one"], params[name]
+        )
         losses = [[line["loss"] for line in metric_lines(tmp_path / run)] for run in ("one", name)]
         np.testing.assert_allclose(*losses, rtol=1e-5)
         assert np.sum(runs[name]["confusion_matrix"]) == runs[name]["num_test_examples"] == 68
@@ -361,7 +493,9 @@ def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
     process.wait()
     moved = train(tmp_path / "moved", *longer, devices=8)
     straight = train(tmp_path / "straight", *longer)
-    assert (moved["machine"]["devices"], straight["machine"]["devices"]) == (8, 1) and moved["num_steps"] == 18
+    assert (moved["machine"]["devices"], straight["machine"]["devices"]) == (8, 1) and moved[
+        "num_steps"
+    ] == 18
     assert moved["state_sha256"] == straight["state_sha256"]
 
 
@@ -380,7 +514,11 @@ def test_presets_train_at_full_size(preset, tmp_path):
         flags += ["--save_every_steps=1"]
     try:
         result = train(tmp_path / "run", *flags)
-        assert result["num_steps"] == 2 and result["dataset"] == "fake" and result["num_test_examples"] == 256
+        assert (
+            result["num_steps"] == 2
+            and result["dataset"] == "fake"
+            and result["num_test_examples"] == 256
+        )
         losses = [line["loss"] for line in metric_lines(tmp_path / "run")]
         assert len(losses) == 2 and np.isfinite(losses).all()
         assert losses[-1] == pytest.approx(np.log(1000), rel=0.2)  # of a network that knows nothing
@@ -401,19 +539,35 @@ def test_presets_train_at_full_size(preset, tmp_path):
         (["--batch_size=49"], 2, "--batch_size=49 is larger than the training set (48 examples)"),
         (["--validation_size=68"], 2, "leaves 0 to train on"),
         (["--dataset=imagenet_64"], 65, "data set 'imagenet_64' not found"),
-        (["--dataset=grey"], 65, "RGB images at least as large; those of grey have 32x32 pixels and 1 channels"),
+        (
+            ["--dataset=grey"],
+            65,
+            "RGB images at least as large; those of grey have 32x32 pixels and 1 channels",
+        ),
         (
             ["--crop_size=33"],
             65,
             "--crop_size=33 cuts squares from RGB images at least as large; those of noise10 have 32x32 pixels",
         ),
-        (["--crop_size=7", "--dataset=tiny"], 2, "--crop_size=7 leaves nothing after pool5; this conv1 needs at least 8"),
+        (
+            ["--crop_size=7", "--dataset=tiny"],
+            2,
+            "--crop_size=7 leaves nothing after pool5; this conv1 needs at least 8",
+        ),
         (["--optimizer=adamw"], 2, "add --momentum=0"),
         (["--num_classes=9"], 2, "--num_classes=9 is less than the 10 classes of noise10"),
         (["--dataset=damaged"], 65, "record 5 (neither JPEG nor PNG)"),
-        (["--dataset=damaged", "--max_bad_records=1"], 65, "than --max_bad_records=1: split train, shard damaged-train.array"),
+        (
+            ["--dataset=damaged", "--max_bad_records=1"],
+            65,
+            "than --max_bad_records=1: split train, shard damaged-train.array",
+        ),
         (["--dataset=mislabelled"], 65, "(label 10; allowed: 0 to 9)"),
-        (["--dataset=mislabelled", "--max_bad_records=9"], 65, "mislabelled has more damaged records than --max_bad_records=9"),
+        (
+            ["--dataset=mislabelled", "--max_bad_records=9"],
+            65,
+            "mislabelled has more damaged records than --max_bad_records=9",
+        ),
         (["--dataset=misshapen"], 65, "(an image of 79x79 pixels, not 80x80)"),
         (["--max_bad_records=-1"], 2, "--max_bad_records=-1"),
         (["--norm_order=pool"], 2, "norm_pool|pool_norm|code2012"),
@@ -434,27 +588,61 @@ def test_a_training_set_of_another_size_is_refused(tmp_path, write_set):
 
     data_dir = tmp_path / "data"
     config = Config(
-        dataset="plain", data_dir=str(data_dir), validation_size=4, batch_size=4, net="cifar18", crop_size=16, dropout=0.0
+        dataset="plain",
+        data_dir=str(data_dir),
+        validation_size=4,
+        batch_size=4,
+        net="cifar18",
+        crop_size=16,
+        dropout=0.0,
     )
     write_set(data_dir, "plain", np.zeros((24, 16, 16, 3), np.uint8))
     go_on()
     shutil.rmtree(data_dir / "plain")
     write_set(data_dir, "plain", np.zeros((23, 16, 16, 3), np.uint8))
-    with pytest.raises(DataError, match=r"plain is not the set that .* was started with: its training examples differ"):
+    with pytest.raises(
+        DataError,
+        match=r"plain is not the set that .* was started with: its training examples differ",
+    ):
         go_on()
 
 
 def test_batch_must_be_divisible_by_the_devices(tmp_path):
-    code, error = refuse(tmp_path / "run", *TINY, "--batch_size=12", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    code, error = refuse(
+        tmp_path / "run",
+        *TINY,
+        "--batch_size=12",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
     assert code == 2 and "must be divisible by the number of devices, 8" in error
 
 
 @pytest.mark.slow
 def test_the_workdir_of_a_lenet_run_is_refused_and_the_reverse(tmp_path, tiny):
-    lenet = ["--dataset=mnist10k", "--train_size=64", "--validation_size=64", "--num_epochs=1", "--batch_size=32"]
-    subprocess.run(command(tmp_path / "lenet", *lenet, module="lenet.train"), check=True, capture_output=True)
-    for workdir, module, flags in ((tmp_path / "lenet", "alexnet.train", TINY), (tiny[0], "lenet.train", lenet)):
-        done = subprocess.run(command(workdir, *flags, module=module), capture_output=True, text=True)
-        assert done.returncode == 2 and "holds a run of another program" in done.stderr and done.stderr.count("\n") == 1
+    lenet = [
+        "--dataset=mnist10k",
+        "--train_size=64",
+        "--validation_size=64",
+        "--num_epochs=1",
+        "--batch_size=32",
+    ]
+    subprocess.run(
+        command(tmp_path / "lenet", *lenet, module="lenet.train"), check=True, capture_output=True
+    )
+    for workdir, module, flags in (
+        (tmp_path / "lenet", "alexnet.train", TINY),
+        (tiny[0], "lenet.train", lenet),
+    ):
+        done = subprocess.run(
+            command(workdir, *flags, module=module), capture_output=True, text=True
+        )
+        assert (
+            done.returncode == 2
+            and "holds a run of another program" in done.stderr
+            and done.stderr.count("\n") == 1
+        )
     again = score(tmp_path / "lenet")
-    assert again["error_pct"] == json.loads((tmp_path / "lenet" / "result.json").read_text())["test_error_pct"]
+    assert (
+        again["error_pct"]
+        == json.loads((tmp_path / "lenet" / "result.json").read_text())["test_error_pct"]
+    )

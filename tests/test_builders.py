@@ -1,4 +1,6 @@
-"""common/builders.py: IDX files, EMNIST's peculiarities, CIFAR-10's archive, and folders as TFDS writes them."""
+"""common/builders.py: IDX files, EMNIST's peculiarities, CIFAR-10's archive, and folders as TFDS
+writes them.
+"""
 
 import gzip
 import hashlib
@@ -24,7 +26,12 @@ from common.errors import DataError
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
-    return b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    return (
+        b"\0\0\x08"
+        + bytes([values.ndim])
+        + struct.pack(f">{values.ndim}I", *values.shape)
+        + values.tobytes()
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +105,15 @@ def test_emnist_is_turned_upright_and_letters_start_at_zero(tmp_path, config, fi
     with zipfile.ZipFile(tmp_path / "gzip.zip", "w") as archive:
         for split in ("train", "test"):
             stored = np.ascontiguousarray(upright.transpose(0, 2, 1))
-            archive.writestr(f"gzip/emnist-{config}-{split}-images-idx3-ubyte.gz", gzip.compress(idx_bytes(stored)))
+            archive.writestr(
+                f"gzip/emnist-{config}-{split}-images-idx3-ubyte.gz",
+                gzip.compress(idx_bytes(stored)),
+            )
             labels = np.array([first_label, first_label + 25], np.uint8)
-            archive.writestr(f"gzip/emnist-{config}-{split}-labels-idx1-ubyte.gz", gzip.compress(idx_bytes(labels)))
+            archive.writestr(
+                f"gzip/emnist-{config}-{split}-labels-idx1-ubyte.gz",
+                gzip.compress(idx_bytes(labels)),
+            )
     images, labels = builders.read_split(f"emnist/{config}", "test", tmp_path)
     np.testing.assert_array_equal(images, upright[..., None])
     np.testing.assert_array_equal(labels, [0, 25])
@@ -125,9 +138,17 @@ def write_cifar10_archive(folder, contents):
 
 
 def test_cifar10_batches_follow_each_other_and_colours_are_planes(tmp_path):
-    # A record: the label, then 1,024 bytes each of red, green and blue, row by row (the set's homepage).
-    red, green, blue = bytes([200, 201]) + bytes(1022), bytes(32) + bytes([7]) + bytes(991), bytes(1023) + b"\x09"
-    contents = {f"data_batch_{number}.bin": bytes([number]) + red + green + blue for number in (5, 4, 3, 2, 1)}
+    # A record: the label, then 1,024 bytes each of red, green and blue, row by row (the set's
+    # homepage).
+    red, green, blue = (
+        bytes([200, 201]) + bytes(1022),
+        bytes(32) + bytes([7]) + bytes(991),
+        bytes(1023) + b"\x09",
+    )
+    contents = {
+        f"data_batch_{number}.bin": bytes([number]) + red + green + blue
+        for number in (5, 4, 3, 2, 1)
+    }
     contents["test_batch.bin"] = bytes([9]) + bytes(3072) + bytes([8]) + bytes(3072)
     write_cifar10_archive(tmp_path, contents)
     images, labels = builders.read_split("cifar10", "train", tmp_path)
@@ -139,18 +160,27 @@ def test_cifar10_batches_follow_each_other_and_colours_are_planes(tmp_path):
     np.testing.assert_array_equal(builders.read_split("cifar10", "test", tmp_path)[1], [9, 8])
 
 
-@pytest.mark.parametrize("damage", ["no archive", "a batch is missing", "a batch is cut", "a batch is a link"])
+@pytest.mark.parametrize(
+    "damage", ["no archive", "a batch is missing", "a batch is cut", "a batch is a link"]
+)
 def test_cifar10_damaged_archive(tmp_path, damage):
     if damage == "no archive":
         (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b not really")
     else:
-        names = [f"data_batch_{number}.bin" for number in range(1, 5 if damage == "a batch is missing" else 6)]
+        names = [
+            f"data_batch_{number}.bin"
+            for number in range(1, 5 if damage == "a batch is missing" else 6)
+        ]
         contents = {name: bytes(3073 if name != "data_batch_5.bin" else 3000) for name in names}
         if damage == "a batch is a link":  # out of the archive, to what would be a batch
             contents["data_batch_5.bin"] = tmp_path / "outside"
             contents["data_batch_5.bin"].write_bytes(bytes(3073))
         write_cifar10_archive(tmp_path, contents)
-    message = "no whole number of records" if damage == "a batch is cut" else "cannot read cifar10 from .* download them again"
+    message = (
+        "no whole number of records"
+        if damage == "a batch is cut"
+        else "cannot read cifar10 from .* download them again"
+    )
     with pytest.raises(DataError, match=message) as caught:
         builders.read_split("cifar10", "train", tmp_path)
     assert "\n" not in str(caught.value)
@@ -160,13 +190,18 @@ def test_cifar10_class_names_are_in_the_official_order(tmp_path):
     data_dir = os.environ.get("TFDS_DATA_DIR")
     found = sorted(Path(data_dir or ".").glob("cifar10/*/label.labels.txt"))
     if not data_dir or not found:
-        pytest.skip("$TFDS_DATA_DIR holds no cifar10: python -m scripts.prepare_data --dataset=cifar10")
+        pytest.skip(
+            "$TFDS_DATA_DIR holds no cifar10: python -m scripts.prepare_data --dataset=cifar10"
+        )
     assert list(builders.PUBLISHED_SETS["cifar10"].class_names) == found[0].read_text().split()
 
 
 def test_class_counts():
-    counts = {name: len(published.class_names) for name, published in builders.PUBLISHED_SETS.items()}
-    # The numbers of classes that TFDS's own builders state, but for letters: 37 there, of which 26 occur.
+    counts = {
+        name: len(published.class_names) for name, published in builders.PUBLISHED_SETS.items()
+    }
+    # The numbers of classes that TFDS's own builders state, but for letters: 37 there, of which 26
+    # occur.
     assert counts == {
         "mnist": 10,
         "fashion_mnist": 10,
@@ -179,7 +214,10 @@ def test_class_counts():
         "emnist/digits": 10,
         "emnist/mnist": 10,
     }
-    assert all(len(set(published.class_names)) == len(published.class_names) for published in builders.PUBLISHED_SETS.values())
+    assert all(
+        len(set(published.class_names)) == len(published.class_names)
+        for published in builders.PUBLISHED_SETS.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "emnist", "cifar10"])
@@ -191,22 +229,35 @@ def test_addresses_and_checksums_are_those_of_tfds(name):
         official[address] = (int(size), sha256)
     for dataset, published in builders.PUBLISHED_SETS.items():
         if dataset.partition("/")[0] == name:
-            assert {published.address + file_name: facts for file_name, facts in published.files.items()} == official
+            assert {
+                published.address + file_name: facts for file_name, facts in published.files.items()
+            } == official
 
 
 @pytest.mark.parametrize(("dataset", "channels"), [("mnist", 1), ("tiny/colour", 3)])
-def test_prepared_folder_gives_the_same_bits_through_our_reader_and_tfds(tmp_path, dataset, channels):
+def test_prepared_folder_gives_the_same_bits_through_our_reader_and_tfds(
+    tmp_path, dataset, channels
+):
     random = np.random.default_rng(channels)
     arrays = {
-        split: (random.integers(0, 256, (count, 6, 5, channels), np.uint8), random.integers(0, 3, count))
+        split: (
+            random.integers(0, 256, (count, 6, 5, channels), np.uint8),
+            random.integers(0, 3, count),
+        )
         for split, count in (("train", 7), ("test", 4))
     }
     splits = {split: zip(*pair, strict=True) for split, pair in arrays.items()}
-    folder = builders.write_prepared(tmp_path, dataset, "1.2.0", splits, (6, 5, channels), "abc", keep_order=True)
+    folder = builders.write_prepared(
+        tmp_path, dataset, "1.2.0", splits, (6, 5, channels), "abc", keep_order=True
+    )
     assert folder == tmp_path / dataset / "1.2.0"
     for split, (images, labels) in arrays.items():
         examples = data.load(dataset, split, [tmp_path])
-        assert (examples.images.dtype, examples.labels.dtype, examples.num_classes) == (np.uint8, np.int32, 3)
+        assert (examples.images.dtype, examples.labels.dtype, examples.num_classes) == (
+            np.uint8,
+            np.int32,
+            3,
+        )
         np.testing.assert_array_equal(examples.images, images)
         np.testing.assert_array_equal(examples.labels, labels)
         records = tfds.builder_from_directory(folder).as_data_source(split)
@@ -216,35 +267,52 @@ def test_prepared_folder_gives_the_same_bits_through_our_reader_and_tfds(tmp_pat
 
 def test_preparing_mnist_leaves_tfds_own_builder_usable(tmp_path):
     splits = {"train": [(np.zeros((28, 28, 1), np.uint8), 7)]}
-    builders.write_prepared(tmp_path, "mnist", "3.0.1", splits, (28, 28, 1), "0123456789", keep_order=False)
+    builders.write_prepared(
+        tmp_path, "mnist", "3.0.1", splits, (28, 28, 1), "0123456789", keep_order=False
+    )
     assert tfds.data_source("mnist", split="train", data_dir=tmp_path)[0]["label"] == 7
-    assert not any(builder_class.__module__ == "common.builders" for builder_class in registered._DATASET_REGISTRY.values())
+    assert not any(
+        builder_class.__module__ == "common.builders"
+        for builder_class in registered._DATASET_REGISTRY.values()
+    )
 
 
 def test_order_of_records_is_that_of_the_official_builders(tmp_path):
     images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
     splits = {"train": zip(images, np.zeros(50, int), strict=True)}
     builders.write_prepared(tmp_path, "tiny", "1.0.0", splits, (1, 1, 1), "a", keep_order=False)
-    # TFDS's rule, tensorflow_datasets/core/hashing.py: sorted by the MD5 of the split's name and the index.
+    # TFDS's rule, tensorflow_datasets/core/hashing.py: sorted by the MD5 of the split's name and
+    # the index.
     expected = sorted(range(50), key=lambda index: hashlib.md5(f"train{index}".encode()).digest())
     np.testing.assert_array_equal(data.load("tiny", "train", [tmp_path]).images.ravel(), expected)
 
 
 def test_encoded_images_are_stored_as_they_are(tmp_path):
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(buffer, format="jpeg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(
+        buffer, format="jpeg"
+    )
     splits = {"train": [(buffer.getvalue(), 0)]}
-    folder = builders.write_prepared(tmp_path, "tiny", "1.0.0", splits, (None, None, 3), "a", keep_order=True)
+    folder = builders.write_prepared(
+        tmp_path, "tiny", "1.0.0", splits, (None, None, 3), "a", keep_order=True
+    )
     raw = {"image": tfds.decode.SkipDecoding()}
-    assert tfds.builder_from_directory(folder).as_data_source("train", decoders=raw)[0]["image"] == buffer.getvalue()
-    np.testing.assert_array_equal(data.load("tiny", "train", [tmp_path]).images[0], np.asarray(Image.open(buffer)))
+    assert (
+        tfds.builder_from_directory(folder).as_data_source("train", decoders=raw)[0]["image"]
+        == buffer.getvalue()
+    )
+    np.testing.assert_array_equal(
+        data.load("tiny", "train", [tmp_path]).images[0], np.asarray(Image.open(buffer))
+    )
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     splits = {"train": [(np.zeros((2, 2, 1), np.uint8), 0)]}
-    builders.write_prepared(tmp_path / "sets", "tiny", "1.0.0", splits, (2, 2, 1), "a", keep_order=True)
+    builders.write_prepared(
+        tmp_path / "sets", "tiny", "1.0.0", splits, (2, 2, 1), "a", keep_order=True
+    )
     data.load("tiny", "train", [tmp_path / "sets"])
     assert list((tmp_path / "temporary").iterdir()) == []
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tiny"]
@@ -254,7 +322,13 @@ def test_a_failure_leaves_no_folder_and_prints_nothing(tmp_path, capsys):
     image = np.zeros((2, 2, 1), np.uint8)
     with pytest.raises(DataError, match="tiny, split train, example 1: label 3; allowed: 0 to 2"):
         builders.write_prepared(
-            tmp_path, "tiny", "1.0.0", {"train": [(image, 0), (image, 3)]}, (2, 2, 1), "abc", keep_order=True
+            tmp_path,
+            "tiny",
+            "1.0.0",
+            {"train": [(image, 0), (image, 3)]},
+            (2, 2, 1),
+            "abc",
+            keep_order=True,
         )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert not (tmp_path / "tiny" / "1.0.0").exists()

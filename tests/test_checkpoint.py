@@ -38,7 +38,9 @@ def make_state(step: int, units: int = 6) -> State:
 
 def target_of(state):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state
+    )
 
 
 def save(workdir, *steps: int) -> None:
@@ -62,8 +64,14 @@ def assert_is(restored, step: int) -> None:
 
 
 def test_digest_is_the_contract():
-    """SHA-256 over the leaves sorted by path, each as path, dtype, shape and little-endian bytes: written out by hand."""
-    state = {"b": jnp.array([[1.5, -2.0]], jnp.float32), "a": (jnp.int32(7), jnp.array([True, False])), "c": jnp.bfloat16(1.0)}
+    """SHA-256 over the leaves sorted by path, each as path, dtype, shape and little-endian bytes:
+    written out by hand.
+    """
+    state = {
+        "b": jnp.array([[1.5, -2.0]], jnp.float32),
+        "a": (jnp.int32(7), jnp.array([True, False])),
+        "c": jnp.bfloat16(1.0),
+    }
     expected = hashlib.sha256()
     expected.update(b"['a'][0]\nint32\n()\n" + struct.pack("<i", 7))
     expected.update(b"['a'][1]\nbool\n(2,)\n" + b"\x01\x00")
@@ -74,7 +82,9 @@ def test_digest_is_the_contract():
 
 def test_digest_of_tuples_modules_and_keys():
     """The paths of a NamedTuple and of an nnx.State do not depend on the version of JAX."""
-    state = State(jnp.int32(1), nnx.State({"kernel": nnx.Param(jnp.zeros((2, 1)))}), jax.random.key(5))
+    state = State(
+        jnp.int32(1), nnx.State({"kernel": nnx.Param(jnp.zeros((2, 1)))}), jax.random.key(5)
+    )
     expected = hashlib.sha256()
     expected.update(b".key\nuint32\n(2,)\n" + struct.pack("<2I", 0, 5))
     expected.update(b".params['kernel'].value\nfloat32\n(2, 1)\n" + bytes(8))
@@ -85,10 +95,20 @@ def test_digest_of_tuples_modules_and_keys():
 def test_digest_sees_every_bit_and_not_the_memory_layout():
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     digest = state_sha256({"w": array})
-    assert state_sha256({"w": np.asfortranarray(array)}) == digest == state_sha256({"w": jnp.asarray(array)})
+    assert (
+        state_sha256({"w": np.asfortranarray(array)})
+        == digest
+        == state_sha256({"w": jnp.asarray(array)})
+    )
     flipped = array.copy()
     flipped.view(np.uint32)[2, 3] ^= 1
-    others = [{"w": flipped}, {"v": array}, {"w": array.reshape(4, 3)}, {"w": array.view(np.int32)}, {"w": array, "x": array}]
+    others = [
+        {"w": flipped},
+        {"v": array},
+        {"w": array.reshape(4, 3)},
+        {"w": array.view(np.int32)},
+        {"w": array, "x": array},
+    ]
     assert len({digest, *map(state_sha256, others)}) == 6
 
 
@@ -140,7 +160,9 @@ def test_the_saved_state_is_the_one_given_even_if_it_is_donated_at_once(tmp_path
 def test_the_digests_are_made_while_training_goes_on(tmp_path, monkeypatch):
     """And are of the state as it was given, though the next steps took its memory over meanwhile."""
     go_on = threading.Event()
-    monkeypatch.setattr("common.checkpoint._describe", lambda *leaf: go_on.wait(60) and _describe(*leaf))
+    monkeypatch.setattr(
+        "common.checkpoint._describe", lambda *leaf: go_on.wait(60) and _describe(*leaf)
+    )
     step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 1.5 + 1, state), donate_argnums=0)
     state = step({"w": jnp.arange(1_000_000, dtype=jnp.float32)})
     digest, target = state_sha256(state), target_of(state)
@@ -148,7 +170,9 @@ def test_the_digests_are_made_while_training_goes_on(tmp_path, monkeypatch):
         checkpointer.save(1, state, {})
         for _ in range(10):
             state = jax.block_until_ready(step(state))
-        assert saved_steps(tmp_path) == [] and not go_on.is_set()  # without digests there is no checkpoint
+        assert (
+            saved_steps(tmp_path) == [] and not go_on.is_set()
+        )  # without digests there is no checkpoint
         go_on.set()
     assert state_sha256(restore(tmp_path, target)[1]) == digest
 
@@ -169,17 +193,23 @@ def test_restores_to_the_sharding_asked_for(tmp_path):
     save(tmp_path, 1)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), make_state(0))
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), make_state(0)
+    )
     _, state, _ = restore(tmp_path, target)
     assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {sharding}
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(np.nan, jnp.float32), (-np.inf, jnp.float32), (np.inf, jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, jnp.float32), (-np.inf, jnp.float32), (np.inf, jnp.bfloat16)]
+)
 def test_non_finite_is_never_saved(tmp_path, value, dtype):
     save(tmp_path, 1)
     broken = make_state(2)
     broken.params["bias"][...] = broken.params["bias"][...].astype(dtype).at[3].set(value)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 0.5}\n{"step": 2, "split": "test"}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "split": "train", "loss": 0.5}\n{"step": 2, "split": "test"}\n'
+    )
     message = r"bias.*not finite at step 2 \(last finite loss: 0.5 at step 1\).*checkpoint of step 1 is safe.*smaller"
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         with pytest.raises(NonFiniteError, match=message):
@@ -203,7 +233,9 @@ def test_twice_the_state_must_be_free(tmp_path, monkeypatch, missing, refused):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert_is(restore(tmp_path, read_only=True), 1)  # who only looks needs no space
     if refused:
-        with pytest.raises(StorageError, match=r"room for 0\.0 MB; .* twice that must be free\. Free some space") as caught:
+        with pytest.raises(
+            StorageError, match=r"room for 0\.0 MB; .* twice that must be free\. Free some space"
+        ) as caught:
             restore(tmp_path)
         assert caught.value.exit_code == 74 and "\n" not in str(caught.value)
     else:
@@ -218,7 +250,9 @@ def test_a_save_that_the_disk_refuses_is_one_line_and_keeps_the_last_one(tmp_pat
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(StorageError, match=r"File too large\. The checkpoint of step 1 is safe\.") as caught:
+        with pytest.raises(
+            StorageError, match=r"File too large\. The checkpoint of step 1 is safe\."
+        ) as caught:
             checkpointer.save(2, big, {})  # returns at once; the error is the next call's
             checkpointer.close()
     finally:
@@ -235,10 +269,19 @@ def test_a_save_that_the_disk_refuses_is_one_line_and_keeps_the_last_one(tmp_pat
 @pytest.mark.parametrize(
     ("other", "leaf"),
     [
-        (lambda state: make_state(0, units=7), r"\.params\['bias'\].value is float32 \(6,\) there and float32 \(7,\) here"),
-        (lambda state: state._replace(step=jnp.float32(0)), r"\.step is int32 \(\) there and float32 \(\) here"),
+        (
+            lambda state: make_state(0, units=7),
+            r"\.params\['bias'\].value is float32 \(6,\) there and float32 \(7,\) here",
+        ),
+        (
+            lambda state: state._replace(step=jnp.float32(0)),
+            r"\.step is int32 \(\) there and float32 \(\) here",
+        ),
         (lambda state: state._replace(key=()), r"\.key is uint32 \(2,\) there and absent here"),
-        (lambda state: state._replace(key=(state.key, state.key)), r"\.key is uint32 \(2,\) there and absent here"),
+        (
+            lambda state: state._replace(key=(state.key, state.key)),
+            r"\.key is uint32 \(2,\) there and absent here",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_by_leaf_and_left_alone(tmp_path, other, leaf):
@@ -275,14 +318,22 @@ def two_checkpoints(tmp_path_factory):
     return workdir
 
 
-def check_damage(two_checkpoints, folder, kind: str, name: str, where: random.Random, capfd) -> bool:
-    """Damages one file of step 2, and checks that step 2 comes back exactly or else step 1 does. True if it fell back."""
+def check_damage(
+    two_checkpoints, folder, kind: str, name: str, where: random.Random, capfd
+) -> bool:
+    """Damages one file of step 2, and checks that step 2 comes back exactly or else step 1 does.
+    True if it fell back.
+    """
     workdir = folder / f"{kind}-{where.random()}"
     shutil.copytree(two_checkpoints, workdir)
     damage(workdir / "checkpoints" / "2" / name, kind, where)
     restored = restore(workdir)
     assert_is(restored, restored[0])
-    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("WARNING:absl", "ERROR:absl"))]
+    lines = [
+        line
+        for line in capfd.readouterr().err.splitlines()
+        if not line.startswith(("WARNING:absl", "ERROR:absl"))
+    ]
     if restored[0] == 2:  # nothing that matters was hit
         assert lines == [] and saved_steps(workdir) == [1, 2]
     else:
@@ -301,14 +352,24 @@ def files_of(workdir) -> list[str]:
 @pytest.mark.parametrize("kind", ["delete", "truncate", "zero"])
 def test_no_damaged_file_is_ever_taken_for_good(two_checkpoints, tmp_path, kind, capfd):
     where = random.Random(kind)
-    fell_back = [check_damage(two_checkpoints, tmp_path, kind, name, where, capfd) for name in files_of(two_checkpoints)]
+    fell_back = [
+        check_damage(two_checkpoints, tmp_path, kind, name, where, capfd)
+        for name in files_of(two_checkpoints)
+    ]
     assert sum(fell_back) >= 3  # at least meta, _METADATA and the manifest
 
 
 def flips(two_checkpoints, tmp_path, count: int, capfd) -> int:
     where = random.Random(0)
-    names = [name for name in files_of(two_checkpoints) if "commit_success" not in name and not name.startswith("_CHECK")]
-    return sum(check_damage(two_checkpoints, tmp_path, "flip", where.choice(names), where, capfd) for _ in range(count))
+    names = [
+        name
+        for name in files_of(two_checkpoints)
+        if "commit_success" not in name and not name.startswith("_CHECK")
+    ]
+    return sum(
+        check_damage(two_checkpoints, tmp_path, "flip", where.choice(names), where, capfd)
+        for _ in range(count)
+    )
 
 
 def test_no_flipped_bit_is_ever_taken_for_good(two_checkpoints, tmp_path, capfd):
@@ -317,7 +378,9 @@ def test_no_flipped_bit_is_ever_taken_for_good(two_checkpoints, tmp_path, capfd)
 
 @pytest.mark.slow
 def test_no_flipped_bit_is_ever_taken_for_good_at_length(two_checkpoints, tmp_path, capfd):
-    assert flips(two_checkpoints, tmp_path, 40, capfd) >= 6  # of about 14: the others hit what no restore reads
+    assert (
+        flips(two_checkpoints, tmp_path, 40, capfd) >= 6
+    )  # of about 14: the others hit what no restore reads
 
 
 def test_reads_that_never_began_are_not_mentioned():
@@ -350,7 +413,10 @@ def test_wrong_weights_that_orbax_accepts_are_caught_by_the_digest(tmp_path, mon
     """The same fault without luck: Orbax returns other weights than were saved."""
     save(tmp_path, 1)
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
-        monkeypatch.setattr("common.checkpoint._host_leaves", lambda state, original=_host_leaves: original(make_state(2)))
+        monkeypatch.setattr(
+            "common.checkpoint._host_leaves",
+            lambda state, original=_host_leaves: original(make_state(2)),
+        )
         checkpointer.save(2, make_state(3), {})
         monkeypatch.undo()
     assert_is(restore(tmp_path), 1)
@@ -363,13 +429,17 @@ def test_a_renamed_step_is_no_other_step(tmp_path):
     assert_is(restore(tmp_path), 2)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew_unasked(two_checkpoints, tmp_path, capfd):
+def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew_unasked(
+    two_checkpoints, tmp_path, capfd
+):
     workdir = tmp_path / "run"
     shutil.copytree(two_checkpoints, workdir)
     for step in (1, 2):
         damage(workdir / "checkpoints" / str(step) / "meta" / "metadata", "zero", random.Random(0))
     for _ in range(2):  # and the second time, when there are only steps set aside, neither
-        with pytest.raises(StorageError, match=r"no checkpoint in .* is intact.*another --workdir") as caught:
+        with pytest.raises(
+            StorageError, match=r"no checkpoint in .* is intact.*another --workdir"
+        ) as caught:
             restore(workdir)
         assert caught.value.exit_code == 74
 
@@ -385,7 +455,9 @@ TOO_MANY = "RESOURCE_EXHAUSTED: Failed to open: \"/run/d/0\": Too many open file
         (ValueError(TOO_MANY), "Too many open files"),
     ],
 )
-def test_what_the_system_cannot_read_is_not_called_damaged(two_checkpoints, tmp_path, monkeypatch, capfd, error, reason):
+def test_what_the_system_cannot_read_is_not_called_damaged(
+    two_checkpoints, tmp_path, monkeypatch, capfd, error, reason
+):
     workdir = tmp_path / "run"
     shutil.copytree(two_checkpoints, workdir)
 
@@ -394,9 +466,15 @@ def test_what_the_system_cannot_read_is_not_called_damaged(two_checkpoints, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "restore", fail)
-        with pytest.raises(StorageError, match=rf"^checkpoint 2 in .* cannot be read: {reason}\. It is left as it is\."):
+        with pytest.raises(
+            StorageError,
+            match=rf"^checkpoint 2 in .* cannot be read: {reason}\. It is left as it is\.",
+        ):
             restore(workdir)
-        with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer, pytest.raises(StorageError):
+        with (
+            contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer,
+            pytest.raises(StorageError),
+        ):
             checkpointer.verify(1)
     assert sorted(os.listdir(workdir / "checkpoints")) == ["1", "2"] and not capfd.readouterr().err
     assert_is(restore(workdir), 2)
@@ -415,11 +493,15 @@ def test_verify_reads_the_bytes_that_belong_to_no_array_too(two_checkpoints, mon
     with contextlib.closing(Checkpointer(two_checkpoints, read_only=True)) as checkpointer:
         broken = None
         assert checkpointer.verify(1) is None
-        files = {path for path in (two_checkpoints / "checkpoints" / "1").rglob("*") if path.is_file()}
+        files = {
+            path for path in (two_checkpoints / "checkpoints" / "1").rglob("*") if path.is_file()
+        }
         assert files <= set(read)
         broken = "_CHECKPOINT_METADATA"
         assert broken in {path.name for path in files}
-        with pytest.raises(StorageError, match=r"^checkpoint 1 in .* cannot be read: Input/output error\."):
+        with pytest.raises(
+            StorageError, match=r"^checkpoint 1 in .* cannot be read: Input/output error\."
+        ):
             checkpointer.verify(1)
 
 

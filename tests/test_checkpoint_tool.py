@@ -29,13 +29,19 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 def tool(*arguments) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command."""
     command = [sys.executable, "-W", "error", "-m", "scripts.checkpoint", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 def state_of(step: int) -> dict:
     weights = np.random.default_rng(step).random((4, 200), np.float32)
-    return {"params": {"c1": {"kernel": jnp.asarray(weights)}}, "step": jnp.int32(step), "pair": (jnp.ones(3), jnp.zeros(2))}
+    return {
+        "params": {"c1": {"kernel": jnp.asarray(weights)}},
+        "step": jnp.int32(step),
+        "pair": (jnp.ones(3), jnp.zeros(2)),
+    }
 
 
 def make_run(workdir, *steps: int) -> None:
@@ -48,7 +54,11 @@ def make_run(workdir, *steps: int) -> None:
 
 def flip_weights(workdir, step: int) -> None:
     """Flips a bit of the largest file, which holds the kernel."""
-    files = [path for path in (workdir / "checkpoints" / str(step) / "state").rglob("*") if path.is_file()]
+    files = [
+        path
+        for path in (workdir / "checkpoints" / str(step) / "state").rglob("*")
+        if path.is_file()
+    ]
     path = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -56,13 +66,18 @@ def flip_weights(workdir, step: int) -> None:
 
 
 def snapshot(workdir) -> dict:
-    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in workdir.rglob("*")}
+    return {
+        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+        for path in workdir.rglob("*")
+    }
 
 
 def trainer_restores(workdir):
     """The step that a training goes on from."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state_of(0))
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state_of(0)
+    )
     with contextlib.closing(Checkpointer(workdir)) as checkpointer:
         return checkpointer.restore_newest(target)[0]
 
@@ -74,7 +89,9 @@ def test_an_intact_run_is_said_to_be_and_left_alone(tmp_path):
         {"step": 20, "epoch": 2.0, "split": "train", "loss": 9.0, "error_pct": 90.0},
         {"step": 20, "epoch": 2.0, "split": "validation", "loss": 0.25, "error_pct": 1.5},
     ]
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 30, "ep')
+    (workdir / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records) + '{"step": 30, "ep'
+    )
     (workdir / "checkpoints" / "9.corrupt").mkdir()
     (workdir / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()  # of a save under way
     before = snapshot(workdir)
@@ -87,7 +104,11 @@ def test_an_intact_run_is_said_to_be_and_left_alone(tmp_path):
     assert rows[0].endswith("damaged: 9.corrupt") and rows[4].endswith("unfinished")
     assert all(row.endswith("4 digests") for row in rows[1:4])
     assert rows[2].split()[-4:-2] == ["0.2500", "1.50%"] and "%" not in rows[1] + rows[3]
-    size = sum(path.stat().st_size for path in (workdir / "checkpoints" / "20").rglob("*") if path.is_file())
+    size = sum(
+        path.stat().st_size
+        for path in (workdir / "checkpoints" / "20").rglob("*")
+        if path.is_file()
+    )
     assert f"{size / 1000:.1f} kB" in rows[2] and " s " in rows[2]
 
 
@@ -101,7 +122,10 @@ def test_a_damaged_newest_step_means_falling_back(tmp_path):
     first, *others = output.splitlines()
     assert first.startswith("30: damaged, ") and "kernel" in first, first
     assert others == ["20: intact", "10: intact"]
-    assert errors == f"error: damaged in {workdir}/checkpoints: 30; the training will fall back to step 20.\n"
+    assert (
+        errors
+        == f"error: damaged in {workdir}/checkpoints: 30; the training will fall back to step 20.\n"
+    )
     assert trainer_restores(workdir) == 20
 
 
@@ -124,7 +148,9 @@ def test_no_intact_step_means_no_training(tmp_path):
     for damaged in ("20, 10", "10.corrupt, 20.corrupt"):  # before and after a training has tried
         code, _, errors = tool("verify", workdir)
         assert code == 74 and errors.count("\n") == 1
-        assert sorted(errors.split("checkpoints: ")[1].split(";")[0].split(", ")) == sorted(damaged.split(", "))
+        assert sorted(errors.split("checkpoints: ")[1].split(";")[0].split(", ")) == sorted(
+            damaged.split(", ")
+        )
         assert "none is intact, and the training will not start" in errors
         with pytest.raises(StorageError, match="is intact"):
             trainer_restores(workdir)
@@ -139,17 +165,30 @@ def test_wrong_digests_of_right_arrays_are_named_by_leaf(tmp_path, monkeypatch):
             checkpointer.save(20, state_of(20), {})
             checkpointer._manager.wait_until_finished()
         assert checkpointer.verify(10) is None
-        assert checkpointer.verify(20) == "['pair'][0], ['pair'][1], ['params']['c1']['kernel'], ['step']: not what was saved"
+        assert (
+            checkpointer.verify(20)
+            == "['pair'][0], ['pair'][1], ['params']['c1']['kernel'], ['step']: not what was saved"
+        )
 
 
 def test_the_states_of_both_networks_are_understood(tmp_path):
-    """NamedTuples, tuples and empty parts of an optimizer's state, scalars: read without the code that made them."""
+    """NamedTuples, tuples and empty parts of an optimizer's state, scalars: read without the code
+    that made them.
+    """
     digits = lenet.config.Config(optimizer="adamw", momentum=0.0, average_decay=0.9)
     photos = alexnet.config.Config(widths="small", crop_size=40)
     blank = alexnet.train.Statistics(jnp.zeros((48, 48, 3)), jnp.zeros((3, 3)))
     states = (
-        jax.jit(lambda: lenet.train.initial_state(digits, lenet.train.build_optimizer(digits, 10), 1, 10)),
-        jax.jit(lambda: alexnet.train.initial_state(photos, alexnet.train.build_optimizer(photos, 10), 10, blank)),
+        jax.jit(
+            lambda: lenet.train.initial_state(
+                digits, lenet.train.build_optimizer(digits, 10), 1, 10
+            )
+        ),
+        jax.jit(
+            lambda: alexnet.train.initial_state(
+                photos, alexnet.train.build_optimizer(photos, 10), 10, blank
+            )
+        ),
     )
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         for step, state in enumerate(states):
@@ -175,7 +214,9 @@ with contextlib.closing(Checkpointer(Path(sys.argv[1]))) as checkpointer:
 @pytest.mark.slow
 def test_beside_a_run_that_saves_all_the_time_it_finds_no_damage_and_does_none(tmp_path):
     (tmp_path / "config.json").write_text('{"track": "test"}')
-    process = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVING, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
     try:
         while len(saved_steps(tmp_path)) < 3:
             assert process.poll() is None, process.stderr.read()
@@ -228,10 +269,15 @@ def test_all_steps_removed_while_it_reads_are_no_damage(tmp_path, monkeypatch, c
     monkeypatch.setattr(Checkpointer, "verify", verify)
     with contextlib.closing(Checkpointer(tmp_path, read_only=True)) as checkpointer:
         checkpoint.verify(tmp_path, checkpointer)
-    assert capsys.readouterr().out == "1: removed meanwhile by the run, which keeps its newest\n2: intact\n"
+    assert (
+        capsys.readouterr().out
+        == "1: removed meanwhile by the run, which keeps its newest\n2: intact\n"
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b'{"track": "te', b'{"steps": 1}', b"[]", b'"track"', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"track": "te', b'{"steps": 1}', b"[]", b'"track"', b"\xff"]
+)
 def test_a_torn_or_foreign_config_gets_one_line(tmp_path, capsys, content):
     make_run(tmp_path / "run", 1)
     (tmp_path / "run" / "config.json").write_bytes(content)
@@ -239,7 +285,11 @@ def test_a_torn_or_foreign_config_gets_one_line(tmp_path, capsys, content):
         argv, words = ["checkpoint", command, str(tmp_path / "run")], ("ls|verify", "DIR")
         assert launch.run_tool(checkpoint.define_flags, checkpoint.main, argv, words) == code
     output, errors = capsys.readouterr()
-    assert output == "1: intact\n" and errors.count("\n") == 1 and "config.json is not of a run, or damaged" in errors
+    assert (
+        output == "1: intact\n"
+        and errors.count("\n") == 1
+        and "config.json is not of a run, or damaged" in errors
+    )
 
 
 def test_mistakes_get_one_line(tmp_path, capsys):

@@ -1,4 +1,6 @@
-"""bfloat16 computes what float32 does, coarsely, and nothing but the layers' own arithmetic is in it."""
+"""bfloat16 computes what float32 does, coarsely, and nothing but the layers' own arithmetic is in
+it.
+"""
 
 import subprocess
 import sys
@@ -18,13 +20,24 @@ import lenet.train
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 PAPER = dict(
-    scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm", momentum=0.0
+    scaling="paper",
+    activation="scaled_tanh",
+    pooling="trainable",
+    output="rbf",
+    loss="map",
+    optimizer="sdlm",
+    momentum=0.0,
 )
 MODELS = {
     "lenet deck": lambda dtype: lenet.train.build_model(lenet.config.Config(compute_dtype=dtype)),
-    "lenet paper": lambda dtype: lenet.train.build_model(lenet.config.Config(compute_dtype=dtype, **PAPER)),
+    "lenet paper": lambda dtype: lenet.train.build_model(
+        lenet.config.Config(compute_dtype=dtype, **PAPER)
+    ),
     "alexnet small": lambda dtype: alexnet.train.build_model(
-        alexnet.config.Config(widths="small", crop_size=32, compute_dtype=dtype, initialization="he"), 10
+        alexnet.config.Config(
+            widths="small", crop_size=32, compute_dtype=dtype, initialization="he"
+        ),
+        10,
     ),
     "cifar13": lambda dtype: alexnet.train.build_model(
         alexnet.config.Config(net="cifar13", crop_size=24, compute_dtype=dtype, dropout=0.0), 10
@@ -40,8 +53,10 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_is_float32_coarsely(name):
-    """Every layer rounds: the difference is a few times what rounding the parameters and the images alone makes. (A sum of
-    thousands of gradients in bfloat16, as for LeNet's biases, would be 17% away, not 0.5%.)"""
+    """Every layer rounds: the difference is a few times what rounding the parameters and the images
+    alone makes. (A sum of thousands of gradients in bfloat16, as for LeNet's biases, would be 17%
+    away, not 0.5%.)
+    """
     images = jnp.asarray(np.random.default_rng(0).uniform(0, 1, SHAPES[name]), jnp.float32)
     if name == "cifar13":
         images = 255 * images - 128
@@ -59,14 +74,20 @@ def test_bfloat16_is_float32_coarsely(name):
 
         def function(params, images):
             gradients, logits = compiled(params, images)
-            assert {leaf.dtype for leaf in jax.tree.leaves((own, logits, gradients))} == {jnp.dtype("float32")}
+            assert {leaf.dtype for leaf in jax.tree.leaves((own, logits, gradients))} == {
+                jnp.dtype("float32")
+            }
             return jax.tree.leaves((logits, gradients))
 
         return function
 
     in_float32 = logits_and_gradients("float32")
     exact = in_float32(params, images)
-    rounded = in_float32(*jax.tree.map(lambda array: array.astype(jnp.bfloat16).astype(jnp.float32), (params, images)))
+    rounded = in_float32(
+        *jax.tree.map(
+            lambda array: array.astype(jnp.bfloat16).astype(jnp.float32), (params, images)
+        )
+    )
     coarse = logits_and_gradients("bfloat16")(params, images)
     for e, r, c in zip(exact, rounded, coarse, strict=True):
         assert np.any(e != c)  # it is not the same arithmetic
@@ -75,8 +96,20 @@ def test_bfloat16_is_float32_coarsely(name):
 
 @pytest.mark.slow
 def test_a_run_in_bfloat16_learns(tmp_path):
-    command = [sys.executable, "-m", "lenet.train", f"--workdir={tmp_path}", "--dataset=mnist10k", "--train_size=2000"]
-    command += ["--validation_size=500", "--num_epochs=4", "--compute_dtype=bfloat16", "--batch_size=32"]
+    command = [
+        sys.executable,
+        "-m",
+        "lenet.train",
+        f"--workdir={tmp_path}",
+        "--dataset=mnist10k",
+        "--train_size=2000",
+    ]
+    command += [
+        "--validation_size=500",
+        "--num_epochs=4",
+        "--compute_dtype=bfloat16",
+        "--batch_size=32",
+    ]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("test error")[1].split("%")[0]) < 10

@@ -1,4 +1,6 @@
-"""The fast convolutions are the plain ones: values and gradients against `lax.conv_general_dilated`."""
+"""The fast convolutions are the plain ones: values and gradients against
+`lax.conv_general_dilated`.
+"""
 
 import itertools
 from functools import partial
@@ -35,7 +37,11 @@ def draws(*shapes):
 
 
 def value_and_gradients(convolution, x, kernel, weight):
-    return jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(weight * convolution(x, kernel)), argnums=(0, 1)))(x, kernel)
+    return jax.jit(
+        jax.value_and_grad(
+            lambda x, kernel: jnp.sum(weight * convolution(x, kernel)), argnums=(0, 1)
+        )
+    )(x, kernel)
 
 
 def assert_same(fast, plain, x, kernel, rounding=1):
@@ -43,7 +49,10 @@ def assert_same(fast, plain, x, kernel, rounding=1):
     expected = jax.jit(plain)(x, kernel)
     np.testing.assert_allclose(jax.jit(fast)(x, kernel), expected, rtol=1e-5, atol=1e-4 * rounding)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=expected.shape), jnp.float32)
-    mine, theirs = (jax.tree.leaves(value_and_gradients(function, x, kernel, weight)) for function in (fast, plain))
+    mine, theirs = (
+        jax.tree.leaves(value_and_gradients(function, x, kernel, weight))
+        for function in (fast, plain)
+    )
     for gradient, other in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-3 * rounding)
 
@@ -63,7 +72,9 @@ def test_lenets_convolutions(shape, kernel_shape):
     assert_same(banded_convolution, lax_convolution, x, kernel)
     images = x.transpose(3, 0, 2, 1)
     usual = lax.conv_general_dilated(images, kernel, (1, 1), "VALID", **NHWC)
-    np.testing.assert_allclose(lax_convolution(x, kernel), usual.transpose(1, 3, 2, 0), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        lax_convolution(x, kernel), usual.transpose(1, 3, 2, 0), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +97,9 @@ def test_lenets_convolutions(shape, kernel_shape):
 )
 def test_few_channels(shape, kernel_shape, stride, padding):
     by_winograd = stride > 1 and stride**2 * shape[-1] >= MANY_CHANNELS
-    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding, ROUNDING[3] if by_winograd else 1)
+    assert_same_as_lax(
+        shape, kernel_shape, (stride, stride), padding, ROUNDING[3] if by_winograd else 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,12 +113,16 @@ def test_few_channels(shape, kernel_shape, stride, padding):
 )
 def test_grouped_convolutions(shape, kernel_shape, stride, padding, groups):
     rounding = ROUNDING[3] if kernel_shape[2] >= MANY_CHANNELS else 1
-    assert_same_as_lax(shape, kernel_shape, (stride, stride), padding, rounding, feature_group_count=groups)
+    assert_same_as_lax(
+        shape, kernel_shape, (stride, stride), padding, rounding, feature_group_count=groups
+    )
 
 
 def assert_same_as_lax(shape, kernel_shape, strides, padding, rounding=1, **options):
     settings = dict(window_strides=strides, padding=padding) | NHWC | options
-    fast, plain = (partial(function, **settings) for function in (cpu_convolution, lax.conv_general_dilated))
+    fast, plain = (
+        partial(function, **settings) for function in (cpu_convolution, lax.conv_general_dilated)
+    )
     assert_same(fast, plain, *draws(shape, kernel_shape), rounding)
 
 
@@ -137,17 +154,30 @@ def test_how_much_winograd_rounds(shape, size):
         wide = (np.asarray(array, np.float64) for array in (x, kernel))
         exact = np.asarray(lax.conv_general_dilated(*wide, (1, 1), padding, **NHWC))
     errors = [
-        np.sqrt(np.mean((jax.jit(partial(function, window_strides=(1, 1), padding=padding, **NHWC))(x, kernel) - exact) ** 2))
+        np.sqrt(
+            np.mean(
+                (
+                    jax.jit(partial(function, window_strides=(1, 1), padding=padding, **NHWC))(
+                        x, kernel
+                    )
+                    - exact
+                )
+                ** 2
+            )
+        )
         for function in (cpu_convolution, lax.conv_general_dilated)
     ]
     assert errors[0] < ROUNDING[size] * errors[1]
 
 
 @pytest.mark.usefixtures("compiled_well")
-@pytest.mark.parametrize("m, size", [(m, size) for size, tiles in OUTPUTS_A_TILE.items() for m in tiles])
+@pytest.mark.parametrize(
+    "m, size", [(m, size) for size, tiles in OUTPUTS_A_TILE.items() for m in tiles]
+)
 def test_transformations_have_the_same_bits_in_every_program(m, size):
-    """Those of products and sums that are each rounded by itself: fused ones of the plain weights come out otherwise, up to a
-    quarter of them."""
+    """Those of products and sums that are each rounded by itself: fused ones of the plain weights
+    come out otherwise, up to a quarter of them.
+    """
     of_pixels, _, of_products = winograd_matrices(m, size)
     arrays = draws(*[(2, 5, 7, 11)] * (m + size - 1))
     for matrix in (of_pixels, of_products):
@@ -160,7 +190,9 @@ def test_transformations_have_the_same_bits_in_every_program(m, size):
                     assert abs(np.frexp(power)[0]) == 0.5
                     total = total + np.float32(power) * np.asarray(array)
             expected.append(total)
-        np.testing.assert_array_equal(jax.jit(lambda arrays, matrix=matrix: combine(matrix, arrays))(arrays), expected)
+        np.testing.assert_array_equal(
+            jax.jit(lambda arrays, matrix=matrix: combine(matrix, arrays))(arrays), expected
+        )
 
 
 def test_the_gradient_of_a_kernel_is_summed_in_parts():
@@ -170,8 +202,14 @@ def test_the_gradient_of_a_kernel_is_summed_in_parts():
 
     def gradient_of_kernel(convolution, dtype):
         kernel = jnp.zeros((5, 5, 32, 32), dtype)
-        convolve = partial(convolution, x.astype(dtype), window_strides=(1, 1), padding=padding, **NHWC)
-        return np.asarray(jax.jit(lambda gradient: jax.vjp(convolve, kernel)[1](gradient)[0])(gradient.astype(dtype)))
+        convolve = partial(
+            convolution, x.astype(dtype), window_strides=(1, 1), padding=padding, **NHWC
+        )
+        return np.asarray(
+            jax.jit(lambda gradient: jax.vjp(convolve, kernel)[1](gradient)[0])(
+                gradient.astype(dtype)
+            )
+        )
 
     with jax.enable_x64(True):
         exact = gradient_of_kernel(lax.conv_general_dilated, jnp.float64)
@@ -188,37 +226,61 @@ def test_the_gradient_of_a_kernel_is_summed_in_parts():
         ((2, 9, 9, 4), 7, (1, 1), "SAME", {}),  # a wide kernel
         ((2, 9, 9, 48), 7, (1, 1), "SAME", {}),
         ((2, 9, 9, 48), 3, (2, 2), "VALID", {}),  # many channels
-        ((2, 9, 9, 48), 3, (1, 1), [(3, 0), (0, 0)], {}),  # a row of the output sees nothing but zeros
+        (
+            (2, 9, 9, 48),
+            3,
+            (1, 1),
+            [(3, 0), (0, 0)],
+            {},
+        ),  # a row of the output sees nothing but zeros
         ((1, 9, 9, 48), 3, (1, 1), "VALID", {}),  # a single image
     ],
 )
 def test_everything_else_goes_to_lax(shape, size, strides, padding, options):
     draw = np.random.default_rng(0)
-    x, kernel = jnp.asarray(draw.normal(size=shape)), jnp.asarray(draw.normal(size=(size, size, shape[-1], 6)))
+    x, kernel = (
+        jnp.asarray(draw.normal(size=shape)),
+        jnp.asarray(draw.normal(size=(size, size, shape[-1], 6))),
+    )
     np.testing.assert_array_equal(
         cpu_convolution(x, kernel, strides, padding, **NHWC, **options),
         lax.conv_general_dilated(x, kernel, strides, padding, **NHWC, **options),
     )
 
 
-@pytest.mark.parametrize("strides, channels, groups", [((1, 1), 3, 1), ((4, 4), 3, 1), ((1, 1), 48, 1), ((1, 1), 48, 2)])
+@pytest.mark.parametrize(
+    "strides, channels, groups", [((1, 1), 3, 1), ((4, 4), 3, 1), ((1, 1), 48, 1), ((1, 1), 48, 2)]
+)
 def test_bfloat16_is_added_up_in_the_type_asked_for(strides, channels, groups):
     draw = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(draw.normal(size=s), jnp.bfloat16) for s in ((2, 12, 12, channels), (5, 5, channels // groups, 4)))
+    x, kernel = (
+        jnp.asarray(draw.normal(size=s), jnp.bfloat16)
+        for s in ((2, 12, 12, channels), (5, 5, channels // groups, 4))
+    )
     settings = dict(window_strides=strides, padding="VALID", feature_group_count=groups) | NHWC
     plain = jax.jit(partial(cpu_convolution, **settings))(x, kernel)
-    wide = jax.jit(partial(cpu_convolution, preferred_element_type=jnp.float32, **settings))(x, kernel)
+    wide = jax.jit(partial(cpu_convolution, preferred_element_type=jnp.float32, **settings))(
+        x, kernel
+    )
     assert plain.dtype == jnp.bfloat16 and wide.dtype == jnp.float32
-    exact = lax.conv_general_dilated(*(array.astype(jnp.float32) for array in (x, kernel)), **settings)
+    exact = lax.conv_general_dilated(
+        *(array.astype(jnp.float32) for array in (x, kernel)), **settings
+    )
     winograd = channels > 3 and groups == 1
     np.testing.assert_allclose(wide, exact, rtol=1e-5, atol=1e-4 * (ROUNDING[5] if winograd else 1))
 
 
 def test_the_backend_chooses(monkeypatch):
-    for backend, expected in (("cpu", cpu_convolution), ("gpu", lax.conv_general_dilated), ("tpu", lax.conv_general_dilated)):
+    for backend, expected in (
+        ("cpu", cpu_convolution),
+        ("gpu", lax.conv_general_dilated),
+        ("tpu", lax.conv_general_dilated),
+    ):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert convolution() is expected
-        assert batch_last_convolution() is (banded_convolution if backend == "cpu" else lax_convolution)
+        assert batch_last_convolution() is (
+            banded_convolution if backend == "cpu" else lax_convolution
+        )
 
 
 def test_blocks_divide_the_outputs():

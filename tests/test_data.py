@@ -1,4 +1,6 @@
-"""common/data.py: finding and reading prepared sets, the cache, orders and batches; and the embedded digits."""
+"""common/data.py: finding and reading prepared sets, the cache, orders and batches; and the
+embedded digits.
+"""
 
 import hashlib
 import io
@@ -38,7 +40,10 @@ def make_examples(count: int, seed: int = 0, shape=(4, 3, 1)) -> data.Examples:
 
 
 def write(data_dir, dataset="tiny", version="1.0.0", **splits) -> Path:
-    pairs = {split: zip(examples.images, examples.labels, strict=True) for split, examples in splits.items()}
+    pairs = {
+        split: zip(examples.images, examples.labels, strict=True)
+        for split, examples in splits.items()
+    }
     shape = next(iter(splits.values())).images.shape[1:]
     return builders.write_prepared(data_dir, dataset, version, pairs, shape, "abc", keep_order=True)
 
@@ -68,15 +73,24 @@ def edit_json(path: Path, change) -> None:
 def test_newest_version_in_the_first_folder_that_has_the_set(tmp_path):
     old, new, other = make_examples(2, 1), make_examples(3, 2), make_examples(4, 3)
     write(tmp_path / "a", version="2.9.0", train=old)
-    write(tmp_path / "a", version="2.10.0", train=new)  # newer, though it sorts before 2.9.0 as text
+    write(
+        tmp_path / "a", version="2.10.0", train=new
+    )  # newer, though it sorts before 2.9.0 as text
     write(tmp_path / "b", version="3.0.0", train=other)
     (tmp_path / "a" / "tiny" / "incomplete.X_9.0.0").mkdir()
-    (tmp_path / "a" / "tiny" / "incomplete.X_9.0.0" / "dataset_info.json").write_text("{}")  # an interrupted preparation
-    assert_same(data.load("tiny", "train", [tmp_path / "missing", tmp_path / "a", tmp_path / "b"]), new)
+    (tmp_path / "a" / "tiny" / "incomplete.X_9.0.0" / "dataset_info.json").write_text(
+        "{}"
+    )  # an interrupted preparation
+    assert_same(
+        data.load("tiny", "train", [tmp_path / "missing", tmp_path / "a", tmp_path / "b"]), new
+    )
     assert_same(data.load("tiny", "train", [str(tmp_path / "b"), str(tmp_path / "a")]), other)
 
 
-@pytest.mark.parametrize("split", ["train", "test[:3]", "train[2:-1]", "train[-2:]", "train[:50%]", "train+test", "train[3:3]"])
+@pytest.mark.parametrize(
+    "split",
+    ["train", "test[:3]", "train[2:-1]", "train[-2:]", "train[:50%]", "train+test", "train[3:3]"],
+)
 def test_splits_mean_what_they_mean_in_tfds(tmp_path, split):
     folder = write(tmp_path, train=make_examples(9, 1), test=make_examples(5, 2))
     examples = data.load("tiny", split, [tmp_path])
@@ -92,8 +106,12 @@ def test_slicing_examples():
     examples = make_examples(10)
     training, validation = examples[:-3], examples[-3:]
     assert (len(training), len(validation), len(examples)) == (7, 3, 10)
-    np.testing.assert_array_equal(np.concatenate([training.images, validation.images]), examples.images)
-    np.testing.assert_array_equal(np.concatenate([training.labels, validation.labels]), examples.labels)
+    np.testing.assert_array_equal(
+        np.concatenate([training.images, validation.images]), examples.images
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([training.labels, validation.labels]), examples.labels
+    )
     assert (training.num_classes, training.name) == (3, "tiny")
 
 
@@ -121,7 +139,9 @@ def test_set_not_found_says_where_it_looked_and_what_to_do(tmp_path):
 def test_sub_sets_are_listed(tmp_path):
     for config in ("letters", "balanced"):
         write(tmp_path, dataset=f"emnist/{config}", train=make_examples(1))
-    assert "choose one of: --dataset=emnist/balanced, --dataset=emnist/letters" in message_of("emnist", "train", [tmp_path])
+    assert "choose one of: --dataset=emnist/balanced, --dataset=emnist/letters" in message_of(
+        "emnist", "train", [tmp_path]
+    )
 
 
 @pytest.mark.parametrize("dataset", ["", "../tiny", "/tiny", "tiny/", "a/b/c"])
@@ -132,7 +152,9 @@ def test_what_is_no_name_of_a_set(tmp_path, dataset):
 @pytest.mark.parametrize("split", ["valid", "train[", "train[0:x]", "", "valid[:5]", "train+valid"])
 def test_unknown_split_lists_those_available(tmp_path, split):
     write(tmp_path, train=make_examples(2), test=make_examples(2))
-    assert "available: train, test, and slices such as train[:100]" in message_of("tiny", split, [tmp_path])
+    assert "available: train, test, and slices such as train[:100]" in message_of(
+        "tiny", split, [tmp_path]
+    )
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", None])
@@ -151,20 +173,32 @@ def test_labels_outside_the_classes_are_refused_also_from_the_cache(tmp_path):
     examples = make_examples(20)
     folder = write(tmp_path, train=examples)
     data.load("tiny", "train", [tmp_path])
-    edit_json(folder / "features.json", lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses="2"))
+    edit_json(
+        folder / "features.json",
+        lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses="2"),
+    )
     for _ in range(2):
         assert "labels run from 0 to 2" in message_of("tiny", "train", [tmp_path])
 
 
 def test_images_of_differing_shapes_are_refused(tmp_path):
     splits = {"train": [(np.zeros((4, 4, 1), np.uint8), 0), (np.zeros((4, 5, 1), np.uint8), 0)]}
-    builders.write_prepared(tmp_path, "mixed", "1.0.0", splits, (None, None, 1), "a", keep_order=True)
-    assert "images of 2 shapes, such as (4, 4, 1) and (4, 5, 1)" in message_of("mixed", "train", [tmp_path])
+    builders.write_prepared(
+        tmp_path, "mixed", "1.0.0", splits, (None, None, 1), "a", keep_order=True
+    )
+    assert "images of 2 shapes, such as (4, 4, 1) and (4, 5, 1)" in message_of(
+        "mixed", "train", [tmp_path]
+    )
 
 
 def test_splits_of_differing_shapes_are_refused_together_and_read_alone(tmp_path):
-    splits = {"train": [(np.zeros((4, 4, 1), np.uint8), 0)], "test": [(np.zeros((4, 5, 1), np.uint8), 0)]}
-    builders.write_prepared(tmp_path, "mixed", "1.0.0", splits, (None, None, 1), "a", keep_order=True)
+    splits = {
+        "train": [(np.zeros((4, 4, 1), np.uint8), 0)],
+        "test": [(np.zeros((4, 5, 1), np.uint8), 0)],
+    }
+    builders.write_prepared(
+        tmp_path, "mixed", "1.0.0", splits, (None, None, 1), "a", keep_order=True
+    )
     assert "different shapes" in message_of("mixed", "train+test", [tmp_path])
     assert data.load("mixed", "test", [tmp_path]).images.shape == (1, 4, 5, 1)
 
@@ -185,12 +219,32 @@ def test_unreadable_descriptions_are_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
-        ("dataset_info.json", lambda f: f["splits"][0].update(name="../tiny"), "a split '../tiny' with shards"),
-        ("dataset_info.json", lambda f: f["splits"][0].update(shardLengths=["-1"]), "shards of .-1. records"),
+        (
+            "dataset_info.json",
+            lambda f: f["splits"][0].update(name="../tiny"),
+            "a split '../tiny' with shards",
+        ),
+        (
+            "dataset_info.json",
+            lambda f: f["splits"][0].update(shardLengths=["-1"]),
+            "shards of .-1. records",
+        ),
         ("dataset_info.json", lambda f: f.update(splits=[3]), "described wrongly"),
-        ("features.json", lambda f: image_of(f).update(dimensions=["4", "3"]), "images of shape .'4', '3'.; allowed:"),
-        ("features.json", lambda f: image_of(f).update(dimensions=["4", "3", "7"]), "and 1, 3 or 4 channels"),
-        ("features.json", lambda f: image_of(f).update(dimensions=["10000", "9000", "3"]), "allowed: 89,478,485 pixels"),
+        (
+            "features.json",
+            lambda f: image_of(f).update(dimensions=["4", "3"]),
+            "images of shape .'4', '3'.; allowed:",
+        ),
+        (
+            "features.json",
+            lambda f: image_of(f).update(dimensions=["4", "3", "7"]),
+            "and 1, 3 or 4 channels",
+        ),
+        (
+            "features.json",
+            lambda f: image_of(f).update(dimensions=["10000", "9000", "3"]),
+            "allowed: 89,478,485 pixels",
+        ),
         ("features.json", lambda f: label_of(f).update(numClasses="0"), "0 classes"),
         ("features.json", lambda f: label_of(f).update(numClasses="many"), "invalid literal"),
     ],
@@ -218,7 +272,15 @@ def test_too_many_pixels_are_refused_by_the_header(tmp_path, size, monkeypatch):
     png = bytearray(content.getvalue())
     png[16:24] = struct.pack(">II", *size)  # in the chunk IHDR, which a CRC follows
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
-    builders.write_prepared(tmp_path, "bomb", "1.0.0", {"train": [(bytes(png), 0)]}, (None, None, 1), "a", keep_order=True)
+    builders.write_prepared(
+        tmp_path,
+        "bomb",
+        "1.0.0",
+        {"train": [(bytes(png), 0)]},
+        (None, None, 1),
+        "a",
+        keep_order=True,
+    )
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
     assert "record 0 (more than 89,478,485 pixels)" in message_of("bomb", "train", [tmp_path])
 
@@ -246,9 +308,13 @@ def test_damaged_records_are_never_read_as_good_ones(tmp_path):
         damaged[position] ^= 1 << (position % 8)
         shard.write_bytes(damaged)
         try:
-            assert_same(data.load("tiny", "train", [tmp_path]), examples)  # padding and unused fields may change
+            assert_same(
+                data.load("tiny", "train", [tmp_path]), examples
+            )  # padding and unused fields may change
         except DataError as error:
-            named += str(shard) in str(error) and "split train" in str(error) and "record" in str(error)
+            named += (
+                str(shard) in str(error) and "split train" in str(error) and "record" in str(error)
+            )
     assert named >= 80
     for content in (good[: len(good) // 2], b""):
         shard.write_bytes(content)
@@ -266,7 +332,9 @@ def test_a_damaged_record_is_named_by_shard_and_number(tmp_path):
 def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path):
     write(tmp_path, train=make_examples(3))
     (tmp_path / "installed" / "tensorflow").mkdir(parents=True)
-    (tmp_path / "installed" / "tensorflow" / "__init__.py").write_text("raise AssertionError('TensorFlow was imported')")
+    (tmp_path / "installed" / "tensorflow" / "__init__.py").write_text(
+        "raise AssertionError('TensorFlow was imported')"
+    )
     code = """
 import importlib, sys
 import numpy as np
@@ -279,7 +347,9 @@ try:
 except AssertionError:
     print("the guard works")
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "installed"), str(ROOT)])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "installed"), str(ROOT)])
+    }
     command = [sys.executable, "-c", code, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "the guard works\n"), done.stderr
@@ -322,14 +392,20 @@ def test_a_damaged_cache_is_never_used(tmp_path, monkeypatch, cache_dir):
         return examples.images, examples.labels
 
     monkeypatch.setattr(data, "_read_records", read_records)
-    for position in range(len(good)):  # one bit of every byte: where the arrays come out, they must be the true ones
+    for position in range(
+        len(good)
+    ):  # one bit of every byte: where the arrays come out, they must be the true ones
         damaged = bytearray(good)
         damaged[position] ^= 1 << (position % 8)
         cache_file.write_bytes(damaged)
         assert_same(data.load("tiny", "train", [tmp_path]), examples)
-    assert len(rereads) > examples.images.nbytes + examples.labels.nbytes  # at least every byte of the arrays was noticed
+    assert (
+        len(rereads) > examples.images.nbytes + examples.labels.nbytes
+    )  # at least every byte of the arrays was noticed
     pickled = io.BytesIO()
-    np.savez(pickled, images=np.array([{}]), labels=examples.labels)  # loading it could run a program
+    np.savez(
+        pickled, images=np.array([{}]), labels=examples.labels
+    )  # loading it could run a program
     for content in (b"", good[: len(good) // 2], b"\0" * len(good), pickled.getvalue()):
         cache_file.write_bytes(content)
         count = len(rereads)
@@ -423,7 +499,11 @@ def test_eval_batches_count_each_example_once(count, batch_size):
     images, labels = [], []
     for batch in batches:
         assert batch["image"].shape == (batch_size, 4, 3, 1)
-        assert (batch["image"].dtype, batch["label"].dtype, batch["mask"].dtype) == (np.uint8, np.int32, bool)
+        assert (batch["image"].dtype, batch["label"].dtype, batch["mask"].dtype) == (
+            np.uint8,
+            np.int32,
+            bool,
+        )
         assert batch["label"].shape == batch["mask"].shape == (batch_size,)
         assert not batch["image"][~batch["mask"]].any()
         assert not batch["label"][~batch["mask"]].any()
@@ -464,7 +544,8 @@ def test_mnist10k_is_the_first_10000_training_digits_of_mnist():
         folder = data.find("mnist", data.data_dirs(""))
     except DataError as error:
         pytest.skip(f"needs the full MNIST: {error}")
-    # TFDS stores record i where the MD5 of "train<i>" sorts (see test_builders.py); undone, that is the original order.
+    # TFDS stores record i where the MD5 of "train<i>" sorts (see test_builders.py); undone, that is
+    # the original order.
     order = sorted(range(60_000), key=lambda index: hashlib.md5(f"train{index}".encode()).digest())
     records = tfds.builder_from_directory(folder).as_data_source("train")
     first = {index: records[place] for place, index in enumerate(order) if index < 10_000}

@@ -1,4 +1,6 @@
-"""Who may import whom (scripts -> {lenet, alexnet} -> common), and what may stand nowhere in the tree."""
+"""Who may import whom (scripts -> {lenet, alexnet} -> common), and what may stand nowhere in the
+tree.
+"""
 
 import ast
 import re
@@ -16,20 +18,33 @@ MAY_IMPORT = {  # of the project's own packages; every other package is free
     "scripts": {"common", "lenet", "alexnet", "scripts"},
     "tests": {"common", "lenet", "alexnet", "scripts", "tests"},
 }
-# Inside a network's package only train.py knows these; the others take plain values, so each serves in a notebook.
+# Inside a network's package only train.py knows these; the others take plain values, so each serves
+# in a notebook.
 HEADS = {"config", "data", "model", "optimizer", "train"}
-FORBIDDEN = {"tensorflow", "pickle", "cloudpickle", "dill", "joblib"}  # a pickle runs whatever code it carries
+FORBIDDEN = {
+    "tensorflow",
+    "pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+}  # a pickle runs whatever code it carries
 UNSAFE_ARGUMENTS = {"allow_pickle": True, "weights_only": False}
-MACHINE_PATH = re.compile(r"(?<![\w.~-])/(work|farm|root|home|Users)/")  # absolute, of the machine it was written on
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~-])/(work|farm|root|home|Users)/"
+)  # absolute, of the machine it was written on
 
 
 def imports(path: Path, tree: ast.AST) -> Iterator[str]:
-    """Dotted names that a module imports, anywhere in it: `from a import b` gives 'a.b', whatever b is."""
+    """Dotted names that a module imports, anywhere in it: `from a import b` gives 'a.b', whatever b
+    is.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = path.parent.parts[: len(path.parent.parts) - node.level + 1] if node.level else ()
+            package = (
+                path.parent.parts[: len(path.parent.parts) - node.level + 1] if node.level else ()
+            )
             module = ".".join([*package, *filter(None, [node.module])])
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
@@ -45,7 +60,12 @@ def violations(path: Path, source: str) -> list[str]:
             found.append(f"imports {name}")
         if top in MAY_IMPORT and top not in MAY_IMPORT.get(package, MAY_IMPORT):
             found.append(f"{package} imports {name}")
-        if package in ("lenet", "alexnet") and top == package and path.name != "train.py" and HEADS & set(rest[:1]):
+        if (
+            package in ("lenet", "alexnet")
+            and top == package
+            and path.name != "train.py"
+            and HEADS & set(rest[:1])
+        ):
             found.append(f"{path.name} imports its sibling {name}")
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg in UNSAFE_ARGUMENTS:
@@ -67,7 +87,11 @@ def project_files() -> list[Path]:
 def test_the_tree_keeps_the_rules():
     modules = [path for path in project_files() if path.suffix == ".py"]
     assert Path("tests/test_dependencies.py") in modules
-    assert [f"{path}: {what}" for path in modules for what in violations(path, (ROOT / path).read_text())] == []
+    assert [
+        f"{path}: {what}"
+        for path in modules
+        for what in violations(path, (ROOT / path).read_text())
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -98,10 +122,19 @@ def test_each_rule_bites(path, source):
     ("path", "source"),
     [
         ("lenet/train.py", "from lenet import data, model, optimizer\nfrom common import launch"),
-        ("lenet/model.py", "from lenet import codes\nfrom . import codes\nfrom common.conv import conv"),
+        (
+            "lenet/model.py",
+            "from lenet import codes\nfrom . import codes\nfrom common.conv import conv",
+        ),
         ("lenet/data.py", "import common.data\nimport tensorflow_datasets as tfds"),
-        ("scripts/evaluate.py", "from alexnet import config\nfrom lenet import config, model\nfrom scripts import summarize"),
-        ("scripts/convert.py", "torch.load(path, weights_only=True)\nnp.load(path, allow_pickle=False)"),
+        (
+            "scripts/evaluate.py",
+            "from alexnet import config\nfrom lenet import config, model\nfrom scripts import summarize",
+        ),
+        (
+            "scripts/convert.py",
+            "torch.load(path, weights_only=True)\nnp.load(path, allow_pickle=False)",
+        ),
     ],
 )
 def test_what_is_allowed(path, source):
@@ -118,6 +151,8 @@ def test_no_paths_of_a_machine():
     assert found == []
 
 
-@pytest.mark.parametrize(("text", "is_one"), [("--data_dir={}/me/tfds", True), ("https://example.org{}/a ~{}/b", False)])
+@pytest.mark.parametrize(
+    ("text", "is_one"), [("--data_dir={}/me/tfds", True), ("https://example.org{}/a ~{}/b", False)]
+)
 def test_what_a_path_of_a_machine_is(text, is_one):
     assert bool(MACHINE_PATH.search(text.replace("{}", "/home"))) is is_one

@@ -1,4 +1,6 @@
-"""Config <-> flags: what a run writes down replays it, and a resume is refused exactly for what would change the result."""
+"""Config <-> flags: what a run writes down replays it, and a resume is refused exactly for what
+would change the result.
+"""
 
 import dataclasses
 import json
@@ -40,7 +42,9 @@ def parse(*arguments: str) -> Config:
     return read(Config, values)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(config=CONFIGS)
 def test_flagfile_replays_every_config(config, tmp_path):
     path = tmp_path / "flags.txt"
@@ -80,10 +84,16 @@ def test_json_that_no_flags_could_give_is_refused_by_name(text, named):
 
 @given(old=CONFIGS, new=CONFIGS)
 def test_changes_are_the_fields_that_differ_and_count(old, new):
-    differing = {field.name for field in dataclasses.fields(Config) if getattr(old, field.name) != getattr(new, field.name)}
+    differing = {
+        field.name
+        for field in dataclasses.fields(Config)
+        if getattr(old, field.name) != getattr(new, field.name)
+    }
     found = changes(dataclasses.asdict(old), new)
     assert {name for name, _, _ in found} == differing - {"save_every"}
-    assert all((before, after) == (getattr(old, name), getattr(new, name)) for name, before, after in found)
+    assert all(
+        (before, after) == (getattr(old, name), getattr(new, name)) for name, before, after in found
+    )
 
 
 def test_a_field_younger_than_the_run_counts_with_its_default():

@@ -1,4 +1,6 @@
-"""Exit codes and messages of the real program, in real processes: a tiny training with the same loop as the networks'."""
+"""Exit codes and messages of the real program, in real processes: a tiny training with the same
+loop as the networks'.
+"""
 
 import dataclasses
 import errno
@@ -94,13 +96,23 @@ class Program:
     def __init__(self, folder: Path):
         self.folder, self.started = folder, []
         (folder / "tiny.py").write_text(TINY)
-        self.environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-        self.environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder / "home")}
+        self.environment = {
+            name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+        }
+        self.environment |= {
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "HOME": str(folder / "home"),
+        }
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         command = [sys.executable, "-W", "error", "-m", "tiny", *arguments]
-        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes, **options)
+        pipes = dict(
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, **pipes, **options
+        )
         self.started.append(process)
         return process
 
@@ -109,7 +121,9 @@ class Program:
         return end_of(self.start(*arguments, **options))
 
     def metrics(self, workdir: str) -> list[tuple[int, str]]:
-        records = map(json.loads, (self.folder / workdir / "metrics.jsonl").read_text().splitlines())
+        records = map(
+            json.loads, (self.folder / workdir / "metrics.jsonl").read_text().splitlines()
+        )
         return [(record["step"], record["split"]) for record in records]
 
     def result(self, workdir: str) -> dict:
@@ -130,7 +144,11 @@ def end_of(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def by_hand(address: str, processes: int, number: int) -> list[str]:
-    return [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}"]
+    return [
+        f"--coordinator_address={address}",
+        f"--num_processes={processes}",
+        f"--process_id={number}",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -154,36 +172,71 @@ def test_a_run_ends_with_its_result(program, clean_run):
     code, output, errors = clean_run
     assert code == 0
     assert output == "complete: test error 1.25%, 6 steps; clean/result.json\n"
-    assert re.match(r"python 3\.\d+\.\d+ jax [\d.]+ flax [\d.]+; 1 x cpu, \d+ cores; commit ", errors), errors
+    assert re.match(
+        r"python 3\.\d+\.\d+ jax [\d.]+ flax [\d.]+; 1 x cpu, \d+ cores; commit ", errors
+    ), errors
     folder = program.folder / "clean"
-    assert {"config.json", "flags.txt", "metrics.jsonl", "curves.png", "checkpoints", "result.json"} <= set(os.listdir(folder))
+    assert {
+        "config.json",
+        "flags.txt",
+        "metrics.jsonl",
+        "curves.png",
+        "checkpoints",
+        "result.json",
+    } <= set(os.listdir(folder))
     assert not list(folder.glob(".*.tmp"))
     assert json.loads((folder / "config.json").read_text())["rate"] == 0.25
-    assert "--rate=0.25\n" in (folder / "flags.txt").read_text() and "workdir" not in (folder / "flags.txt").read_text()
+    assert (
+        "--rate=0.25\n" in (folder / "flags.txt").read_text()
+        and "workdir" not in (folder / "flags.txt").read_text()
+    )
     assert program.metrics("clean") == [(step, "train") for step in range(1, 7)]
 
 
 def test_the_result_says_where_it_comes_from_and_names_no_place(program, clean_run):
     result = program.result("clean")
-    loop = ["test_error_pct", "confusion_matrix", "num_steps", "state_sha256", "images_per_s", "wall_time_s"]
+    loop = [
+        "test_error_pct",
+        "confusion_matrix",
+        "num_steps",
+        "state_sha256",
+        "images_per_s",
+        "wall_time_s",
+    ]
     assert list(result) == [*loop, "command", "commit", "seed", "dataset", "versions", "machine"]
     assert (
         result["command"]
         == f"python -m tiny --workdir=clean --rate=0.25 --flagfile={os.path.relpath(os.devnull, program.folder)}"
     )
     assert (result["seed"], result["dataset"]) == (0, "none")
-    assert list(result["versions"]) == ["python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"]
+    assert list(result["versions"]) == [
+        "python",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+    ]
     assert list(result["machine"]) == ["processor", "cores", "accelerator", "devices"]
     assert result["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["commit"])
     text = (program.folder / "clean" / "result.json").read_text()
-    assert str(program.folder) not in text and str(ROOT) not in text and os.uname().nodename not in text.split()
+    assert (
+        str(program.folder) not in text
+        and str(ROOT) not in text
+        and os.uname().nodename not in text.split()
+    )
     assert '"confusion_matrix": [\n    [3, 1],\n    [0, 4]\n  ]' in text
 
 
 def test_the_same_command_again_says_that_it_is_complete(program, clean_run):
     before = (program.folder / "clean" / "result.json").read_bytes()
     code, output, errors = program.run("--workdir=clean", "--rate=0.25", "--pause_s=9")
-    assert (code, output, errors) == (0, "complete: test error 1.25%, 6 steps; clean/result.json\n", "")
+    assert (code, output, errors) == (
+        0,
+        "complete: test error 1.25%, 6 steps; clean/result.json\n",
+        "",
+    )
     assert (program.folder / "clean" / "result.json").read_bytes() == before
 
 
@@ -263,8 +316,14 @@ def test_wrong_use_is_one_line_and_makes_nothing(program, arguments, named):
         (["--workdir=x", "--pooling=median"], "--pooling=median.*average|max"),
         (["--workdir=x", "--flagfile=absent.flags"], "absent.flags"),
         (["--workdir=x", "--flagfile=bytes.flags"], "can't decode byte 0xff"),
-        (["--workdir=x", "--flagfile=break.flags"], "--dataset must be one line without blanks around it"),
-        (["--workdir=x", "--dataset=a\n--seed=1"], "--dataset must be one line without blanks around it"),
+        (
+            ["--workdir=x", "--flagfile=break.flags"],
+            "--dataset must be one line without blanks around it",
+        ),
+        (
+            ["--workdir=x", "--dataset=a\n--seed=1"],
+            "--dataset must be one line without blanks around it",
+        ),
         (["--workdir=x", "rate=1"], "unexpected argument 'rate=1'"),
         (["--rate=1"], "--workdir is required"),
         (["--workdir=x", "--seed=13"], "bad luck"),
@@ -275,7 +334,10 @@ def test_wrong_use_is_one_line_and_makes_nothing(program, arguments, named):
         (["--workdir=x", "--multihost", *by_hand("a:1", 0, 0)], "need each other and --multihost"),
         (["--workdir=x", "--multihost", *by_hand("a:1", 2, 2)], "need each other and --multihost"),
         (["--workdir=x", *by_hand("a:1", 2, 1)], "need each other and --multihost"),
-        (["--workdir=x", "--multihost", *by_hand("a", 2, 1)], "--coordinator_address=a must be HOST:PORT"),
+        (
+            ["--workdir=x", "--multihost", *by_hand("a", 2, 1)],
+            "--coordinator_address=a must be HOST:PORT",
+        ),
     ],
 )
 def test_the_line_names_what_is_wrong(tmp_path, monkeypatch, arguments, message):
@@ -307,15 +369,21 @@ def test_stopped_by_a_signal_it_saves_and_resumes(program, clean_run):
 
 
 def test_a_second_run_is_kept_out_and_a_second_signal_ends_the_first_at_once(program):
-    first = program.start("--workdir=stuck", "--mode=stuck")  # one call of a minute that no signal ends
+    first = program.start(
+        "--workdir=stuck", "--mode=stuck"
+    )  # one call of a minute that no signal ends
     lines = iter(first.stderr.readline, "")
     next(line for line in lines if "jax" in line)
     code, output, errors = program.run("--workdir=stuck", "--mode=stuck")
     assert (code, output) == (75, "")
-    assert errors == f"error: stuck is in use by process {first.pid}. Wait for it, or use another --workdir.\n"
+    assert (
+        errors
+        == f"error: stuck is in use by process {first.pid}. Wait for it, or use another --workdir.\n"
+    )
     first.send_signal(signal.SIGINT)
     assert (
-        next(line for line in lines if "SIG" in line) == "SIGINT: finishing these steps and saving; once more stops at once.\n"
+        next(line for line in lines if "SIG" in line)
+        == "SIGINT: finishing these steps and saving; once more stops at once.\n"
     )
     assert first.poll() is None
     first.send_signal(signal.SIGINT)
@@ -339,7 +407,9 @@ def test_killed_it_frees_the_lock_and_resumes_bit_for_bit(program, clean_run):
 
 def test_a_full_disk_is_one_line(program):
     process = program.start("--workdir=full", "--size=200000")
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))  # it is still importing
+    resource.prlimit(
+        process.pid, resource.RLIMIT_FSIZE, (300_000, 300_000)
+    )  # it is still importing
     code, output, errors = end_of(process)
     assert (code, output) == (74, "")
     assert "Traceback" not in errors
@@ -402,11 +472,17 @@ def run_here(monkeypatch):
     [
         ("fast", "", ""),
         ("fixed", "", "--xla_gpu_deterministic_ops=true"),
-        ("fixed", "--xla_cpu_use_acl=false", "--xla_cpu_use_acl=false --xla_gpu_deterministic_ops=true"),
+        (
+            "fixed",
+            "--xla_cpu_use_acl=false",
+            "--xla_cpu_use_acl=false --xla_gpu_deterministic_ops=true",
+        ),
         ("fixed", "--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
     ],
 )
-def test_fixed_reduction_keeps_xla_to_what_repeats_itself(tmp_path, run_here, monkeypatch, reduction, given, used):
+def test_fixed_reduction_keeps_xla_to_what_repeats_itself(
+    tmp_path, run_here, monkeypatch, reduction, given, used
+):
     monkeypatch.setenv("XLA_FLAGS", given)
     monkeypatch.setenv("NPROC", "3")
     seen = []
@@ -424,7 +500,9 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, run_here, capsys
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
         assert run_here(workdir) == 74
         message = capsys.readouterr().err
-        assert message.startswith(f"error: cannot write in {workdir}: ") and message.count("\n") == 1
+        assert (
+            message.startswith(f"error: cannot write in {workdir}: ") and message.count("\n") == 1
+        )
     assert run_here(Path("/proc/run")) == 74
 
 
@@ -451,7 +529,9 @@ def raising(error):
     return train
 
 
-def test_errors_of_the_user_and_of_the_storage_are_lines_and_bugs_are_not(tmp_path, run_here, capsys):
+def test_errors_of_the_user_and_of_the_storage_are_lines_and_bugs_are_not(
+    tmp_path, run_here, capsys
+):
     assert run_here(tmp_path, raising(DataError("labels reach 12; allowed: 0 to 9"))) == 65
     assert capsys.readouterr().err.splitlines()[-1] == "error: labels reach 12; allowed: 0 to 9"
     for bug in (ZeroDivisionError("a bug"), OSError(errno.EBADF, "a bug")):
@@ -460,8 +540,12 @@ def test_errors_of_the_user_and_of_the_storage_are_lines_and_bugs_are_not(tmp_pa
     assert run_here(tmp_path) == 0  # and none of these left the lock behind
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE])
-def test_an_error_of_the_disk_is_one_line_that_says_what_is_safe(tmp_path, run_here, monkeypatch, capsys, number):
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE]
+)
+def test_an_error_of_the_disk_is_one_line_that_says_what_is_safe(
+    tmp_path, run_here, monkeypatch, capsys, number
+):
     (tmp_path / "run/checkpoints/30").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text("{}")
     error = OSError(number, os.strerror(number), "metrics.jsonl")
@@ -474,10 +558,14 @@ def test_an_error_of_the_disk_is_one_line_that_says_what_is_safe(tmp_path, run_h
 
 
 def test_too_little_memory_on_the_device_is_one_line(tmp_path, run_here, capsys):
-    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.\nAnd more.")
+    error = jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.\nAnd more."
+    )
     assert run_here(tmp_path, raising(error)) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "allocate 123 bytes" in said and said.endswith("a smaller --batch_size in another --workdir.")
+    assert "allocate 123 bytes" in said and said.endswith(
+        "a smaller --batch_size in another --workdir."
+    )
     with pytest.raises(jax.errors.JaxRuntimeError):  # any other is a bug
         run_here(tmp_path, raising(jax.errors.JaxRuntimeError("INTERNAL: shapes")))
 
@@ -486,15 +574,24 @@ def test_ctrl_c_outside_of_the_training_is_one_line(tmp_path, run_here, monkeypa
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    for name in ("_require_same_config", "provenance", "_result_text"):  # before the training, and after
+    for name in (
+        "_require_same_config",
+        "provenance",
+        "_result_text",
+    ):  # before the training, and after
         with monkeypatch.context() as patch:
             patch.setattr(launch, name, interrupted)
             assert run_here(tmp_path) == 130, name
-        assert capsys.readouterr().err.splitlines()[-1] == "interrupted; the same command goes on from here."
+        assert (
+            capsys.readouterr().err.splitlines()[-1]
+            == "interrupted; the same command goes on from here."
+        )
     assert run_here(tmp_path) == 0
 
 
-def test_a_signal_between_the_training_and_its_result_loses_nothing(tmp_path, run_here, monkeypatch):
+def test_a_signal_between_the_training_and_its_result_loses_nothing(
+    tmp_path, run_here, monkeypatch
+):
     written = launch.write_atomic
 
     def signalled(path, text):
@@ -510,7 +607,9 @@ def test_ctrl_c_is_heard_while_the_other_processes_are_awaited(program):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & inherits that it is ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what a shell starts with & inherits that it is ignored
     process = program.start("--workdir=alone", "--multihost", *by_hand(f"localhost:{port}", 2, 0))
     signal.signal(signal.SIGINT, before)
     with socket.socket() as caller:
@@ -533,12 +632,18 @@ def test_only_abandoned_writes_go_unheard(monkeypatch):
     for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
         monkeypatch.setattr(module, name, lambda *arguments: heard.append(arguments))
     launch._leave_abandoned_writes_unheard()
-    errors = [RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")]
+    errors = [
+        RuntimeError("Event loop is closed"),
+        RuntimeError("another"),
+        ValueError("Event loop is closed"),
+    ]
     for error in errors:
         sys.excepthook(type(error), error, None)
         for hook in (sys.unraisablehook, threading.excepthook):
             hook(SimpleNamespace(exc_type=type(error), exc_value=error))
-    assert len(heard) == 2 * 3 and errors[0] not in {arguments[1] for arguments in heard if len(arguments) == 3}
+    assert len(heard) == 2 * 3 and errors[0] not in {
+        arguments[1] for arguments in heard if len(arguments) == 3
+    }
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")

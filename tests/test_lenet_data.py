@@ -14,8 +14,12 @@ from lenet import data
 
 def numbered_examples(count):
     """Example i: label i % 10, every pixel i % 256."""
-    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 28, 28, 1))
-    return Examples(np.ascontiguousarray(images), np.arange(count, dtype=np.int32) % 10, 10, "numbers")
+    images = np.broadcast_to(
+        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 28, 28, 1)
+    )
+    return Examples(
+        np.ascontiguousarray(images), np.arange(count, dtype=np.int32) % 10, 10, "numbers"
+    )
 
 
 def chunk(examples, first_step, num_steps, **options):
@@ -45,12 +49,23 @@ def test_mnist_has_mean_zero_and_variance_one_after_paper_scaling(mnist10k_train
 
 def test_32_pixels_stay_as_they_are():
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    np.testing.assert_allclose(data.prepare_function("unit", "none")(images), images / 255, rtol=1e-6)
+    np.testing.assert_allclose(
+        data.prepare_function("unit", "none")(images), images / 255, rtol=1e-6
+    )
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(4, 60), st.integers(1, 4), st.integers(0, 3), st.integers(0, 50), st.integers(1, 9), st.booleans())
-def test_batch_k_is_a_function_of_seed_and_k_alone(count, batch_size, copies, first, steps, reshuffle):
+@given(
+    st.integers(4, 60),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.integers(0, 50),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_batch_k_is_a_function_of_seed_and_k_alone(
+    count, batch_size, copies, first, steps, reshuffle
+):
     examples = numbered_examples(count)
     options = dict(batch_size=batch_size, copies=copies, reshuffle=reshuffle)
     together = chunk(examples, first, steps, **options)
@@ -63,7 +78,10 @@ def test_batch_k_is_a_function_of_seed_and_k_alone(count, batch_size, copies, fi
 @pytest.mark.parametrize("reshuffle", [True, False])
 def test_every_example_comes_once_in_an_epoch(reshuffle):
     examples = numbered_examples(40)
-    epochs = [chunk(examples, 10 * epoch, 10, reshuffle=reshuffle)["image"][..., 0, 0, 0].ravel() for epoch in (0, 1)]
+    epochs = [
+        chunk(examples, 10 * epoch, 10, reshuffle=reshuffle)["image"][..., 0, 0, 0].ravel()
+        for epoch in (0, 1)
+    ]
     for order in epochs:
         assert sorted(order) == list(range(40))
     assert (epochs[0] == epochs[1]).all() == (not reshuffle)  # the paper: one constant random order
@@ -81,7 +99,9 @@ def test_each_use_has_its_own_distortion():
 
 
 def test_copies_are_the_originals_and_a_fixed_set_of_distorted_versions():
-    """The paper: 60,000 originals, 540,000 distorted; each version has one number, an original has 0."""
+    """The paper: 60,000 originals, 540,000 distorted; each version has one number, an original has
+    0.
+    """
     examples, copies = numbered_examples(20), 9
     batches = chunk(examples, 0, 50, copies=copies, reshuffle=False)
     assert (batches["draw"] == 0).sum() == 20
@@ -98,34 +118,57 @@ def test_a_distortion_is_a_function_of_seed_and_draw():
     draw = np.array([0, 5, 5, 6], np.uint32)
     images[2] = images[3] = images[1]
     out = np.asarray(data.prepare_function("unit", "elastic", seed=1)(images, draw))
-    np.testing.assert_array_equal(out[0], np.asarray(data.prepare_function("unit", "none")(images))[0])
+    np.testing.assert_array_equal(
+        out[0], np.asarray(data.prepare_function("unit", "none")(images))[0]
+    )
     np.testing.assert_array_equal(out[1], out[2])
     assert np.abs(out[2] - out[3]).max() > 0.01
-    assert np.abs(np.asarray(data.prepare_function("unit", "elastic", seed=2)(images, draw))[1] - out[1]).max() > 0.01
+    assert (
+        np.abs(
+            np.asarray(data.prepare_function("unit", "elastic", seed=2)(images, draw))[1] - out[1]
+        ).max()
+        > 0.01
+    )
 
 
 def blobs(y, x):
     """A smooth picture, known at every point of the plane."""
     places = [(10.0, 12.0, 0.9, 1.5), (18.0, 20.0, 0.8, 1.8), (20.0, 9.0, 0.6, 1.3)]
-    return sum(height * np.exp(-((y - down) ** 2 + (x - right) ** 2) / (2 * width**2)) for down, right, height, width in places)
+    return sum(
+        height * np.exp(-((y - down) ** 2 + (x - right) ** 2) / (2 * width**2))
+        for down, right, height, width in places
+    )
 
 
 def test_affine_distortion_against_the_known_picture():
-    """Each pixel shows the picture where the transformation, by the numbers that the key gives, puts it, unblurred."""
+    """Each pixel shows the picture where the transformation, by the numbers that the key gives,
+    puts it, unblurred.
+    """
     grid = np.mgrid[0:32, 0:32].astype(np.float64)
     image = jnp.asarray(blobs(*grid)[..., None], jnp.float32)
     for seed in range(5):
         key = jax.random.key(seed)
-        uniform = np.asarray(jax.random.uniform(jax.random.split(key)[0], (6,), minval=-1, maxval=1), np.float64)
-        right, down, scale, squeeze, shear, _ = 0.7 * np.array([2.0, 2.0, 0.15, 0.15, 0.3, 0.0]) * uniform
+        uniform = np.asarray(
+            jax.random.uniform(jax.random.split(key)[0], (6,), minval=-1, maxval=1), np.float64
+        )
+        right, down, scale, squeeze, shear, _ = (
+            0.7 * np.array([2.0, 2.0, 0.15, 0.15, 0.3, 0.0]) * uniform
+        )
         y, x = grid - 15.5
-        expected = blobs((1 + scale - squeeze) * y + down + 15.5, (1 + scale + squeeze) * x + shear * y + right + 15.5)
-        np.testing.assert_allclose(data.distort(key, image, strength=0.7)[..., 0], expected, atol=0.02)
+        expected = blobs(
+            (1 + scale - squeeze) * y + down + 15.5,
+            (1 + scale + squeeze) * x + shear * y + right + 15.5,
+        )
+        np.testing.assert_allclose(
+            data.distort(key, image, strength=0.7)[..., 0], expected, atol=0.02
+        )
 
 
 def test_strength_zero_changes_nothing():
     image = jnp.asarray(np.random.default_rng(0).uniform(size=(32, 32, 1)), jnp.float32)
-    np.testing.assert_allclose(data.distort(jax.random.key(0), image, strength=0.0, elastic=True), image, atol=1e-5)
+    np.testing.assert_allclose(
+        data.distort(jax.random.key(0), image, strength=0.0, elastic=True), image, atol=1e-5
+    )
 
 
 def test_validation_is_the_end_of_the_training_split():

@@ -1,4 +1,6 @@
-"""The training loop in this process, its chunks a few steps long: stopped anywhere it goes on bit for bit."""
+"""The training loop in this process, its chunks a few steps long: stopped anywhere it goes on bit
+for bit.
+"""
 
 import dataclasses
 import json
@@ -17,18 +19,27 @@ from lenet.config import Config
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
 
-TINY = Config(dataset="mnist10k", train_size=50, validation_size=50, batch_size=4, num_epochs=3)  # scored by one program
+TINY = Config(
+    dataset="mnist10k", train_size=50, validation_size=50, batch_size=4, num_epochs=3
+)  # scored by one program
 PAPER = dataclasses.replace(
     TINY, scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm",
     momentum=0.0, schedule="paper", learning_rate=1.0, reshuffle=False,
 )  # fmt: skip
 ADAMW = dataclasses.replace(
-    TINY, optimizer="adamw", momentum=0.0, learning_rate=0.003, distortions="elastic", average_decay=0.9
+    TINY,
+    optimizer="adamw",
+    momentum=0.0,
+    learning_rate=0.003,
+    distortions="elastic",
+    average_decay=0.9,
 )
 
 
 def run(config, workdir, stop_at=()):
-    """Trains to the end; asked to stop at the given calls of `stop_requested`, it is started again. Returns the result."""
+    """Trains to the end; asked to stop at the given calls of `stop_requested`, it is started again.
+    Returns the result.
+    """
     calls = 0
 
     def stop_requested():
@@ -51,7 +62,9 @@ def lines(workdir):
 def outcome(config, workdir):
     """What a run gives, without times."""
     result = run(config, workdir)
-    return {name: value for name, value in result.items() if name not in ("images_per_s", "wall_time_s")}, lines(workdir)
+    return {
+        name: value for name, value in result.items() if name not in ("images_per_s", "wall_time_s")
+    }, lines(workdir)
 
 
 @pytest.fixture
@@ -64,7 +77,9 @@ def short_chunks(monkeypatch):
     "config",
     [
         PAPER,
-        dataclasses.replace(PAPER, distortions="affine", distorted_copies=2, batch_size=1, train_size=12),
+        dataclasses.replace(
+            PAPER, distortions="affine", distorted_copies=2, batch_size=1, train_size=12
+        ),
         ADAMW,
         dataclasses.replace(TINY, parallel="pmap"),
         dataclasses.replace(TINY, save_every_epochs=3, track="test"),
@@ -72,7 +87,9 @@ def short_chunks(monkeypatch):
     ids=["sdlm", "copies", "average", "pmap", "save_every_3"],
 )
 def test_stopped_anywhere_it_ends_the_same(config, tmp_path, short_chunks):
-    """12 steps an epoch in chunks of 5, 5 and 2: stopped inside epochs, at their ends, and twice in a row."""
+    """12 steps an epoch in chunks of 5, 5 and 2: stopped inside epochs, at their ends, and twice in
+    a row.
+    """
     straight = run(config, tmp_path / "straight")
     stopped = run(config, tmp_path / "stopped", stop_at=(1, 3, 5, 6, 8))
     assert stopped["state_sha256"] == straight["state_sha256"]
@@ -80,7 +97,17 @@ def test_stopped_anywhere_it_ends_the_same(config, tmp_path, short_chunks):
     assert lines(tmp_path / "stopped") == lines(tmp_path / "straight")
     places = [(line["step"], line["split"]) for line in lines(tmp_path / "stopped")]
     assert len(places) == len(set(places))
-    assert [step for step, split in places if split == "train"] == [5, 10, 12, 17, 22, 24, 29, 34, 36]
+    assert [step for step, split in places if split == "train"] == [
+        5,
+        10,
+        12,
+        17,
+        22,
+        24,
+        29,
+        34,
+        36,
+    ]
 
 
 def test_chunks_and_curvature_come_when_they_should(tmp_path, short_chunks, monkeypatch):
@@ -112,15 +139,22 @@ def test_one_step_against_plain_optax():
     config = dataclasses.replace(TINY, weight_decay=0.01, average_decay=0.6, schedule="constant")
     model = train.build_model(config)
     graphdef, params = nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    tx, loss, prepare = train.build_optimizer(config, 12), train.build_loss(config), train.build_prepare(config)
+    tx, loss, prepare = (
+        train.build_optimizer(config, 12),
+        train.build_loss(config),
+        train.build_prepare(config),
+    )
     steps = train.make_train_steps(graphdef, tx, loss, prepare, config.average_decay)
     draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 256, (3, 4, 28, 28, 1), np.uint8), draw.integers(0, 10, (3, 4)).astype(np.int32)
+    images, labels = (
+        draw.integers(0, 256, (3, 4, 28, 28, 1), np.uint8),
+        draw.integers(0, 10, (3, 4)).astype(np.int32),
+    )
     chunk = {"image": images, "label": labels, "draw": np.ones((3, 4), np.uint32)}
     state = train.initial_state(config, tx, 1, 10)
-    state, sums = jax.jit(lambda state, chunk: steps(state, chunk, 2, lambda sums_of, batch: sums_of(batch)))(
-        state, chunk
-    )  # two of three
+    state, sums = jax.jit(
+        lambda state, chunk: steps(state, chunk, 2, lambda sums_of, batch: sums_of(batch))
+    )(state, chunk)  # two of three
 
     @jax.jit
     @jax.value_and_grad
@@ -137,12 +171,19 @@ def test_one_step_against_plain_optax():
         average = jax.tree.map(lambda a, w, d=decay: d * a + (1 - d) * w, average, params)
     assert state.step == 2 and sums["count"] == 8
     np.testing.assert_allclose(sums["loss"], loss_sum, rtol=1e-5)
-    for ours, expected in ((state.params, params), (state.average, average), (train.evaluated_params(state), average)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, expected)
+    for ours, expected in (
+        (state.params, params),
+        (state.average, average),
+        (train.evaluated_params(state), average),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, expected
+        )
     assert optax.tree.norm(jax.tree.map(jnp.subtract, state.average, state.params)) > 1e-3
 
 
-# For each setting that changes the result: the config in which it is read, and another value for it.
+# For each setting that changes the result: the config in which it is read, and another value for
+# it.
 CHANGES = {
     "train_size": (TINY, 40),
     "validation_size": (TINY, 90),
@@ -184,7 +225,9 @@ def test_every_setting_is_in_the_list():
 
 @pytest.mark.slow
 def test_every_setting_changes_the_result(tmp_path):
-    """No setting is read by nobody, none is lost on its way. Saved at the end only, which takes longer than the training."""
+    """No setting is read by nobody, none is lost on its way. Saved at the end only, which takes
+    longer than the training.
+    """
     before = {}
     for number, (name, (config, value)) in enumerate(CHANGES.items()):
         config = dataclasses.replace(config, save_every_epochs=3)
@@ -198,20 +241,33 @@ def test_every_setting_changes_the_result(tmp_path):
 def test_rgb_images_of_32_pixels_and_47_classes(tmp_path, write_set):
     images = np.random.default_rng(0).integers(0, 256, (94, 32, 32, 3), np.uint8)
     write_set(tmp_path, "rgb47", images, num_classes=47)
-    config = dataclasses.replace(TINY, dataset="rgb47", data_dir=str(tmp_path), train_size=0, validation_size=10)
+    config = dataclasses.replace(
+        TINY, dataset="rgb47", data_dir=str(tmp_path), train_size=0, validation_size=10
+    )
     result = run(config, tmp_path / "run")
     assert np.array(result["confusion_matrix"]).shape == (47, 47)
     assert result["num_test_examples"] == 94 and result["num_train_examples"] == 84
 
 
 def test_a_run_of_one_chunk_has_a_speed(tmp_path):
-    assert run(dataclasses.replace(TINY, num_epochs=1, train_size=8), tmp_path / "run")["images_per_s"] > 0
+    assert (
+        run(dataclasses.replace(TINY, num_epochs=1, train_size=8), tmp_path / "run")["images_per_s"]
+        > 0
+    )
 
 
 def test_load_run_refuses_what_is_no_lenet_run(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         train.load_run(tmp_path)
-    for text in ('{"lrn": "none"}', "{", "[]", '{"seed": "x"}', '{"batch_size": 0}', '{"data_dir": null}', '{"flagfile": "x"}'):
+    for text in (
+        '{"lrn": "none"}',
+        "{",
+        "[]",
+        '{"seed": "x"}',
+        '{"batch_size": 0}',
+        '{"data_dir": null}',
+        '{"flagfile": "x"}',
+    ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="not that of a LeNet-5 run"):
             train.load_run(tmp_path)

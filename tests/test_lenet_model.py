@@ -1,4 +1,6 @@
-"""LeNet-5 against the paper's numbers and the lecture deck's, and against independent implementations."""
+"""LeNet-5 against the paper's numbers and the lecture deck's, and against independent
+implementations.
+"""
 
 import dataclasses
 
@@ -17,7 +19,13 @@ from lenet.train import build_model
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 PAPER = Config(
-    scaling="paper", activation="scaled_tanh", pooling="trainable", output="rbf", loss="map", optimizer="sdlm", momentum=0.0
+    scaling="paper",
+    activation="scaled_tanh",
+    pooling="trainable",
+    output="rbf",
+    loss="map",
+    optimizer="sdlm",
+    momentum=0.0,
 )
 
 # name: output, parameters, connections (section II.B; C5, F6 and the output by arithmetic)
@@ -37,7 +45,10 @@ def total(model, count):
 
 
 def test_the_paper_network_has_the_papers_layers():
-    rows = {row["name"]: (row["output"], row["parameters"], row["connections"]) for row in layer_table(build_model(PAPER))}
+    rows = {
+        row["name"]: (row["output"], row["parameters"], row["connections"])
+        for row in layer_table(build_model(PAPER))
+    }
     assert rows == PAPER_TABLE
 
 
@@ -60,8 +71,15 @@ def test_the_modules_hold_as_many_parameters_as_the_table_says():
 
 def test_table_one():
     assert [len(inputs) for inputs in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
-    assert [sum(s2 in inputs for inputs in C3_TABLE) for s2 in range(6)] == [10] * 6  # each S2 map feeds ten C3 maps
-    assert C3_TABLE[11:15] == ((0, 1, 2, 5), (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5))  # often copied wrongly
+    assert [sum(s2 in inputs for inputs in C3_TABLE) for s2 in range(6)] == [
+        10
+    ] * 6  # each S2 map feeds ten C3 maps
+    assert C3_TABLE[11:15] == (
+        (0, 1, 2, 5),
+        (0, 1, 3, 4),
+        (1, 2, 4, 5),
+        (0, 2, 3, 5),
+    )  # often copied wrongly
     assert len(set(C3_TABLE)) == 16
     assert 25 * sum(map(len, C3_TABLE)) + 16 == 1_516
 
@@ -69,11 +87,18 @@ def test_table_one():
 def test_random_connections_keep_the_number_of_inputs_and_follow_the_seed():
     drawn = [c3_connections("random", seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0][:3] == [[0, 1, 2], [0, 1, 5], [0, 1, 3]]  # the same for ever: saved weights depend on it
+    assert drawn[0][:3] == [
+        [0, 1, 2],
+        [0, 1, 5],
+        [0, 1, 3],
+    ]  # the same for ever: saved weights depend on it
     assert [len(set(inputs)) for inputs in drawn[0]] == [len(inputs) for inputs in C3_TABLE]
 
 
-@pytest.mark.parametrize("initialization, bound", [("fan_in", lambda f: 2.4 / f), ("sqrt_fan_in", lambda f: 2.4 / np.sqrt(f))])
+@pytest.mark.parametrize(
+    "initialization, bound",
+    [("fan_in", lambda f: 2.4 / f), ("sqrt_fan_in", lambda f: 2.4 / np.sqrt(f))],
+)
 def test_initial_weights_fill_the_bounds_of_each_maps_own_fan_in(initialization, bound):
     model = build_model(dataclasses.replace(PAPER, initialization=initialization))
     kernel = np.asarray(model.c3.kernel[...])
@@ -102,7 +127,9 @@ def numpy_forward(params, images, connections, activation, trainable, codes):
         out = np.zeros((batch, height - 4, width - 4, kernel.shape[-1]))
         for i in range(5):
             for j in range(5):
-                out += np.einsum("bhwc,cf->bhwf", x[:, i : i + height - 4, j : j + width - 4], kernel[i, j])
+                out += np.einsum(
+                    "bhwc,cf->bhwf", x[:, i : i + height - 4, j : j + width - 4], kernel[i, j]
+                )
         return out + bias
 
     def subsample(x, layer):
@@ -132,7 +159,9 @@ def random_params(model, key=0):
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), PAPER, Config(c3="random", seed=3), Config(c3="dense")], ids=lambda c: f"{c.output}-{c.c3}"
+    "config",
+    [Config(), PAPER, Config(c3="random", seed=3), Config(c3="dense")],
+    ids=lambda c: f"{c.output}-{c.c3}",
 )
 def test_forward_against_numpy(config):
     model = build_model(config)
@@ -161,9 +190,13 @@ def test_max_pooling_takes_the_maximum_and_squashes_once():
 
 def test_scaled_tanh_is_equation_6():
     activation = build_model(PAPER).activation
-    assert abs(activation(1.0) - 1) < 1e-4 and abs(activation(-1.0) + 1) < 1e-4  # f(1) = 1, f(-1) = -1
+    assert (
+        abs(activation(1.0) - 1) < 1e-4 and abs(activation(-1.0) + 1) < 1e-4
+    )  # f(1) = 1, f(-1) = -1
     curve = jax.vmap(jax.grad(jax.grad(activation)))(jnp.linspace(-3, 3, 601))
-    assert abs(abs(jnp.linspace(-3, 3, 601)[jnp.argmax(jnp.abs(curve))]) - 1) < 0.05  # |f''| is largest at +-1 (appendix A)
+    assert (
+        abs(abs(jnp.linspace(-3, 3, 601)[jnp.argmax(jnp.abs(curve))]) - 1) < 0.05
+    )  # |f''| is largest at +-1 (appendix A)
 
 
 def test_losses_against_numpy():
@@ -175,31 +208,44 @@ def test_losses_against_numpy():
     np.testing.assert_allclose(loss(logits, labels), wanted, rtol=1e-6)  # eq. 8
     for j in (0.1, 3.0, 10.0):
         expected = wanted + np.log(np.exp(-j) + np.exp(-penalties).sum(1))  # eq. 9
-        np.testing.assert_allclose(loss_function("map", "rbf", map_constant=j)(logits, labels), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            loss_function("map", "rbf", map_constant=j)(logits, labels),
+            expected,
+            rtol=1e-5,
+            atol=1e-5,
+        )
     probabilities = np.exp(-penalties) / np.exp(-penalties).sum(1, keepdims=True)
     one_hot = np.eye(10)[labels]
     np.testing.assert_allclose(
-        loss_function("cross_entropy", "softmax")(logits, labels), -np.log(probabilities[one_hot == 1]), rtol=1e-5
+        loss_function("cross_entropy", "softmax")(logits, labels),
+        -np.log(probabilities[one_hot == 1]),
+        rtol=1e-5,
     )
     smooth = 0.9 * one_hot + 0.01
     expected = -(smooth * np.log(probabilities)).sum(1)
     np.testing.assert_allclose(
-        loss_function("cross_entropy", "softmax", label_smoothing=0.1)(logits, labels), expected, rtol=1e-5
+        loss_function("cross_entropy", "softmax", label_smoothing=0.1)(logits, labels),
+        expected,
+        rtol=1e-5,
     )
     expected = ((probabilities - one_hot) ** 2).sum(1)
-    np.testing.assert_allclose(loss_function("mse", "softmax")(logits, labels), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        loss_function("mse", "softmax")(logits, labels), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_map_loss_stays_finite_where_every_penalty_is_huge():
     """exp(-620), the farthest a code can be, underflows in float32; the loss must not."""
-    loss, gradient = jax.value_and_grad(lambda y: loss_function("map", "rbf", map_constant=3.0)(y, jnp.array([0])).sum())(
-        jnp.full((1, 10), -620.0)
-    )
+    loss, gradient = jax.value_and_grad(
+        lambda y: loss_function("map", "rbf", map_constant=3.0)(y, jnp.array([0])).sum()
+    )(jnp.full((1, 10), -620.0))
     assert np.isfinite(loss) and np.isfinite(gradient).all()
     np.testing.assert_allclose(loss, 617.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("config", [Config(), Config(pooling="max", activation="relu")], ids=lambda c: c.pooling)
+@pytest.mark.parametrize(
+    "config", [Config(), Config(pooling="max", activation="relu")], ids=lambda c: c.pooling
+)
 def test_logits_and_gradients_against_pytorch(config, torch):
     model = build_model(config)
     params = random_params(model)
@@ -214,12 +260,18 @@ def test_logits_and_gradients_against_pytorch(config, torch):
     grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
 
     functional = torch.nn.functional
-    act, pool = (torch.tanh, functional.avg_pool2d) if config.pooling == "average" else (torch.relu, functional.max_pool2d)
+    act, pool = (
+        (torch.tanh, functional.avg_pool2d)
+        if config.pooling == "average"
+        else (torch.relu, functional.max_pool2d)
+    )
     weights = {}
     for name, layer in params.items():
         kernel = np.asarray(layer["kernel"])
         kernel = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
-        weights[name] = [torch.tensor(np.array(a), requires_grad=True) for a in (kernel, layer["bias"])]
+        weights[name] = [
+            torch.tensor(np.array(a), requires_grad=True) for a in (kernel, layer["bias"])
+        ]
     x = torch.tensor(images.transpose(0, 3, 1, 2))
     x = act(pool(act(functional.conv2d(x, *weights["c1"])), 2))
     mask = torch.tensor(c3_mask(C3_TABLE).transpose(3, 2, 0, 1))
@@ -236,6 +288,8 @@ def test_logits_and_gradients_against_pytorch(config, torch):
 
 
 def test_rgb_images_and_other_class_counts():
-    model = LeNet5(in_channels=3, num_classes=47, convolution=batch_last_convolution(), rngs=nnx.Rngs(0))
+    model = LeNet5(
+        in_channels=3, num_classes=47, convolution=batch_last_convolution(), rngs=nnx.Rngs(0)
+    )
     assert model(jnp.zeros((2, 32, 32, 3))).shape == (2, 47)
     assert layer_table(model, in_channels=3)[0]["parameters"] == 6 * (3 * 25 + 1)

@@ -1,4 +1,6 @@
-"""SDLM and the schedules, against loops over single connections in float64 and against the paper's figures."""
+"""SDLM and the schedules, against loops over single connections in float64 and against the paper's
+figures.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,13 @@ LOSSES = [("mse", 0.0), ("map", 3.0), ("map", 60.0), ("cross_entropy", 0.0)]
 
 
 def paper_model(seed=0):
-    return LeNet5(activation="scaled_tanh", pooling="trainable", output="rbf", codes=digit_codes(), rngs=nnx.Rngs(seed))
+    return LeNet5(
+        activation="scaled_tanh",
+        pooling="trainable",
+        output="rbf",
+        codes=digit_codes(),
+        rngs=nnx.Rngs(seed),
+    )
 
 
 def squash(a):
@@ -29,7 +37,9 @@ def slope(a):
 
 
 class Unit:
-    """One unit of one map: its weighted sum, its second derivative, and its connections (weight's name, weight, input unit)."""
+    """One unit of one map: its weighted sum, its second derivative, and its connections (weight's
+    name, weight, input unit).
+    """
 
     def __init__(self, connections):
         self.connections = connections
@@ -45,9 +55,11 @@ class Constant:
 
 
 def loop_over_connections(params, image, label, loss, constant):
-    """h_kk of one example from appendix C, one connection at a time: {(layer, parameter, index): h}.
+    """h_kk of one example from appendix C, one connection at a time: {(layer, parameter, index):
+    h}.
 
-    A subsampling unit's single input is a mean unit, linear, with four connections of fixed weight 1/4.
+    A subsampling unit's single input is a mean unit, linear, with four connections of fixed weight
+    1/4.
     """
     connections_of_c3 = c3_mask(C3_TABLE)
     one = Constant(1.0)
@@ -77,7 +89,12 @@ def loop_over_connections(params, image, label, loss, constant):
                     mean.value, mean.linear = mean.a, True
                     means.append(mean)
                     row.append(
-                        Unit([((name, "coefficient", (f,)), coefficient[f], mean), ((name, "bias", (f,)), bias[f], one)])
+                        Unit(
+                            [
+                                ((name, "coefficient", (f,)), coefficient[f], mean),
+                                ((name, "bias", (f,)), bias[f], one),
+                            ]
+                        )
                     )
                 rows.append(row)
             out.append(rows)
@@ -114,10 +131,14 @@ def loop_over_connections(params, image, label, loss, constant):
     result = {}
     for layer in reversed(layers):
         for unit in layer:
-            h_a = unit.h_value * (1.0 if hasattr(unit, "linear") else slope(unit.a) ** 2)  # eq. 27, f'^2
+            h_a = unit.h_value * (
+                1.0 if hasattr(unit, "linear") else slope(unit.a) ** 2
+            )  # eq. 27, f'^2
             for name, weight, source in unit.connections:
                 if name:
-                    result[name] = result.get(name, 0.0) + h_a * source.value**2  # eq. 25, summed as in eq. 23
+                    result[name] = (
+                        result.get(name, 0.0) + h_a * source.value**2
+                    )  # eq. 25, summed as in eq. 23
                 source.h_value += h_a * weight**2  # eq. 27
     return result
 
@@ -134,15 +155,23 @@ def test_curvature_against_a_loop_over_every_connection(loss, constant, count):
     model = paper_model()
     draw = np.random.default_rng(3)
     params = jax.tree.map(
-        lambda p: p + jnp.asarray(draw.normal(0, 0.05, p.shape), p.dtype), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        lambda p: p + jnp.asarray(draw.normal(0, 0.05, p.shape), p.dtype),
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
     )
     images = draw.uniform(-0.1, 1.175, (2, 32, 32, 1)).astype(np.float32)[:count]
     labels = np.array([7, 2])[:count]
     loss_of_examples = loss_function(loss, "rbf", map_constant=constant)
-    ours = jax.jit(lambda params: curvature(nnx.merge(nnx.graphdef(model), params), images, labels, loss_of_examples))(params)
+    ours = jax.jit(
+        lambda params: curvature(
+            nnx.merge(nnx.graphdef(model), params), images, labels, loss_of_examples
+        )
+    )(params)
     ours = jax.tree.map(np.asarray, ours)
     exact = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    examples = [loop_over_connections(exact, images[i].astype(np.float64), labels[i], loss, constant) for i in range(count)]
+    examples = [
+        loop_over_connections(exact, images[i].astype(np.float64), labels[i], loss, constant)
+        for i in range(count)
+    ]
     assert len(examples[0]) == 60_000
     for name in examples[0]:
         layer, parameter, index = name
@@ -163,7 +192,11 @@ def test_output_curvature_in_closed_form():
     y = ((x - codes) ** 2).sum(1)
     for loss, constant in LOSSES:
         loss_of_examples = loss_function(loss, "rbf", map_constant=constant)
-        got = jax.jit(lambda image, label, of=loss_of_examples: curvature(model, image, label, of)["f6"]["bias"])(image, label)
+        got = jax.jit(
+            lambda image, label, of=loss_of_examples: curvature(model, image, label, of)["f6"][
+                "bias"
+            ]
+        )(image, label)
         weights = np.exp(-(y - y.min()))
         rubbish = np.exp(-(constant - y.min())) if loss == "map" else 0.0
         p, p_0 = weights / (weights.sum() + rubbish), rubbish / (weights.sum() + rubbish)
@@ -179,7 +212,9 @@ def test_update_is_equation_21():
     grads = {"w": jnp.array([2.0, -2.0])}
     for eta in (0.5, 0.25):
         updates, state = tx.update(grads, state, params)
-        np.testing.assert_allclose(updates["w"], [-eta / MU * 2.0, eta / (MU + 3.0) * 2.0], rtol=1e-6)
+        np.testing.assert_allclose(
+            updates["w"], [-eta / MU * 2.0, eta / (MU + 3.0) * 2.0], rtol=1e-6
+        )
     assert state.count == 2
 
 
@@ -193,7 +228,9 @@ def test_paper_schedule_gives_the_rates_of_section_3b():
 
 
 def test_cosine_schedule_rises_and_ends_at_zero():
-    schedule = learning_rate_schedule("cosine", 0.1, steps_per_epoch=100, num_steps=1000, warmup_epochs=2)
+    schedule = learning_rate_schedule(
+        "cosine", 0.1, steps_per_epoch=100, num_steps=1000, warmup_epochs=2
+    )
     assert float(schedule(200)) == pytest.approx(0.1)
     assert float(schedule(100)) == pytest.approx(0.0505)
     assert float(schedule(600)) == pytest.approx(0.05)
@@ -202,12 +239,17 @@ def test_cosine_schedule_rises_and_ends_at_zero():
 
 @pytest.mark.parametrize("optimizer, decay", [("sgd", 0.1), ("adamw", 0.1), ("sdlm", 0.0)])
 def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
-    """After steps with momentum and decay: zero weights, gradients and moments, so that no norm sees them."""
+    """After steps with momentum and decay: zero weights, gradients and moments, so that no norm
+    sees them.
+    """
     model = paper_model()
     graphdef, state = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(state)
     tx = make_optimizer(
-        optimizer, learning_rate_schedule("constant", 1e-3, steps_per_epoch=1, num_steps=1), momentum=0.9, weight_decay=decay
+        optimizer,
+        learning_rate_schedule("constant", 1e-3, steps_per_epoch=1, num_steps=1),
+        momentum=0.9,
+        weight_decay=decay,
     )
     opt_state = tx.init(params)
     mask = c3_mask(model.connections)
@@ -216,7 +258,9 @@ def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
 
     @jax.jit
     def step(params, opt_state):
-        grads = jax.grad(lambda p: loss(nnx.merge(graphdef, p)(images), jnp.arange(8)).mean())(params)
+        grads = jax.grad(lambda p: loss(nnx.merge(graphdef, p)(images), jnp.arange(8)).mean())(
+            params
+        )
         updates, opt_state = tx.update(grads, opt_state, params)
         return jax.tree.map(jnp.add, params, updates), opt_state, grads
 
@@ -230,16 +274,20 @@ def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
     existing = np.asarray(params["c3"]["kernel"])[mask == 1]
     assert existing.size == 1_500
     np.testing.assert_allclose(
-        optax.tree.norm(params["c3"]["kernel"]), np.sqrt((existing.astype(np.float64) ** 2).sum()), rtol=1e-6
+        optax.tree.norm(params["c3"]["kernel"]),
+        np.sqrt((existing.astype(np.float64) ** 2).sum()),
+        rtol=1e-6,
     )
 
 
 def test_first_pass_rates_on_real_digits(mnist10k_train):
-    """The paper: effective rates of 7e-5 to 0.016 in the first pass. Weights and coefficients lie there; biases that many units
-    share go lower.
+    """The paper: effective rates of 7e-5 to 0.016 in the first pass. Weights and coefficients lie
+    there; biases that many units share go lower.
     """
     images, labels = mnist10k_train
-    h = jax.jit(lambda x, y: curvature(paper_model(), x, y, loss_function("mse", "rbf")))(images[:500], labels[:500])
+    h = jax.jit(lambda x, y: curvature(paper_model(), x, y, loss_function("mse", "rbf")))(
+        images[:500], labels[:500]
+    )
     rates = jax.tree.map(lambda h: 5e-4 / (MU + np.asarray(h)), h)
     biases = np.concatenate([layer.pop("bias") for layer in rates.values()])
     rates["c3"]["kernel"] = rates["c3"]["kernel"][c3_mask(paper_model().connections) == 1]

@@ -1,4 +1,6 @@
-"""The real `python -m lenet.train`, tiny: what it writes, that it resumes bit for bit, that devices agree, what it refuses."""
+"""The real `python -m lenet.train`, tiny: what it writes, that it resumes bit for bit, that devices
+agree, what it refuses.
+"""
 
 import json
 import os
@@ -29,8 +31,19 @@ from lenet.train import (
     train_and_evaluate,
 )
 
-TINY = ["--dataset=mnist10k", "--train_size=500", "--validation_size=500", "--num_epochs=2", "--batch_size=32"]
-PAPER = ["--flagfile=lenet/presets/paper.flags", "--dataset=mnist10k", "--train_size=300", "--num_epochs=2"]
+TINY = [
+    "--dataset=mnist10k",
+    "--train_size=500",
+    "--validation_size=500",
+    "--num_epochs=2",
+    "--batch_size=32",
+]
+PAPER = [
+    "--flagfile=lenet/presets/paper.flags",
+    "--dataset=mnist10k",
+    "--train_size=300",
+    "--num_epochs=2",
+]
 
 
 def command(workdir, *flags):
@@ -66,22 +79,45 @@ def metric_lines(workdir):
 
 def test_what_a_run_leaves(tiny):
     workdir, result = tiny
-    for name in ("config.json", "flags.txt", "metrics.jsonl", "curves.png", "checkpoints", "result.json"):
+    for name in (
+        "config.json",
+        "flags.txt",
+        "metrics.jsonl",
+        "curves.png",
+        "checkpoints",
+        "result.json",
+    ):
         assert (workdir / name).exists(), name
     assert list(workdir.glob("events.out.tfevents.*"))
     assert result["num_test_examples"] == 2000 and result["num_steps"] == 2 * (500 // 32)
     confusion = np.array(result["confusion_matrix"])
     assert confusion.sum() == 2000
     assert result["test_error_pct"] == 100 * (1 - np.trace(confusion) / 2000)
-    assert (confusion.sum(1) == np.bincount(data.load("mnist10k", "test", [DIGITS]).labels)).all()  # rows are the true classes
+    assert (
+        confusion.sum(1) == np.bincount(data.load("mnist10k", "test", [DIGITS]).labels)
+    ).all()  # rows are the true classes
     assert len(result["state_sha256"]) == 64
-    assert {"images_per_s", "wall_time_s", "command", "commit", "seed", "dataset", "versions", "machine"} <= result.keys()
+    assert {
+        "images_per_s",
+        "wall_time_s",
+        "command",
+        "commit",
+        "seed",
+        "dataset",
+        "versions",
+        "machine",
+    } <= result.keys()
     lines = metric_lines(workdir)
     places = [(line["step"], line["split"]) for line in lines]
     assert len(places) == len(set(places))
     assert [step for step, split in places if split == "validation"] == [15, 30]
-    assert result["validation_error_pct"] == [line["error_pct"] for line in lines if line["split"] == "validation"][-1]
-    assert not any(split == "test" for _, split in places)  # the test split is scored once, at the end
+    assert (
+        result["validation_error_pct"]
+        == [line["error_pct"] for line in lines if line["split"] == "validation"][-1]
+    )
+    assert not any(
+        split == "test" for _, split in places
+    )  # the test split is scored once, at the end
     assert all(list(line)[:3] == ["step", "epoch", "split"] for line in lines)
 
 
@@ -89,7 +125,11 @@ def test_the_same_command_says_that_the_run_is_complete(tiny):
     workdir, result = tiny
     before = (workdir / "metrics.jsonl").read_bytes()
     done = subprocess.run(command(workdir, *TINY), capture_output=True, text=True)
-    assert done.returncode == 0 and "complete" in done.stdout and f"{result['test_error_pct']:.2f}%" in done.stdout
+    assert (
+        done.returncode == 0
+        and "complete" in done.stdout
+        and f"{result['test_error_pct']:.2f}%" in done.stdout
+    )
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -103,14 +143,18 @@ def test_saved_flags_replay_the_run(tiny, tmp_path):
 
 def test_changed_flags_are_refused_with_a_table(tiny):
     workdir, _ = tiny
-    done = subprocess.run(command(workdir, *TINY, "--learning_rate=0.2"), capture_output=True, text=True)
+    done = subprocess.run(
+        command(workdir, *TINY, "--learning_rate=0.2"), capture_output=True, text=True
+    )
     assert done.returncode == 2 and "learning_rate  0.1 -> 0.2" in done.stderr
 
 
 def test_evaluation_from_the_checkpoint_gives_the_number_again(tiny):
     workdir, result = tiny
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.evaluate", f"--workdir={workdir}", "--json"], capture_output=True, text=True
+        [sys.executable, "-m", "scripts.evaluate", f"--workdir={workdir}", "--json"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     again = json.loads(done.stdout)
@@ -128,10 +172,16 @@ def test_every_test_example_counts_once_whatever_the_batch_size(size, monkeypatc
     graphdef, params = nnx.split(model, nnx.Param)
     examples = data.load("mnist10k", "test", [DIGITS])[:999]
     monkeypatch.setattr("lenet.train.EVAL_BATCH_SIZE", size)
-    sums = evaluate(make_eval_step(graphdef, build_loss(config), build_prepare(config)), params, examples)
+    sums = evaluate(
+        make_eval_step(graphdef, build_loss(config), build_prepare(config)), params, examples
+    )
     logits = model(build_prepare(config)(examples.images))
-    assert sums["count"] == 999 and sums["errors"] == int((logits.argmax(-1) != examples.labels).sum())
-    np.testing.assert_allclose(sums["loss"], build_loss(config)(logits, examples.labels).sum(), rtol=1e-4)
+    assert sums["count"] == 999 and sums["errors"] == int(
+        (logits.argmax(-1) != examples.labels).sum()
+    )
+    np.testing.assert_allclose(
+        sums["loss"], build_loss(config)(logits, examples.labels).sum(), rtol=1e-4
+    )
 
 
 def test_chunks_are_at_least_a_step_and_about_4096_images():
@@ -178,13 +228,23 @@ def test_sigterm_saves_what_is_done(tmp_path):
     _, message = process.communicate(timeout=20)
     assert process.returncode == 143 and "The same command resumes" in message
     stopped_at = saved_steps(tmp_path / "run")[-1]
-    assert [line["step"] for line in metric_lines(tmp_path / "run") if line["split"] == "train"][-1] == stopped_at
+    assert [line["step"] for line in metric_lines(tmp_path / "run") if line["split"] == "train"][
+        -1
+    ] == stopped_at
 
 
 @pytest.mark.slow
 def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
-    """jit on 8, pmap on 8 and one device agree to float tolerance; a run goes on with another number of devices."""
-    flags = [*TINY, "--optimizer=adamw", "--momentum=0", "--learning_rate=0.002", "--distortions=affine"]
+    """jit on 8, pmap on 8 and one device agree to float tolerance; a run goes on with another
+    number of devices.
+    """
+    flags = [
+        *TINY,
+        "--optimizer=adamw",
+        "--momentum=0",
+        "--learning_rate=0.002",
+        "--distortions=affine",
+    ]
     runs = {
         "one": train(tmp_path / "one", *flags),
         "jit": train(tmp_path / "jit", *flags, devices=8),
@@ -192,13 +252,17 @@ def test_devices_and_modes_agree_and_checkpoints_move(tmp_path):
     }
     params = {name: load_run(tmp_path / name).params for name in runs}
     for name in ("jit", "pmap"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params["one"], params[name])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params["one"], params[name]
+        )
         losses = [[line["loss"] for line in metric_lines(tmp_path / run)] for run in ("one", name)]
         np.testing.assert_allclose(*losses, rtol=1e-3)
     assert runs["jit"]["machine"]["devices"] == 8
 
     killed_at_epoch_1 = [*flags, "--num_epochs=3"]
-    process = subprocess.Popen(command(tmp_path / "moved", *killed_at_epoch_1), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path / "moved", *killed_at_epoch_1), stderr=subprocess.DEVNULL
+    )
     while not saved_steps(tmp_path / "moved"):
         time.sleep(0.005)
     process.kill()
@@ -222,7 +286,10 @@ def test_the_paper_preset_learns(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--batch_size=9000", "--dataset=mnist10k"], "--batch_size=9000 is larger than the training set"),
+        (
+            ["--batch_size=9000", "--dataset=mnist10k"],
+            "--batch_size=9000 is larger than the training set",
+        ),
         (["--dataset=mnist10k", "--validation_size=8000"], "leaves 0"),
         (["--optimizer=sdlm", "--momentum=0"], "needs --pooling=trainable and --output=rbf"),
         (["--optimizer=adamw"], "add --momentum=0"),
@@ -246,7 +313,9 @@ def test_a_set_that_is_not_there_and_images_that_do_not_fit(tmp_path, write_set)
     code, error = refuse(tmp_path / "a", "--dataset=kmnist", f"--data_dir={tmp_path}")
     assert code == 65 and "mnist10k" in error and "--data_dir" in error
     write_set(tmp_path, "wide", np.zeros((600, 30, 28, 1), np.uint8))
-    code, error = refuse(tmp_path / "b", "--dataset=wide", f"--data_dir={tmp_path}", "--validation_size=10")
+    code, error = refuse(
+        tmp_path / "b", "--dataset=wide", f"--data_dir={tmp_path}", "--validation_size=10"
+    )
     assert code == 65 and "28x28 or 32x32" in error
     write_set(tmp_path, "twelve", np.zeros((600, 28, 28, 1), np.uint8), num_classes=12)
     flags = ["--dataset=twelve", f"--data_dir={tmp_path}", "--flagfile=lenet/presets/paper.flags"]
@@ -260,14 +329,21 @@ def test_a_training_set_that_changed_is_refused(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "changing", ignore_errors=True)
         examples = [(np.full((28, 28, 1), i, np.uint8), (i + shift) % 10) for i in range(number)]
         splits = {"train": examples, "test": examples}
-        builders.write_prepared(tmp_path, "changing", "1.0.0", splits, (28, 28, 1), map(str, range(10)), keep_order=True)
+        builders.write_prepared(
+            tmp_path, "changing", "1.0.0", splits, (28, 28, 1), map(str, range(10)), keep_order=True
+        )
 
     def go_on():
         with pytest.raises(launch.Interrupted):
             train_and_evaluate(config, tmp_path, lambda: 15)
 
     def save_as_once(checkpointer, step, state, meta):
-        save(checkpointer, step, state, {name: meta[name] for name in ("totals", "in_channels", "num_classes")})
+        save(
+            checkpointer,
+            step,
+            state,
+            {name: meta[name] for name in ("totals", "in_channels", "num_classes")},
+        )
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = Config(dataset="changing", data_dir=str(tmp_path), validation_size=4, batch_size=4)
@@ -279,12 +355,17 @@ def test_a_training_set_that_changed_is_refused(tmp_path, monkeypatch):
     go_on()
     for changed in (dict(number=23), dict(number=24, shift=1)):  # fewer examples, other labels
         write(**changed)
-        with pytest.raises(DataError, match=r"changing is not the set that .* was started with: its training examples differ"):
+        with pytest.raises(
+            DataError,
+            match=r"changing is not the set that .* was started with: its training examples differ",
+        ):
             go_on()
 
 
 def test_batch_must_be_divisible_by_the_devices(tmp_path):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     flags = [*TINY, "--batch_size=12"]
-    done = subprocess.run(command(tmp_path / "run", *flags), capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        command(tmp_path / "run", *flags), capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 2 and "must be divisible by the number of devices, 8" in done.stderr

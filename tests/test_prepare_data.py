@@ -28,16 +28,27 @@ from scripts import prepare_data
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)
 ARRAYS = {  # the IDX files' prefix -> images, labels
-    "train": (RANDOM.integers(0, 256, (40, 28, 28), np.uint8), RANDOM.integers(0, 10, 40).astype(np.uint8)),
-    "t10k": (RANDOM.integers(0, 256, (10, 28, 28), np.uint8), RANDOM.integers(0, 10, 10).astype(np.uint8)),
+    "train": (
+        RANDOM.integers(0, 256, (40, 28, 28), np.uint8),
+        RANDOM.integers(0, 10, 40).astype(np.uint8),
+    ),
+    "t10k": (
+        RANDOM.integers(0, 256, (10, 28, 28), np.uint8),
+        RANDOM.integers(0, 10, 10).astype(np.uint8),
+    ),
 }
 
 
 def official_files() -> dict[str, bytes]:
     files = {}
     for prefix, (images, labels) in ARRAYS.items():
-        for name, values in ((f"{prefix}-images-idx3-ubyte.gz", images), (f"{prefix}-labels-idx1-ubyte.gz", labels)):
-            header = b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+        for name, values in (
+            (f"{prefix}-images-idx3-ubyte.gz", images),
+            (f"{prefix}-labels-idx1-ubyte.gz", labels),
+        ):
+            header = (
+                b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+            )
             files[name] = gzip.compress(header + values.tobytes(), mtime=0)
     return files
 
@@ -47,7 +58,9 @@ LARGEST = "train-images-idx3-ubyte.gz"  # the first that is asked for
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Sends `server.files`, also from the middle; `server.broken_after` bytes at most if that is set."""
+    """Sends `server.files`, also from the middle; `server.broken_after` bytes at most if that is
+    set.
+    """
 
     def do_GET(self):
         self.server.requests.append((self.path, self.headers.get("Range")))
@@ -55,7 +68,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if content is None:
             self.send_error(404)
             return
-        start = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") : -1]) if self.server.resumes else 0
+        start = (
+            int((self.headers.get("Range") or "bytes=0-")[len("bytes=") : -1])
+            if self.server.resumes
+            else 0
+        )
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -68,7 +85,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.files, server.requests, server.broken_after, server.resumes = dict(FILES), [], None, True
+        server.files, server.requests, server.broken_after, server.resumes = (
+            dict(FILES),
+            [],
+            None,
+            True,
+        )
         server.address = f"http://127.0.0.1:{server.server_port}/some/folder"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -80,8 +102,14 @@ def server():
 @pytest.fixture(autouse=True)
 def small_mnist(tmp_path, monkeypatch):
     """mnist with 50 images in place of 70,000, and nothing of the machine's own data."""
-    facts = {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in FILES.items()}
-    monkeypatch.setitem(builders.PUBLISHED_SETS, "mnist", dataclasses.replace(builders.PUBLISHED_SETS["mnist"], files=facts))
+    facts = {
+        name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in FILES.items()
+    }
+    monkeypatch.setitem(
+        builders.PUBLISHED_SETS,
+        "mnist",
+        dataclasses.replace(builders.PUBLISHED_SETS["mnist"], files=facts),
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -92,7 +120,9 @@ def small_mnist(tmp_path, monkeypatch):
 def assert_prepared(data_dir: Path) -> None:
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = ARRAYS[prefix]
-        order = sorted(range(len(labels)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest())
+        order = sorted(
+            range(len(labels)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest()
+        )
         examples = data.load("mnist", split, [data_dir])
         np.testing.assert_array_equal(examples.images, images[order][..., None])
         np.testing.assert_array_equal(examples.labels, labels[order])
@@ -117,10 +147,14 @@ def test_download_end_to_end(server, small_mnist, capsys):
     assert error == ""
     lines = output.splitlines()
     for name in FILES:
-        assert any(line.startswith(f"{name}: ") for line in lines)  # plain lines: this is no terminal
+        assert any(
+            line.startswith(f"{name}: ") for line in lines
+        )  # plain lines: this is no terminal
     assert lines[-1] == f"mnist is ready: --dataset=mnist --data_dir={small_mnist}"
     assert not [name for name in files_below(small_mnist) if name.endswith(".part")]
-    assert sorted(path for path, _ in server.requests) == sorted(f"/some/folder/{name}" for name in FILES)
+    assert sorted(path for path, _ in server.requests) == sorted(
+        f"/some/folder/{name}" for name in FILES
+    )
 
 
 def test_a_second_time_nothing_is_done(server, small_mnist, capsys):
@@ -129,9 +163,14 @@ def test_a_second_time_nothing_is_done(server, small_mnist, capsys):
     server.requests.clear()
     capsys.readouterr()
     assert prepare_data.main([f"--mirror={server.address}"]) == 0
-    assert capsys.readouterr().out == f"mnist is already prepared in {small_mnist / 'mnist' / '3.0.1'}\n"
+    assert (
+        capsys.readouterr().out
+        == f"mnist is already prepared in {small_mnist / 'mnist' / '3.0.1'}\n"
+    )
     assert server.requests == []
-    assert {name: (small_mnist / name).stat().st_mtime_ns for name in files_below(small_mnist)} == before
+    assert {
+        name: (small_mnist / name).stat().st_mtime_ns for name in files_below(small_mnist)
+    } == before
 
 
 def test_progress_bar_on_a_terminal(server, small_mnist, monkeypatch):
@@ -141,7 +180,11 @@ def test_progress_bar_on_a_terminal(server, small_mnist, monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(prepare_data, "Console", lambda stderr: console.Console(file=terminal, force_terminal=True, width=120))
+    monkeypatch.setattr(
+        prepare_data,
+        "Console",
+        lambda stderr: console.Console(file=terminal, force_terminal=True, width=120),
+    )
     assert prepare_data.main([f"--mirror={server.address}"]) == 0
     assert LARGEST in terminal.getvalue()
     assert "━" in terminal.getvalue()
@@ -161,16 +204,31 @@ def test_downloaded_files_from_a_folder(tmp_path, small_mnist, capsys):
 
 
 def test_a_sub_set_of_emnist(tmp_path, small_mnist, monkeypatch):
-    images, labels = ARRAYS["t10k"][0], np.arange(1, 11, dtype=np.uint8)  # labels of `letters` as published: from 1
+    images, labels = (
+        ARRAYS["t10k"][0],
+        np.arange(1, 11, dtype=np.uint8),
+    )  # labels of `letters` as published: from 1
     with zipfile.ZipFile(tmp_path / "gzip.zip", "w") as archive:
         for split in ("train", "test"):
-            for kind, values in (("images-idx3", images.transpose(0, 2, 1)), ("labels-idx1", labels)):
-                header = b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-                archive.writestr(f"gzip/emnist-letters-{split}-{kind}-ubyte.gz", gzip.compress(header + values.tobytes()))
+            for kind, values in (
+                ("images-idx3", images.transpose(0, 2, 1)),
+                ("labels-idx1", labels),
+            ):
+                header = (
+                    b"\0\0\x08"
+                    + bytes([values.ndim])
+                    + struct.pack(f">{values.ndim}I", *values.shape)
+                )
+                archive.writestr(
+                    f"gzip/emnist-letters-{split}-{kind}-ubyte.gz",
+                    gzip.compress(header + values.tobytes()),
+                )
     content = (tmp_path / "gzip.zip").read_bytes()
     files = {"gzip.zip": (len(content), hashlib.sha256(content).hexdigest())}
     monkeypatch.setitem(
-        builders.PUBLISHED_SETS, "emnist/letters", dataclasses.replace(builders.PUBLISHED_SETS["emnist/letters"], files=files)
+        builders.PUBLISHED_SETS,
+        "emnist/letters",
+        dataclasses.replace(builders.PUBLISHED_SETS["emnist/letters"], files=files),
     )
     assert prepare_data.main(["--dataset=emnist/letters", f"--source={tmp_path}"]) == 0
     assert (small_mnist / "emnist" / "letters" / "4.0.0" / "dataset_info.json").exists()
@@ -183,15 +241,22 @@ def test_a_sub_set_of_emnist(tmp_path, small_mnist, monkeypatch):
 
 @pytest.mark.parametrize("way", ["server", "folder"])
 def test_cifar10(way, server, tmp_path, small_mnist, monkeypatch, capsys):
-    """30 + 4 images in an archive of the official layout; the order of the records is that of TFDS's builder."""
+    """30 + 4 images in an archive of the official layout; the order of the records is that of
+    TFDS's builder.
+    """
     arrays = {}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
         for seed, name in enumerate(names):
             random = np.random.default_rng(seed)
-            images, labels = random.integers(0, 256, (6, 32, 32, 3), np.uint8), random.integers(0, 10, 6).astype(np.uint8)
-            content = np.concatenate([labels[:, None], images.transpose(0, 3, 1, 2).reshape(6, 3072)], axis=1).tobytes()
+            images, labels = (
+                random.integers(0, 256, (6, 32, 32, 3), np.uint8),
+                random.integers(0, 10, 6).astype(np.uint8),
+            )
+            content = np.concatenate(
+                [labels[:, None], images.transpose(0, 3, 1, 2).reshape(6, 3072)], axis=1
+            ).tobytes()
             member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -200,7 +265,9 @@ def test_cifar10(way, server, tmp_path, small_mnist, monkeypatch, capsys):
     published = builders.PUBLISHED_SETS["cifar10"]
     assert list(published.files) == [name]
     facts = {name: (len(content), hashlib.sha256(content).hexdigest())}
-    monkeypatch.setitem(builders.PUBLISHED_SETS, "cifar10", dataclasses.replace(published, files=facts))
+    monkeypatch.setitem(
+        builders.PUBLISHED_SETS, "cifar10", dataclasses.replace(published, files=facts)
+    )
     if way == "server":
         server.files[name] = content
         arguments = [f"--mirror={server.address}"]
@@ -208,10 +275,14 @@ def test_cifar10(way, server, tmp_path, small_mnist, monkeypatch, capsys):
         (tmp_path / name).write_bytes(content)
         arguments = [f"--source={tmp_path}"]
     assert prepare_data.main(["--dataset=cifar10", *arguments]) == 0
-    assert capsys.readouterr().out.endswith(f"cifar10 is ready: --dataset=cifar10 --data_dir={small_mnist}\n")
+    assert capsys.readouterr().out.endswith(
+        f"cifar10 is ready: --dataset=cifar10 --data_dir={small_mnist}\n"
+    )
     for split, key in (("train", "data"), ("test", "test")):
         images, labels = (np.concatenate(parts) for parts in zip(*arrays[key], strict=True))
-        order = sorted(range(len(labels)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest())
+        order = sorted(
+            range(len(labels)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest()
+        )
         examples = data.load("cifar10", split, [small_mnist])
         np.testing.assert_array_equal(examples.images, images[order])
         np.testing.assert_array_equal(examples.labels, labels[order])
@@ -219,7 +290,10 @@ def test_cifar10(way, server, tmp_path, small_mnist, monkeypatch, capsys):
     assert (folder / "label.labels.txt").read_text().split()[:2] == ["airplane", "automobile"]
     if way == "server":
         server.files[name] = content[:-1] + bytes([content[-1] ^ 1])
-        assert prepare_data.main(["--dataset=cifar10", f"--data_dir={tmp_path / 'other'}", *arguments]) == 65
+        assert (
+            prepare_data.main(["--dataset=cifar10", f"--data_dir={tmp_path / 'other'}", *arguments])
+            == 65
+        )
         assert "is not the published file" in one_line(capsys)
 
 
@@ -234,7 +308,9 @@ def test_a_folder_with_a_wrong_file_is_refused(tmp_path, small_mnist, capsys, da
         (source / name).unlink()
     else:
         content = FILES[name]
-        (source / name).write_bytes(content + b"\0" if damage == "longer" else content[:-1] + bytes([content[-1] ^ 1]))
+        (source / name).write_bytes(
+            content + b"\0" if damage == "longer" else content[:-1] + bytes([content[-1] ^ 1])
+        )
     assert prepare_data.main([f"--source={source}"]) == 65
     message = one_line(capsys)
     assert str(source / name) in message
@@ -287,9 +363,17 @@ def test_a_file_the_server_does_not_have(server, small_mnist, capsys):
 def test_without_a_network_one_line_within_ten_seconds(tmp_path):
     """The real command and the real table of files; nobody listens on port 9."""
     environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path / "nothing")}
-    command = [sys.executable, "-m", "scripts.prepare_data", "--dataset=mnist", "--mirror=http://127.0.0.1:9"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.prepare_data",
+        "--dataset=mnist",
+        "--mirror=http://127.0.0.1:9",
+    ]
     start = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30
+    )
     assert time.monotonic() - start < 10
     assert (done.returncode, done.stdout) == (74, "")
     assert done.stderr.count("\n") == 1
@@ -332,7 +416,9 @@ def test_name_resolution_that_hangs_is_given_up(small_mnist, capsys, monkeypatch
 
 def test_a_folder_that_cannot_be_written(server, tmp_path, capsys):
     (tmp_path / "a_file").write_text("in the way")
-    assert prepare_data.main([f"--mirror={server.address}", f"--data_dir={tmp_path / 'a_file'}"]) == 74
+    assert (
+        prepare_data.main([f"--mirror={server.address}", f"--data_dir={tmp_path / 'a_file'}"]) == 74
+    )
     message = one_line(capsys)
     assert "cannot write below" in message
     assert "--data_dir" in message
@@ -341,7 +427,9 @@ def test_a_folder_that_cannot_be_written(server, tmp_path, capsys):
 def test_another_format_in_the_place_is_refused(small_mnist, capsys):
     folder = small_mnist / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(json.dumps({"name": "mnist", "fileFormat": "tfrecord"}))
+    (folder / "dataset_info.json").write_text(
+        json.dumps({"name": "mnist", "fileFormat": "tfrecord"})
+    )
     assert prepare_data.main([]) == 65
     assert "another format than array_record" in one_line(capsys)
 
@@ -376,7 +464,14 @@ def test_wrong_flags(arguments, message, small_mnist, capsys):
 def test_help_lists_the_flags_and_the_sets(capsys):
     assert prepare_data.main(["--help"]) == 0
     output = capsys.readouterr().out
-    for part in ("--dataset", "--data_dir", "--source", "--mirror", "emnist/balanced", "fashion_mnist"):
+    for part in (
+        "--dataset",
+        "--data_dir",
+        "--source",
+        "--mirror",
+        "emnist/balanced",
+        "fashion_mnist",
+    ):
         assert part in output
 
 

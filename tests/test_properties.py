@@ -1,5 +1,6 @@
-"""What must hold for all values: configs come back from what a run writes down, the order of the data is everybody's, digests
-see every bit."""
+"""What must hold for all values: configs come back from what a run writes down, the order of the
+data is everybody's, digests see every bit.
+"""
 
 import contextlib
 import dataclasses
@@ -22,7 +23,9 @@ from common.data import Examples, eval_batches
 from common.errors import UserError
 from common.flags import changes, define, read, to_flagfile
 
-CONFIG_CLASSES = pytest.mark.parametrize("config_class", [lenet.config.Config, alexnet.config.Config], ids=["lenet", "alexnet"])
+CONFIG_CLASSES = pytest.mark.parametrize(
+    "config_class", [lenet.config.Config, alexnet.config.Config], ids=["lenet", "alexnet"]
+)
 
 # Configs
 
@@ -43,8 +46,16 @@ def values(field: dataclasses.Field) -> st.SearchStrategy:
 
 @st.composite
 def configs(draw, config_class):
-    """Up to three settings away from the default; a dozen at random would always exclude each other."""
-    chosen = draw(st.lists(st.sampled_from(dataclasses.fields(config_class)), max_size=3, unique_by=lambda field: field.name))
+    """Up to three settings away from the default; a dozen at random would always exclude each
+    other.
+    """
+    chosen = draw(
+        st.lists(
+            st.sampled_from(dataclasses.fields(config_class)),
+            max_size=3,
+            unique_by=lambda field: field.name,
+        )
+    )
     try:
         return config_class(**{field.name: draw(values(field)) for field in chosen})
     except UserError:
@@ -59,9 +70,14 @@ def parse(config_class, *arguments: str):
 
 
 @CONFIG_CLASSES
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+    deadline=None,
+)
 @given(data=st.data())
-def test_every_config_comes_back_from_flags_txt_the_command_line_and_config_json(config_class, data, tmp_path):
+def test_every_config_comes_back_from_flags_txt_the_command_line_and_config_json(
+    config_class, data, tmp_path
+):
     config = data.draw(configs(config_class))
     path = tmp_path / "flags.txt"
     path.write_text(to_flagfile(config), encoding="utf-8")
@@ -76,9 +92,16 @@ def test_every_config_comes_back_from_flags_txt_the_command_line_and_config_json
 @given(data=st.data())
 def test_no_string_smuggles_a_second_flag_into_flags_txt(config_class, data):
     """A value either is refused or is one line of the flagfile, whatever line breaks Unicode has."""
-    strings = [field.name for field in dataclasses.fields(config_class) if isinstance(field.default, str)]
+    strings = [
+        field.name for field in dataclasses.fields(config_class) if isinstance(field.default, str)
+    ]
     name = data.draw(st.sampled_from(strings))
-    text = data.draw(st.text()) + data.draw(st.sampled_from("\n\r\v\f\x1c\x85\u2028\u2029")) + "--seed=1" + data.draw(st.text())
+    text = (
+        data.draw(st.text())
+        + data.draw(st.sampled_from("\n\r\v\f\x1c\x85\u2028\u2029"))
+        + "--seed=1"
+        + data.draw(st.text())
+    )
     with pytest.raises(flags.Error, match=name):
         parse(config_class, f"--{name}={text}")
 
@@ -100,7 +123,10 @@ class Numbers:
 
 
 COUNTS, SEEDS = st.integers(1, 40), st.integers(0, 2**31)
-HOSTS, SHARES = st.integers(1, 4), st.integers(1, 7)  # processes, and how many examples of a batch each reads
+HOSTS, SHARES = (
+    st.integers(1, 4),
+    st.integers(1, 7),
+)  # processes, and how many examples of a batch each reads
 
 
 def rows_of(hosts: int, share: int) -> list[slice]:
@@ -121,7 +147,9 @@ def test_alexnet_reads_each_example_once_an_epoch(count, hosts, share, seed):
         whole = alexnet.data.training_batch(**batch)
         parts = [alexnet.data.training_batch(**batch, rows=rows) for rows in rows_of(hosts, share)]
         for name in whole:
-            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+            np.testing.assert_array_equal(
+                np.concatenate([part[name] for part in parts]), whole[name]
+            )
         read_by_one.append(whole["label"])
     assert_each_once_an_epoch(np.concatenate(read_by_one), count)
 
@@ -131,27 +159,45 @@ def test_alexnets_workers_read_each_example_once_an_epoch():
     count, hosts, share = 23, 2, 3
     read_by = []
     for rows, workers in zip(rows_of(hosts, share), (2, 0), strict=True):
-        options = dict(first_step=0, batch_size=hosts * share, seed=1, num_workers=workers, rows=rows)
-        with contextlib.closing(alexnet.data.training_batches(Numbers(count), **options)) as batches:
+        options = dict(
+            first_step=0, batch_size=hosts * share, seed=1, num_workers=workers, rows=rows
+        )
+        with contextlib.closing(
+            alexnet.data.training_batches(Numbers(count), **options)
+        ) as batches:
             read_by.append([next(batches)["label"] for _ in range(8)])
-    assert_each_once_an_epoch(np.concatenate([np.concatenate(parts) for parts in zip(*read_by, strict=True)]), count)
+    assert_each_once_an_epoch(
+        np.concatenate([np.concatenate(parts) for parts in zip(*read_by, strict=True)]), count
+    )
 
 
 @given(
-    count=COUNTS, hosts=HOSTS, share=SHARES, seed=SEEDS, cuts=st.lists(st.integers(1, 9), min_size=1), reshuffle=st.booleans()
+    count=COUNTS,
+    hosts=HOSTS,
+    share=SHARES,
+    seed=SEEDS,
+    cuts=st.lists(st.integers(1, 9), min_size=1),
+    reshuffle=st.booleans(),
 )
 def test_lenet_reads_each_example_once_an_epoch(count, hosts, share, seed, cuts, reshuffle):
     """In chunks of any numbers of steps."""
-    examples = Examples(np.zeros((count, 1, 1, 1), np.uint8), np.arange(count, dtype=np.int32), count, "numbers")
+    examples = Examples(
+        np.zeros((count, 1, 1, 1), np.uint8), np.arange(count, dtype=np.int32), count, "numbers"
+    )
     options = dict(padded_to=9, batch_size=hosts * share, seed=seed, reshuffle=reshuffle, copies=0)
     step, chunks = 0, []
     while step * hosts * share < 2 * count:
         num_steps = cuts[len(chunks) % len(cuts)]
         chunk = dict(first_step=step, num_steps=num_steps, **options)
         whole = lenet.data.training_chunk(examples, **chunk)
-        parts = [lenet.data.training_chunk(examples, **chunk, rows=rows) for rows in rows_of(hosts, share)]
+        parts = [
+            lenet.data.training_chunk(examples, **chunk, rows=rows)
+            for rows in rows_of(hosts, share)
+        ]
         for name in whole:
-            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], axis=1), whole[name])
+            np.testing.assert_array_equal(
+                np.concatenate([part[name] for part in parts], axis=1), whole[name]
+            )
         chunks.append(whole["label"][:num_steps].ravel())
         step += num_steps
     assert_each_once_an_epoch(np.concatenate(chunks), count)
@@ -170,7 +216,8 @@ def test_evaluation_reads_each_example_once(count, hosts, share):
 # Digests
 
 WIDTHS = {
-    np.dtype(dtype).name: np.dtype(f"u{np.dtype(dtype).itemsize}") for dtype in (jnp.bfloat16, "f4", "f8", "i4", "u4", "u1")
+    np.dtype(dtype).name: np.dtype(f"u{np.dtype(dtype).itemsize}")
+    for dtype in (jnp.bfloat16, "f4", "f8", "i4", "u4", "u1")
 }
 
 
@@ -178,10 +225,16 @@ WIDTHS = {
 @given(data=st.data(), name=st.sampled_from(sorted(WIDTHS)))
 def test_a_single_flipped_bit_changes_the_digest(data, name):
     shape = data.draw(st_numpy.array_shapes(min_dims=0, max_dims=3, max_side=5))
-    bits = data.draw(st_numpy.arrays(WIDTHS[name], shape))  # NaNs, infinities and zeros of either sign among them
+    bits = data.draw(
+        st_numpy.arrays(WIDTHS[name], shape)
+    )  # NaNs, infinities and zeros of either sign among them
     place = data.draw(st.integers(0, bits.size - 1))
     flipped = bits.copy()
-    flipped.reshape(-1)[place] ^= WIDTHS[name].type(1 << data.draw(st.integers(0, 8 * bits.itemsize - 1)))
-    before, after = ({"leaf": leaf.view(jnp.dtype(name)), "other": np.arange(3)} for leaf in (bits, flipped))
+    flipped.reshape(-1)[place] ^= WIDTHS[name].type(
+        1 << data.draw(st.integers(0, 8 * bits.itemsize - 1))
+    )
+    before, after = (
+        {"leaf": leaf.view(jnp.dtype(name)), "other": np.arange(3)} for leaf in (bits, flipped)
+    )
     assert state_sha256(before) == state_sha256(before | {"leaf": before["leaf"].copy(order="F")})
     assert state_sha256(before) != state_sha256(after)

@@ -1,4 +1,6 @@
-"""The shell scripts: environment.sh with little fake environments, and the whole of quickstart.sh once, in the slow tier."""
+"""The shell scripts: environment.sh with little fake environments, and the whole of quickstart.sh
+once, in the slow tier.
+"""
 
 import json
 import os
@@ -15,9 +17,13 @@ SCRIPTS = sorted([ROOT / ".ci/run", *ROOT.glob("scripts/*.sh")])
 
 
 def run(tree: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a command in `tree` as a user would, with the Python that runs the tests unless told otherwise."""
+    """Runs a command in `tree` as a user would, with the Python that runs the tests unless told
+    otherwise.
+    """
     environment = {**os.environ, "PYTHON": sys.executable, **environment}
-    return subprocess.run(command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=tree, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
 
 
 @pytest.fixture
@@ -47,7 +53,12 @@ def test_bash_can_read_it(script):
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
 def test_missing_ensurepip_gets_one_line(tree, script):
-    result = run(tree, "bash", f"scripts/{script}", PYTHON=python_with(tree, "ensurepip", "raise ImportError"))
+    result = run(
+        tree,
+        "bash",
+        f"scripts/{script}",
+        PYTHON=python_with(tree, "ensurepip", "raise ImportError"),
+    )
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.count("\n") == 1 and f"apt install python{VERSION}-venv" in result.stderr
     assert not (tree / ".venv").exists()
@@ -63,7 +74,11 @@ def test_another_python_is_refused_in_one_line(tree, version):
 
 def test_no_python_gets_one_line(tree):
     result = run(tree, "bash", "scripts/quickstart.sh", PYTHON="python-of-another-age")
-    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "does not run" in result.stderr
+    assert (
+        result.returncode == 1
+        and result.stderr.count("\n") == 1
+        and "does not run" in result.stderr
+    )
 
 
 def test_installs_once_and_again_where_something_changed(tree):
@@ -101,7 +116,11 @@ def test_a_failed_installation_fails_and_is_tried_again(tree):
 @pytest.mark.slow
 def test_quickstart_from_nothing_then_again(tmp_path):
     tree = tmp_path / "tree"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache"))
+    shutil.copytree(
+        ROOT,
+        tree,
+        ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache"),
+    )
     try:
         first = run(tmp_path, "bash", "tree/scripts/quickstart.sh")  # from another folder
         assert first.returncode == 0, first.stdout + first.stderr
@@ -110,7 +129,11 @@ def test_quickstart_from_nothing_then_again(tmp_path):
         assert result["num_test_examples"] == 2000 and result["test_error_pct"] <= 2.0
         assert (tree / "runs/quickstart/curves.png").exists()
         assert f"{result['test_error_pct']:.2f}% error on the 2,000 held-out digits" in first.stdout
-        assert "0.95%" in first.stdout and "another test set" in first.stdout and "runs/quickstart" in first.stdout
+        assert (
+            "0.95%" in first.stdout
+            and "another test set" in first.stdout
+            and "runs/quickstart" in first.stdout
+        )
 
         again = run(tree, "bash", "scripts/quickstart.sh")
         assert again.returncode == 0, again.stdout + again.stderr

@@ -1,4 +1,6 @@
-"""README tells the truth: its numbers come from results/, its commands and flags exist, its links lead somewhere."""
+"""README tells the truth: its numbers come from results/, its commands and flags exist, its links
+lead somewhere.
+"""
 
 import dataclasses
 import json
@@ -33,10 +35,14 @@ def test_the_main_table_is_the_mean_of_the_committed_runs():
     table = (ROOT / "README.md").read_text()
     for name, what, *_ in report.MAIN_ROWS:
         matrices = [
-            json.loads(path.read_text())["confusion_matrix"] for path in (ROOT / "results").glob(f"lenet_{name}_seed*.json")
+            json.loads(path.read_text())["confusion_matrix"]
+            for path in (ROOT / "results").glob(f"lenet_{name}_seed*.json")
         ]
         assert matrices, f"no results for {name}"
-        shares = [1 - sum(matrix[digit][digit] for digit in range(10)) / sum(map(sum, matrix)) for matrix in matrices]
+        shares = [
+            1 - sum(matrix[digit][digit] for digit in range(10)) / sum(map(sum, matrix))
+            for matrix in matrices
+        ]
         row = next(line for line in table.splitlines() if line.startswith(f"| {what}"))
         assert f"**{100 * statistics.mean(shares):.3f}%**" in row
 
@@ -49,7 +55,10 @@ def test_results_keep_the_contract(path):
     assert not result["commit"].endswith("-dirty")
     assert f"--seed={result['seed']}" in result["command"]
     if path.stem.startswith("alexnet_"):
-        assert result.keys() >= CONTRACT - {"confusion_matrix"} | {"top1_error_pct", "top5_error_pct"}
+        assert result.keys() >= CONTRACT - {"confusion_matrix"} | {
+            "top1_error_pct",
+            "top5_error_pct",
+        }
         assert result["test_error_pct"] == result["top1_error_pct"] >= result["top5_error_pct"]
         if "confusion_matrix" not in result:  # too many classes
             return
@@ -70,7 +79,9 @@ def test_alexnets_table_has_every_row_and_its_killed_run():
             assert [result["train_error_pct"] for result in results[f"alexnet_{name}"]] == [0.0]
         else:
             (killed,) = results[f"alexnet_{name}_resumed"]
-            (straight,) = (result for result in results[f"alexnet_{name}"] if result["seed"] == killed["seed"])
+            (straight,) = (
+                result for result in results[f"alexnet_{name}"] if result["seed"] == killed["seed"]
+            )
             assert killed["state_sha256"] == straight["state_sha256"] and "same SHA-256" in row
 
 
@@ -82,7 +93,10 @@ def test_the_benchmark_was_run_in_full_from_a_commit():
         assert not result["smallest"] and min(row["rounds"] for row in result["rows"]) >= 5
         assert not any(row["commit"].endswith("-dirty") for row in result["rows"])
         suites[name] = {row["suite"] for row in result["rows"]}
-    for name in ("benchmark", "benchmark_attempts"):  # from one run, whose limits and load its table names
+    for name in (
+        "benchmark",
+        "benchmark_attempts",
+    ):  # from one run, whose limits and load its table names
         assert len({(row["commit"], row["command"]) for row in results[name][0]["rows"]}) == 1
     assert suites["benchmark"] == set(benchmark.SUITES) - set(benchmark.ONLY_IF_NAMED)
     assert suites["benchmark_attempts"] == set(benchmark.ONLY_IF_NAMED)

@@ -31,8 +31,13 @@ def photo(seed: int, size: int = SIZE) -> np.ndarray:
     """(size, size, 3) uint8, smooth enough for a JPEG."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:size, 0:size] / size
-    waves = [np.sin(random.uniform(2, 20) * x + random.uniform(2, 20) * y + random.uniform(0, 6)) for _ in range(3)]
-    return np.uint8(np.stack(waves, axis=-1) * 100 + 128 + random.integers(-20, 21, (size, size, 3)))
+    waves = [
+        np.sin(random.uniform(2, 20) * x + random.uniform(2, 20) * y + random.uniform(0, 6))
+        for _ in range(3)
+    ]
+    return np.uint8(
+        np.stack(waves, axis=-1) * 100 + 128 + random.integers(-20, 21, (size, size, 3))
+    )
 
 
 def encoded(image: np.ndarray, kind: str = "jpeg", mode: str = "RGB", **options) -> bytes:
@@ -41,7 +46,16 @@ def encoded(image: np.ndarray, kind: str = "jpeg", mode: str = "RGB", **options)
     return buffer.getvalue()
 
 
-def write(data_dir, images, labels=None, *, name="photos", shape=(SIZE, SIZE, 3), classes=5, splits=("train",)) -> Path:
+def write(
+    data_dir,
+    images,
+    labels=None,
+    *,
+    name="photos",
+    shape=(SIZE, SIZE, 3),
+    classes=5,
+    splits=("train",),
+) -> Path:
     labels = [i % classes for i in range(len(images))] if labels is None else labels
     pairs = {split: list(zip(images, labels, strict=True)) for split in splits}
     names = [str(i) for i in range(classes)]
@@ -65,7 +79,9 @@ def two_shards(tmp_path_factory):
     shard = "photos-train.array_record-00000-of-00001"
     (folder / shard).rename(folder / "photos-train.array_record-00000-of-00002")
     shutil.copy(other / shard, folder / "photos-train.array_record-00001-of-00002")
-    edit_json(folder / "dataset_info.json", lambda info: info["splits"][0].update(shardLengths=["4", "5"]))
+    edit_json(
+        folder / "dataset_info.json", lambda info: info["splits"][0].update(shardLengths=["4", "5"])
+    )
     return data_dir, images, labels
 
 
@@ -90,7 +106,12 @@ def message_of(function, *arguments) -> str:
 def test_records_in_any_order_and_more_than_once(two_shards):
     data_dir, images, labels = two_shards
     records = data.open_records("photos", "train", [data_dir])
-    assert (len(records), records.image_shape, records.num_classes, records.name) == (9, (6, 5, 3), 5, "photos")
+    assert (len(records), records.image_shape, records.num_classes, records.name) == (
+        9,
+        (6, 5, 3),
+        5,
+        "photos",
+    )
     for indices in (np.arange(9), np.array([8, 0, 4, 3, 4, 4]), np.array([], np.int64)):
         read_images, read_labels = records.read(indices)
         assert (read_images.dtype, read_labels.dtype) == (np.uint8, np.int32)
@@ -106,11 +127,16 @@ def test_examples_in_memory_read_alike(two_shards):
     np.testing.assert_array_equal(examples.read(indices)[1], labels[indices])
 
 
-@pytest.mark.parametrize("split", ["train", "train[:3]", "train[3:6]", "train[-2:]", "train[:50%]", "train[5:]+train[:5]"])
+@pytest.mark.parametrize(
+    "split",
+    ["train", "train[:3]", "train[3:6]", "train[-2:]", "train[:50%]", "train[5:]+train[:5]"],
+)
 def test_splits_mean_what_they_mean_in_tfds(two_shards, split):
     data_dir, _, _ = two_shards
     records = data.open_records("photos", split, [data_dir])
-    expected = list(tfds.builder_from_directory(data_dir / "photos" / "1.0.0").as_data_source(split))
+    expected = list(
+        tfds.builder_from_directory(data_dir / "photos" / "1.0.0").as_data_source(split)
+    )
     images, labels = records.read(np.arange(len(records)))
     np.testing.assert_array_equal(images, [example["image"] for example in expected])
     np.testing.assert_array_equal(labels, [example["label"] for example in expected])
@@ -163,7 +189,9 @@ def test_every_kind_of_file_has_the_pixels_that_pillow_reads(tmp_path):
     write(tmp_path, list(FILES.values()))
     images, _ = data.open_records("photos", "train", [tmp_path]).read(np.arange(len(FILES)))
     for image, (kind, content) in zip(images, FILES.items(), strict=True):
-        np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), err_msg=kind)
+        np.testing.assert_array_equal(
+            image, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), err_msg=kind
+        )
     for number in (0, 6):  # and that were meant
         assert np.abs(images[number].astype(int) - photo(number)).mean() < 15
 
@@ -171,16 +199,27 @@ def test_every_kind_of_file_has_the_pixels_that_pillow_reads(tmp_path):
 def test_grey_sets(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 7, 6, 1), np.uint8)
     write(tmp_path, images, shape=(7, 6, 1))
-    np.testing.assert_array_equal(data.open_records("photos", "train", [tmp_path]).read(np.arange(3))[0], images)
+    np.testing.assert_array_equal(
+        data.open_records("photos", "train", [tmp_path]).read(np.arange(3))[0], images
+    )
 
 
 def make_raw(folder: Path, images, labels) -> None:
-    """Turns a set into one whose records hold the pixels themselves, as TFDS's Tensor feature stores them."""
+    """Turns a set into one whose records hold the pixels themselves, as TFDS's Tensor feature
+    stores them.
+    """
     dimensions = [str(size) for size in images.shape[1:]]
-    tensor = {"tensor": {"dtype": "uint8", "encoding": "bytes", "shape": {"dimensions": dimensions}}}
+    tensor = {
+        "tensor": {"dtype": "uint8", "encoding": "bytes", "shape": {"dimensions": dimensions}}
+    }
     tensor["pythonClassName"] = "tensorflow_datasets.core.features.tensor_feature.Tensor"
-    edit_json(folder / "features.json", lambda content: content["featuresDict"]["features"].update(image=tensor))
-    writer = ArrayRecordWriter(str(folder / "photos-train.array_record-00000-of-00001"), "group_size:1")
+    edit_json(
+        folder / "features.json",
+        lambda content: content["featuresDict"]["features"].update(image=tensor),
+    )
+    writer = ArrayRecordWriter(
+        str(folder / "photos-train.array_record-00000-of-00001"), "group_size:1"
+    )
     for image, label in zip(images, labels, strict=True):
         example = tf_example_pb2.Example()
         example.features.feature["image"].bytes_list.value.append(image.tobytes())
@@ -194,7 +233,9 @@ def test_raw_pixels(tmp_path):
     images[0].reshape(-1)[:3] = 0xFF, 0xD8, 0xFF  # as a JPEG begins
     folder = write(tmp_path, images, shape=(6, 5, 3))
     make_raw(folder, images, [2, 0, 4])
-    for number, example in enumerate(tfds.builder_from_directory(folder).as_data_source("train")):  # TFDS agrees
+    for number, example in enumerate(
+        tfds.builder_from_directory(folder).as_data_source("train")
+    ):  # TFDS agrees
         np.testing.assert_array_equal(example["image"], images[number])
     read_images, labels = data.open_records("photos", "train", [tmp_path]).read(np.array([2, 0, 1]))
     np.testing.assert_array_equal(read_images, images[[2, 0, 1]])
@@ -208,9 +249,12 @@ def test_raw_pixels_of_another_number(tmp_path):
     make_raw(folder, images[:, :5], [0, 1])
     shape = {"dimensions": ["6", "5", "3"]}
     edit_json(
-        folder / "features.json", lambda content: content["featuresDict"]["features"]["image"]["tensor"].update(shape=shape)
+        folder / "features.json",
+        lambda content: content["featuresDict"]["features"]["image"]["tensor"].update(shape=shape),
     )
-    assert "record 1 (" in message_of(data.open_records("photos", "train", [tmp_path]).read, np.array([1]))
+    assert "record 1 (" in message_of(
+        data.open_records("photos", "train", [tmp_path]).read, np.array([1])
+    )
 
 
 # What is refused
@@ -240,14 +284,19 @@ def test_damaged_images_are_named_by_split_shard_and_record(tmp_path, content, r
 
 
 def test_the_record_is_counted_in_its_own_shard(own_two_shards):
-    """Labels 0 to 4 come in order; with four classes the 5th of the first nine examples, record 0 of shard 1, is wrong."""
+    """Labels 0 to 4 come in order; with four classes the 5th of the first nine examples, record 0
+    of shard 1, is wrong.
+    """
     edit_json(
-        own_two_shards / "features.json", lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses=4)
+        own_two_shards / "features.json",
+        lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses=4),
     )
     records = data.open_records("photos", "train", [own_two_shards.parents[1]])
     records.read(np.array([0, 1, 2, 3, 5, 8]))
     message = message_of(records.read, np.array([4]))
-    assert "photos-train.array_record-00001-of-00002, record 0 (label 4; allowed: 0 to 3)" in message
+    assert (
+        "photos-train.array_record-00001-of-00002, record 0 (label 4; allowed: 0 to 3)" in message
+    )
     assert "record 0 (" in message_of(records[2:7].read, np.array([2]))
 
 
@@ -262,8 +311,12 @@ def test_damaged_files_are_never_read_as_good_ones(own_two_shards, two_shards):
         damaged[position] ^= 1 << (position % 8)
         shard.write_bytes(damaged)
         try:
-            read_images, read_labels = data.open_records("photos", "train", [own_two_shards.parents[1]]).read(np.arange(9))
-            np.testing.assert_array_equal(read_images, images)  # padding and unused fields may change
+            read_images, read_labels = data.open_records(
+                "photos", "train", [own_two_shards.parents[1]]
+            ).read(np.arange(9))
+            np.testing.assert_array_equal(
+                read_images, images
+            )  # padding and unused fields may change
             np.testing.assert_array_equal(read_labels, labels)
         except DataError as error:
             assert f"shard {shard}, record" in str(error)
@@ -272,11 +325,17 @@ def test_damaged_files_are_never_read_as_good_ones(own_two_shards, two_shards):
     shard.write_bytes(good[: len(good) // 2])
     records = data.open_records("photos", "train", [own_two_shards.parents[1]])
     assert str(shard) in message_of(records.read, np.array([8]))
-    np.testing.assert_array_equal(records.read(np.array([0, 3]))[0], images[[0, 3]])  # the other shard is whole
+    np.testing.assert_array_equal(
+        records.read(np.array([0, 3]))[0], images[[0, 3]]
+    )  # the other shard is whole
 
 
 def test_opening_is_refused_with_the_words_of_load(own_two_shards, tmp_path):
-    for arguments in (("photos", "valid", [tmp_path]), ("other", "train", [tmp_path]), ("../photos", "train", [tmp_path])):
+    for arguments in (
+        ("photos", "valid", [tmp_path]),
+        ("other", "train", [tmp_path]),
+        ("../photos", "train", [tmp_path]),
+    ):
         assert message_of(data.open_records, *arguments) == message_of(data.load, *arguments)
     (own_two_shards / "photos-train.array_record-00001-of-00002").unlink()
     arguments = ("photos", "train", [tmp_path])
@@ -293,7 +352,9 @@ def test_images_of_no_fixed_size_are_refused(tmp_path):
 
 def test_split_sizes(tmp_path, two_shards):
     assert data.split_sizes("photos", [two_shards[0]]) == {"train": 9}
-    write(tmp_path, np.zeros((2, 6, 5, 3), np.uint8), shape=(6, 5, 3), splits=("train", "validation"))
+    write(
+        tmp_path, np.zeros((2, 6, 5, 3), np.uint8), shape=(6, 5, 3), splits=("train", "validation")
+    )
     assert data.split_sizes("photos", [tmp_path]) == {"train": 2, "validation": 2}
 
 
@@ -304,18 +365,26 @@ SHARD = "photos-train.array_record-00000-of-00001"
 
 @given(st.sets(st.integers(0, 6)), st.lists(st.integers(0, 6), max_size=12))
 def test_the_next_intact_record_stands_for_a_damaged_one(one_of_each, bad, indices):
-    """Records 0 to 6 are intact in `good`; in `bad` those that are chosen have a label that is none."""
+    """Records 0 to 6 are intact in `good`; in `bad` those that are chosen have a label that is
+    none.
+    """
     good, labelled = one_of_each
     records = damaged_view(labelled, bad)
     if len(bad) == 7 and indices:
-        assert "none of the 7 records is intact" in message_of(records.read_intact, np.array(indices), 7)
+        assert "none of the 7 records is intact" in message_of(
+            records.read_intact, np.array(indices), 7
+        )
         return
     images, labels, found = records.read_intact(np.array(indices, int), 7)
-    stand_ins = [next(i % 7 for i in range(index, index + 7) if i % 7 not in bad) for index in indices]
+    stand_ins = [
+        next(i % 7 for i in range(index, index + 7) if i % 7 not in bad) for index in indices
+    ]
     np.testing.assert_array_equal(images, good[stand_ins])
     assert labels.tolist() == stand_ins
     asked = {
-        i % 7 for index, stand_in in zip(indices, stand_ins, strict=True) for i in range(index, index + (stand_in - index) % 7)
+        i % 7
+        for index, stand_in in zip(indices, stand_ins, strict=True)
+        for i in range(index, index + (stand_in - index) % 7)
     }
     assert [damage.record for damage in found] == sorted(asked)
     assert {(damage.split, damage.shard) for damage in found} <= {("train", SHARD)}
@@ -348,7 +417,10 @@ def damaged_view(records: data.Records, bad) -> data.Records:
 @pytest.fixture(scope="module")
 def one_of_each(tmp_path_factory):
     """Seven noise images with labels 0 to 6, and their records."""
-    folder, images = tmp_path_factory.mktemp("seven"), np.random.default_rng(1).integers(0, 256, (7, 6, 5, 3), np.uint8)
+    folder, images = (
+        tmp_path_factory.mktemp("seven"),
+        np.random.default_rng(1).integers(0, 256, (7, 6, 5, 3), np.uint8),
+    )
     write(folder, images, shape=(6, 5, 3), classes=7)
     return images, data.open_records("photos", "train", [folder])
 
@@ -373,31 +445,48 @@ def test_damaged_records_are_scored_nowhere_and_counted_once(one_of_each, batch_
     images, records = one_of_each
     damaged = DamagedRecords("photos", 2)
     for _ in range(2):
-        batches = list(data.eval_batches(damaged_view(records, {0, 4}), batch_size, damaged=damaged))
-        joined = {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "mask")}
+        batches = list(
+            data.eval_batches(damaged_view(records, {0, 4}), batch_size, damaged=damaged)
+        )
+        joined = {
+            name: np.concatenate([batch[name] for batch in batches])
+            for name in ("image", "label", "mask")
+        }
         assert np.flatnonzero(joined["mask"]).tolist() == [1, 2, 3, 5, 6]
         np.testing.assert_array_equal(joined["image"][joined["mask"]], images[[1, 2, 3, 5, 6]])
-        assert not joined["image"][~joined["mask"]].any() and not joined["label"][~joined["mask"]].any()
+        assert (
+            not joined["image"][~joined["mask"]].any()
+            and not joined["label"][~joined["mask"]].any()
+        )
     assert damaged.count == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     for number, line in zip((0, 4), lines, strict=True):
-        assert line.startswith(f"damaged data in photos, split train, shard {SHARD}, record {number} (")
+        assert line.startswith(
+            f"damaged data in photos, split train, shard {SHARD}, record {number} ("
+        )
         assert line.endswith("): it is left out")
 
 
 def test_one_more_than_allowed_ends_it_and_all_are_named(one_of_each):
     damaged = DamagedRecords("photos", 2)
-    message = message_of(list, data.eval_batches(damaged_view(one_of_each[1], {0, 4, 6}), 2, damaged=damaged))
+    message = message_of(
+        list, data.eval_batches(damaged_view(one_of_each[1], {0, 4, 6}), 2, damaged=damaged)
+    )
     assert "photos has more damaged records than --max_bad_records=2: " in message
-    assert [f"record {number} (" in message for number in range(7)] == [n in (0, 4, 6) for n in range(7)]
+    assert [f"record {number} (" in message for number in range(7)] == [
+        n in (0, 4, 6) for n in range(7)
+    ]
 
 
 def test_what_a_checkpoint_lists_counts_and_is_not_said_again(capsys):
     damage = data.Damage("train", SHARD, 3, "a reason")
     first, second = DamagedRecords("photos", 1), DamagedRecords("photos", 1)
     first.add([damage, damage._replace(reason="in other words")], "gone")
-    assert capsys.readouterr().err == f"damaged data in photos, split train, shard {SHARD}, record 3 (a reason): gone\n"
+    assert (
+        capsys.readouterr().err
+        == f"damaged data in photos, split train, shard {SHARD}, record 3 (a reason): gone\n"
+    )
     second.add(json.loads(json.dumps(first.listed)))
     second.add([damage], "gone")
     second.agree()
@@ -408,12 +497,24 @@ def test_what_a_checkpoint_lists_counts_and_is_not_said_again(capsys):
 # The order of uses
 
 
-@given(st.integers(1, 40), st.integers(0, 200), st.integers(0, 30), st.integers(0, 2**33), st.booleans())
-def test_order_of_uses_is_that_of_the_passes_laid_end_to_end(population, first, count, seed, reshuffle):
+@given(
+    st.integers(1, 40),
+    st.integers(0, 200),
+    st.integers(0, 30),
+    st.integers(0, 2**33),
+    st.booleans(),
+)
+def test_order_of_uses_is_that_of_the_passes_laid_end_to_end(
+    population, first, count, seed, reshuffle
+):
     uses = np.arange(first, first + count)
     passes = range((first + count) // population + 1)
-    stream = np.concatenate([data.epoch_order(population, seed, number if reshuffle else 0) for number in passes])
-    np.testing.assert_array_equal(data.order_of_uses(population, uses, seed, reshuffle=reshuffle), stream[uses])
+    stream = np.concatenate(
+        [data.epoch_order(population, seed, number if reshuffle else 0) for number in passes]
+    )
+    np.testing.assert_array_equal(
+        data.order_of_uses(population, uses, seed, reshuffle=reshuffle), stream[uses]
+    )
 
 
 def test_order_of_uses_keeps_the_shape():
@@ -431,7 +532,10 @@ def test_eval_batches_of_records_count_each_once(two_shards, batch_size):
     data_dir, images, labels = two_shards
     batches = list(data.eval_batches(data.open_records("photos", "train", [data_dir]), batch_size))
     assert len(batches) == -(-9 // batch_size)
-    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "mask")}
+    joined = {
+        name: np.concatenate([batch[name] for batch in batches])
+        for name in ("image", "label", "mask")
+    }
     assert joined["mask"].tolist() == [True] * 9 + [False] * (len(batches) * batch_size - 9)
     np.testing.assert_array_equal(joined["image"][:9], images)
     np.testing.assert_array_equal(joined["label"][:9], labels)

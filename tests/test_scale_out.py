@@ -1,4 +1,5 @@
-"""Many devices and several processes, by the real commands: the same numbers everywhere, and what does not go together.
+"""Many devices and several processes, by the real commands: the same numbers everywhere, and what
+does not go together.
 
 Devices are virtual and processes on localhost; they share the cores of this machine.
 """
@@ -41,13 +42,17 @@ SMALL_STEPS = "--learning_rate=0.0000001"
 def environment(tmp_path_factory, write_set):
     """Where AlexNet's commands find their sets: noise, and noise with five damaged records."""
     folder = tmp_path_factory.mktemp("sets")
-    write_set(folder, "noise10", np.random.default_rng(0).integers(0, 256, (116, 32, 32, 3), np.uint8))
+    write_set(
+        folder, "noise10", np.random.default_rng(0).integers(0, 256, (116, 32, 32, 3), np.uint8)
+    )
     noise = np.random.default_rng(1).integers(0, 256, (68, 80, 80, 3), np.uint8)
     splits = {
         split: [(b"no image" if i in bad else image, i % 10) for i, image in enumerate(noise)]
         for split, bad in {"train": (5, 30, 60), "test": (7, 50)}.items()
     }
-    builders.write_prepared(folder, "damaged", "1.0.0", splits, (80, 80, 3), map(str, range(10)), keep_order=True)
+    builders.write_prepared(
+        folder, "damaged", "1.0.0", splits, (80, 80, 3), map(str, range(10)), keep_order=True
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -55,8 +60,12 @@ def environment(tmp_path_factory, write_set):
 
 
 def start(workdir, module, *flags, devices=1, processes=1, second=()):
-    """The processes of a run, started: each with its share of `devices` virtual devices, the second with flags of its own."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"}
+    """The processes of a run, started: each with its share of `devices` virtual devices, the second
+    with flags of its own.
+    """
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}"
+    }
     command = [sys.executable, "-m", module, f"--workdir={workdir}", *flags]
     if processes > 1:
         with socket.socket() as free:
@@ -64,7 +73,10 @@ def start(workdir, module, *flags, devices=1, processes=1, second=()):
             command += ["--multihost", f"--coordinator_address=localhost:{free.getsockname()[1]}"]
         command += [f"--num_processes={processes}"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    own = [[f"--process_id={i}", *(second if i == 1 else ())] if processes > 1 else [] for i in range(processes)]
+    own = [
+        [f"--process_id={i}", *(second if i == 1 else ())] if processes > 1 else []
+        for i in range(processes)
+    ]
     return [subprocess.Popen(command + own[i], env=environment, **pipes) for i in range(processes)]
 
 
@@ -82,7 +94,9 @@ def train(workdir, *command, **where):
 
 
 def stop(workdir, *command, **where):
-    """Trains until there is a new checkpoint, then sends SIGTERM to the first process; returns the processes' ends."""
+    """Trains until there is a new checkpoint, then sends SIGTERM to the first process; returns the
+    processes' ends.
+    """
     before, run = saved_steps(workdir), start(workdir, *command, **where)
     while saved_steps(workdir) == before:
         assert run[0].poll() is None, run[0].communicate()[1]
@@ -99,22 +113,34 @@ def lines(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [LENET, ALEXNET], ids=["lenet", "alexnet"])
 def test_fixed_reduction_gives_the_same_bits_everywhere(command, tmp_path):
-    """Distortions or dropout and augmentation on: 1, 2, 4 and 8 devices, pmap, and two processes of two devices.
+    """Distortions or dropout and augmentation on: 1, 2, 4 and 8 devices, pmap, and two processes of
+    two devices.
 
     AlexNet's are 1 and 8, and 4 in the other two ways; results/faults.json has it on 2 and 4 too.
     """
     counts = (1, 2, 4, 8) if command is LENET else (1, 8)
-    hashes = {devices: train(tmp_path / f"{devices}", *command, devices=devices)["state_sha256"] for devices in counts}
-    hashes["pmap"] = train(tmp_path / "pmap", *command, "--parallel=pmap", devices=4)["state_sha256"]
-    hashes["two processes"] = train(tmp_path / "processes", *command, devices=4, processes=2)["state_sha256"]
+    hashes = {
+        devices: train(tmp_path / f"{devices}", *command, devices=devices)["state_sha256"]
+        for devices in counts
+    }
+    hashes["pmap"] = train(tmp_path / "pmap", *command, "--parallel=pmap", devices=4)[
+        "state_sha256"
+    ]
+    hashes["two processes"] = train(tmp_path / "processes", *command, devices=4, processes=2)[
+        "state_sha256"
+    ]
     assert len(set(hashes.values())) == 1, hashes
     places = [(line["step"], line["split"]) for line in lines(tmp_path / "processes")]
-    assert places == [(line["step"], line["split"]) for line in lines(tmp_path / "8")]  # each line once: one process writes
+    assert places == [
+        (line["step"], line["split"]) for line in lines(tmp_path / "8")
+    ]  # each line once: one process writes
 
 
 @pytest.mark.usefixtures("compiled_well")
 def test_fixed_reduction_adds_up_a_large_product_the_same(monkeypatch):
-    """On a CPU the rounding of such a product depends on the number of threads, and that on the number of devices."""
+    """On a CPU the rounding of such a product depends on the number of threads, and that on the
+    number of devices.
+    """
     code = """
 import hashlib, jax, numpy as np
 from common import launch
@@ -140,7 +166,9 @@ print(hashlib.sha256(np.asarray(jax.jit(lambda x, y: x.T @ y)(x, y)).tobytes()).
 @pytest.mark.usefixtures("compiled_well")
 @pytest.mark.slow
 def test_a_run_moves_between_devices_and_processes(tmp_path):
-    """One device, then eight, then two processes, then two devices: in fixed order the bits of a run that never moved."""
+    """One device, then eight, then two processes, then two devices: in fixed order the bits of a
+    run that never moved.
+    """
     command = [*LENET, "--num_epochs=20"]
     clean = train(tmp_path / "clean", *command, devices=2)
     for where in (dict(devices=1), dict(devices=8), dict(devices=4, processes=2)):
@@ -159,7 +187,10 @@ def test_a_damaged_checkpoint_is_set_aside_by_two_processes(tmp_path):
     stop(tmp_path / "run", *command, **where)
     stop(tmp_path / "run", *command, **where)
     older, newest = saved_steps(tmp_path / "run")[-2:]
-    largest = max((tmp_path / "run/checkpoints" / str(newest)).rglob("*"), key=lambda path: path.stat().st_size)
+    largest = max(
+        (tmp_path / "run/checkpoints" / str(newest)).rglob("*"),
+        key=lambda path: path.stat().st_size,
+    )
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
@@ -178,14 +209,18 @@ def test_damaged_records_are_counted_over_all_processes(tmp_path):
     for name in ("damaged_records", "num_test_examples", "test_error_pct", "state_sha256"):
         assert one[name] == two[name], name
     assert (two["damaged_records"], two["num_test_examples"]) == (5, 66)
-    for code, _, message in ends(start(tmp_path / "ended", *command, "--max_bad_records=4", devices=2, processes=2)):
+    for code, _, message in ends(
+        start(tmp_path / "ended", *command, "--max_bad_records=4", devices=2, processes=2)
+    ):
         assert code == 65 and "more damaged records than --max_bad_records=4: " in message, message
 
 
 @pytest.mark.usefixtures("compiled_well")
 @pytest.mark.slow
 def test_lenets_fast_reduction_stays_close(monkeypatch):
-    """The loss of each of the first 100 steps of the preset deck, on one device and on eight: within 1e-5 of each other."""
+    """The loss of each of the first 100 steps of the preset deck, on one device and on eight:
+    within 1e-5 of each other.
+    """
     code = """
 import json
 import lenet.config
@@ -212,14 +247,19 @@ print(json.dumps([training.placement.num_devices, losses]))
 def test_alexnets_fast_reduction_stays_close(tmp_path):
     """The same of AlexNet, by its command.
 
-    It takes small steps here, which move the losses by 0.4 to 1.6%, in four seeds, and leave them within 4e-7. With larger
-    ones a ReLU or a maximum that falls on the other side by a rounding is enough to part the two runs for good, whatever the
-    convolutions: by more than 1e-5 in one seed of five at a rate of 1e-6, in three of four at 1e-5, with `lax` in one of four.
+    It takes small steps here, which move the losses by 0.4 to 1.6%, in four seeds, and leave them
+    within 4e-7. With larger ones a ReLU or a maximum that falls on the other side by a rounding is
+    enough to part the two runs for good, whatever the convolutions: by more than 1e-5 in one seed
+    of five at a rate of 1e-6, in three of four at 1e-5, with `lax` in one of four.
     """
     losses = []
     for devices in (1, 8):
-        train(tmp_path / f"{devices}", *ALEXNET[:-1], "--num_epochs=17", SMALL_STEPS, devices=devices)
-        found = [line["loss"] for line in lines(tmp_path / f"{devices}") if line["split"] == "train"]
+        train(
+            tmp_path / f"{devices}", *ALEXNET[:-1], "--num_epochs=17", SMALL_STEPS, devices=devices
+        )
+        found = [
+            line["loss"] for line in lines(tmp_path / f"{devices}") if line["split"] == "train"
+        ]
         losses.append(np.array(found[:100]))
     assert len(losses[0]) == 100
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -227,17 +267,27 @@ def test_alexnets_fast_reduction_stays_close(tmp_path):
 
 @pytest.mark.slow
 def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path):
-    """Eight devices as four pairs that share fc6 to fc8: the losses of eight equal ones, also after a resume, there by two
-    processes; fewer bytes."""
+    """Eight devices as four pairs that share fc6 to fc8: the losses of eight equal ones, also after
+    a resume, there by two processes; fewer bytes.
+    """
     command, mesh = [*ALEXNET[:-1], "--num_epochs=6", SMALL_STEPS], "--mesh=data:4,model:2"
     plain = train(tmp_path / "plain", *command, devices=8)
     stop(tmp_path / "split", *command, mesh, devices=8)
     split = train(tmp_path / "split", *command, mesh, devices=8, processes=2)
     assert plain["num_steps"] == split["num_steps"] == 36
-    plain_losses, split_losses = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "split"))
+    plain_losses, split_losses = (
+        [line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "split")
+    )
     np.testing.assert_allclose(plain_losses, split_losses, rtol=1e-5)
 
-    summary = [sys.executable, "-m", "scripts.summarize", "--model=alexnet", "--json", *ALEXNET[1:-1]]
+    summary = [
+        sys.executable,
+        "-m",
+        "scripts.summarize",
+        "--model=alexnet",
+        "--json",
+        *ALEXNET[1:-1],
+    ]
     summary += ["--num_classes=10", mesh]
     done = subprocess.run(summary, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -246,7 +296,9 @@ def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path):
     sent = {mesh: sum(kinds.values()) for mesh, kinds in summary["collectives"].items()}
     assert set(sent) == {"data:8", "data:4,model:2"}
     assert 4 * parameters <= sent["data:8"] <= 4 * parameters + 100  # the gradients and three sums
-    fully_connected = sum(layer["parameters"] for layer in summary["layers"] if layer["name"].startswith("fc"))
+    fully_connected = sum(
+        layer["parameters"] for layer in summary["layers"] if layer["name"].startswith("fc")
+    )
     assert sent["data:4,model:2"] < sent["data:8"] - 0.4 * 4 * fully_connected
 
 
@@ -254,22 +306,40 @@ def test_a_model_axis_changes_nothing_but_the_traffic(tmp_path):
     "second, message",
     [
         (["--learning_rate=0.01"], "--learning_rate is 0.1 in process 0 and 0.01 in process 1: "),
-        pytest.param(["--workdir=elsewhere"], "is not the same folder in all processes", marks=pytest.mark.slow),
+        pytest.param(
+            ["--workdir=elsewhere"],
+            "is not the same folder in all processes",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_processes_that_are_not_one_run_all_say_so(tmp_path, second, message):
-    """In the middle of a training nothing would show it: the weights of the two would only drift apart."""
+    """In the middle of a training nothing would show it: the weights of the two would only drift
+    apart.
+    """
     second = [flag.replace("elsewhere", str(tmp_path / "elsewhere")) for flag in second]
-    for code, _, error in ends(start(tmp_path / "run", *LENET, devices=2, processes=2, second=second), timeout=60):
+    for code, _, error in ends(
+        start(tmp_path / "run", *LENET, devices=2, processes=2, second=second), timeout=60
+    ):
         assert code == 2 and message in error and error.count("\n") == 1, error
-    assert not (tmp_path / "elsewhere").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert (
+        not (tmp_path / "elsewhere").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
+    )
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--num_processes=2"], "need each other and --multihost"),
-        (["--multihost", "--coordinator_address=localhost:1", "--num_processes=2", "--process_id=2"], "need each other"),
+        (
+            [
+                "--multihost",
+                "--coordinator_address=localhost:1",
+                "--num_processes=2",
+                "--process_id=2",
+            ],
+            "need each other",
+        ),
         (["--multihost"], "--multihost: "),
         (["--reduction=fixed", "--batch_size=12"], "must be a multiple of that"),
         (["--reduction=exact"], "--reduction"),
@@ -295,7 +365,9 @@ def test_wrong_modes_get_one_clear_line(tmp_path, flags, message):
 )
 def test_what_does_not_go_together_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        parallel.place(lambda state, batch, add_up: (state, {}), **dict(mode="jit", batch_size=16) | settings)
+        parallel.place(
+            lambda state, batch, add_up: (state, {}), **dict(mode="jit", batch_size=16) | settings
+        )
 
 
 @pytest.mark.parametrize(
@@ -318,9 +390,21 @@ def test_what_several_processes_cannot_do_is_refused(settings, message, monkeypa
     [
         (lenet, dict(reduction="fixed", batch_size=12), "--batch_size=12 must be a multiple"),
         (alexnet, dict(reduction="fixed", batch_size=12), "--batch_size=12 must be a multiple"),
-        (alexnet, dict(parallel="pmap", mesh="data:1,model:2"), "--parallel=pmap has no model axis"),
-        (alexnet, dict(reduction="fixed", mesh="data:1,model:2"), "--reduction=fixed needs whole layers"),
-        (alexnet, dict(mesh="data:3", batch_size=4), "--batch_size=4 is global and must be divisible"),
+        (
+            alexnet,
+            dict(parallel="pmap", mesh="data:1,model:2"),
+            "--parallel=pmap has no model axis",
+        ),
+        (
+            alexnet,
+            dict(reduction="fixed", mesh="data:1,model:2"),
+            "--reduction=fixed needs whole layers",
+        ),
+        (
+            alexnet,
+            dict(mesh="data:3", batch_size=4),
+            "--batch_size=4 is global and must be divisible",
+        ),
         (alexnet, dict(mesh="data:2"), "--mesh has 2 devices, and there are 1"),
     ],
 )
@@ -365,7 +449,9 @@ def test_fixed_sums_are_those_of_the_parts_in_order():
     """On one device: eight parts, added from the first to the last in float32."""
     batch = jnp.asarray(np.random.default_rng(0).normal(size=(16, 1000)), jnp.float32)
     add_up = parallel.adder("data", 1, 8)
-    sums = jax.vmap(lambda batch: add_up(lambda part: part.sum(axis=0), batch), axis_name="data")(batch[None])[0]
+    sums = jax.vmap(lambda batch: add_up(lambda part: part.sum(axis=0), batch), axis_name="data")(
+        batch[None]
+    )[0]
     expected = np.zeros(1000, np.float32)
     for part in np.asarray(batch).reshape(8, 2, 1000):
         expected = expected + (part[0] + part[1])

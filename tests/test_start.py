@@ -1,4 +1,6 @@
-"""How a run of either network starts: from the weights of another run, or refused in one line before anything is compiled."""
+"""How a run of either network starts: from the weights of another run, or refused in one line
+before anything is compiled.
+"""
 
 import contextlib
 import dataclasses
@@ -22,7 +24,9 @@ from common.checkpoint import Checkpointer, saved_steps
 from common.errors import UserError
 from common.flags import to_flagfile
 
-DIGITS = lenet.config.Config(dataset="mnist10k", train_size=40, validation_size=40, batch_size=4, num_epochs=1)
+DIGITS = lenet.config.Config(
+    dataset="mnist10k", train_size=40, validation_size=40, batch_size=4, num_epochs=1
+)
 PHOTOS = alexnet.config.Config(
     dataset="noise10", train_size=16, validation_size=16, crop_size=16, widths="small", conv1_padding="symmetric", batch_size=4,
     num_epochs=1, ten_crop=False, num_workers=0,
@@ -34,7 +38,9 @@ NETWORKS = {"lenet": (lenet.train, DIGITS), "alexnet": (alexnet.train, PHOTOS)}
 def sets(tmp_path_factory, write_set):
     """Where PHOTOS finds its set."""
     folder = tmp_path_factory.mktemp("sets")
-    write_set(folder, "noise10", np.random.default_rng(0).integers(0, 256, (32, 20, 20, 3), np.uint8))
+    write_set(
+        folder, "noise10", np.random.default_rng(0).integers(0, 256, (32, 20, 20, 3), np.uint8)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -54,7 +60,11 @@ def make_run(network, config, workdir, **parts):
     """A run that was saved with parts of its state replaced."""
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    facts = {"in_channels": 1, "num_classes": 10} if network is lenet.train else {"num_classes": 10, "image_shape": [20, 20, 3]}
+    facts = (
+        {"in_channels": 1, "num_classes": 10}
+        if network is lenet.train
+        else {"num_classes": 10, "image_shape": [20, 20, 3]}
+    )
     with contextlib.closing(Checkpointer(workdir)) as checkpointer:
         checkpointer.save(7, first_state(network, config)._replace(**parts), facts)
 
@@ -77,15 +87,27 @@ def short_chunks(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("net", NETWORKS)
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])
-def test_a_run_starts_from_the_weights_that_another_is_scored_with_and_nothing_else(net, average_decay, tmp_path):
+def test_a_run_starts_from_the_weights_that_another_is_scored_with_and_nothing_else(
+    net, average_decay, tmp_path
+):
     network, config = NETWORKS[net]
-    source = dataclasses.replace(config, seed=5, average_decay=average_decay, optimizer="adamw", momentum=0.0)
+    source = dataclasses.replace(
+        config, seed=5, average_decay=average_decay, optimizer="adamw", momentum=0.0
+    )
     given = first_state(network, dataclasses.replace(config, seed=6)).params
-    make_run(network, source, tmp_path / "source", **{"average" if average_decay else "params": given})
-    still = dataclasses.replace(config, init_from=str(tmp_path / "source"), learning_rate=1e-30)  # too small a rate to be seen
+    make_run(
+        network, source, tmp_path / "source", **{"average" if average_decay else "params": given}
+    )
+    still = dataclasses.replace(
+        config, init_from=str(tmp_path / "source"), learning_rate=1e-30
+    )  # too small a rate to be seen
     train(network, still, tmp_path / "run", stop=True)
     params = network.load_run(tmp_path / "run").params
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-25), params, given)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-25),
+        params,
+        given,
+    )
     assert saved_steps(tmp_path / "run") == [1]  # counted from 0
 
 
@@ -109,10 +131,19 @@ def command(net, workdir, config, before="pass"):
     arguments = [f"--workdir={workdir}", f"--flagfile={workdir.parent}/flags.txt"]
     program = f"{before}; import runpy; runpy.run_module('{net}.train', run_name='__main__', alter_sys=True)"
     cache = workdir.parent / "cache"
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+    }
     environment |= {"XDG_CACHE_HOME": str(cache)}
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment)
-    return done.returncode, done.stdout, done.stderr, [path.name for path in cache.glob("lenet-alexnet/jax/*-cache")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment
+    )
+    return (
+        done.returncode,
+        done.stdout,
+        done.stderr,
+        [path.name for path in cache.glob("lenet-alexnet/jax/*-cache")],
+    )
 
 
 OTHER_MODELS = {
@@ -136,8 +167,12 @@ def test_what_cannot_start_is_one_line_before_anything_is_compiled(net, tmp_path
     assert (code, output, programs) == (74, "", [])
     assert "twice that must be free" in errors.splitlines()[-1] and "Traceback" not in errors
     for number, (changes, message) in enumerate(OTHER_MODELS[net]):
-        make_run(network, dataclasses.replace(config, **changes), source := tmp_path / f"source{number}")
-        code, output, errors, programs = command(net, tmp_path / "run", dataclasses.replace(config, init_from=str(source)))
+        make_run(
+            network, dataclasses.replace(config, **changes), source := tmp_path / f"source{number}"
+        )
+        code, output, errors, programs = command(
+            net, tmp_path / "run", dataclasses.replace(config, init_from=str(source))
+        )
         assert (code, output, programs) == (2, "", []) and "Traceback" not in errors
         assert errors.splitlines()[-1].startswith(f"error: {source} holds another model: ")
         assert message in errors.splitlines()[-1], errors
@@ -146,7 +181,9 @@ def test_what_cannot_start_is_one_line_before_anything_is_compiled(net, tmp_path
     assert code == 0 and programs, errors
 
 
-def test_a_model_axis_that_divides_no_layer_is_one_line_before_anything_is_compiled(tmp_path, monkeypatch):
+def test_a_model_axis_that_divides_no_layer_is_one_line_before_anything_is_compiled(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
     config = dataclasses.replace(PHOTOS, batch_size=3, mesh="data:1,model:3")
     code, output, errors, programs = command("alexnet", tmp_path / "run", config)
@@ -161,4 +198,8 @@ def test_what_is_no_run_of_the_network_is_named(net, tmp_path):
     make_run(*other, tmp_path / "other")
     for source, message in (("absent", "holds no run"), ("other", "is not that of a")):
         with pytest.raises(UserError, match=message):
-            train(network, dataclasses.replace(config, init_from=str(tmp_path / source)), tmp_path / "run")
+            train(
+                network,
+                dataclasses.replace(config, init_from=str(tmp_path / source)),
+                tmp_path / "run",
+            )

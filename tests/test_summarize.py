@@ -18,23 +18,39 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def summarize(*arguments):
-    return subprocess.run([sys.executable, "-m", "scripts.summarize", *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.summarize", *arguments], capture_output=True, text=True
+    )
 
 
 def test_json_keeps_the_contract():
     done = summarize("--model=lenet", "--flagfile=lenet/presets/paper.flags", "--json")
     summary = json.loads(done.stdout)
-    assert summary["total"] == {"parameters": 60_000, "connections": 340_908, "multiply_adds": 328_096}
+    assert summary["total"] == {
+        "parameters": 60_000,
+        "connections": 340_908,
+        "multiply_adds": 328_096,
+    }
     assert summary["layers"][2] == {
         "name": "c3", "output": [10, 10, 16], "parameters": 1_516, "connections": 151_600, "multiply_adds": 150_000,
     }  # fmt: skip
-    assert [layer["name"] for layer in summary["layers"]] == ["c1", "s2", "c3", "s4", "c5", "f6", "output"]
+    assert [layer["name"] for layer in summary["layers"]] == [
+        "c1",
+        "s2",
+        "c3",
+        "s4",
+        "c5",
+        "f6",
+        "output",
+    ]
 
 
 def summarize_here(*arguments):
     """In this process, which has imported everything."""
     argv = ["summarize", *arguments]
-    return launch.run_tool(partial(tool.define_flags, model=tool.chosen_model(argv)), tool.main, argv)
+    return launch.run_tool(
+        partial(tool.define_flags, model=tool.chosen_model(argv)), tool.main, argv
+    )
 
 
 def test_every_preset_has_a_table(capsys):
@@ -67,24 +83,32 @@ def test_alexnets_json():
     """In the deck's count the biases of convolutions are in, those of fully connected layers out."""
     done = summarize("--model=alexnet", "--json")
     summary = json.loads(done.stdout)
-    assert summary["total"] == {
-        "parameters": 62_378_344,
-        "multiply_adds": 1_135_256_096,  # the deck adds 650,080 biases of convolutions, one an output
-        "deck_parameters": 62_369_152,
-        "deck_computations": 1_135_906_176,
-    }
+    assert (
+        summary["total"]
+        == {
+            "parameters": 62_378_344,
+            "multiply_adds": 1_135_256_096,  # the deck adds 650,080 biases of convolutions, one an output
+            "deck_parameters": 62_369_152,
+            "deck_computations": 1_135_906_176,
+        }
+    )
     assert summary["layers"][0] == {
         "name": "conv1", "output": [55, 55, 96], "parameters": 34_944, "multiply_adds": 105_415_200,
         "deck_parameters": 34_944, "deck_computations": 105_705_600,
     }  # fmt: skip
-    assert round(summary["conv_pct"]["deck_parameters"]) == 6 and round(summary["conv_pct"]["deck_computations"]) == 95
+    assert (
+        round(summary["conv_pct"]["deck_parameters"]) == 6
+        and round(summary["conv_pct"]["deck_computations"]) == 95
+    )
 
 
 def test_alexnets_table_shows_every_number_in_full():
     """80 columns wide: what is no terminal has no more."""
     done = summarize("--model=alexnet")
     assert done.returncode == 0 and "\N{HORIZONTAL ELLIPSIS}" not in done.stdout
-    rows = {line.split()[0]: line for line in done.stdout.replace("│", " ").splitlines() if line.split()}
+    rows = {
+        line.split()[0]: line for line in done.stdout.replace("│", " ").splitlines() if line.split()
+    }
     for layer, numbers in (
         ("conv1", ["34,944", "105,705,600"]),
         ("conv2", ["614,656", "448,084,224"]),
@@ -107,7 +131,14 @@ def test_alexnets_table_shows_every_number_in_full():
         ("small", 378_026),
         ("cifar18", 32 * (75 + 1) + 32 * (800 + 1) + 64 * (800 + 1) + 10 * (9 * 64 + 1)),
         # Locally connected layers have weights and biases of their own at each of 36 pixels.
-        ("cifar13", 64 * (75 + 1) + 64 * (1600 + 1) + 36 * 32 * (9 * 64 + 1) + 36 * 32 * (9 * 32 + 1) + 10 * (36 * 32 + 1)),
+        (
+            "cifar13",
+            64 * (75 + 1)
+            + 64 * (1600 + 1)
+            + 36 * 32 * (9 * 64 + 1)
+            + 36 * 32 * (9 * 32 + 1)
+            + 10 * (36 * 32 + 1),
+        ),
     ],
 )
 def test_totals_of_alexnets_presets(preset, parameters):
@@ -115,5 +146,11 @@ def test_totals_of_alexnets_presets(preset, parameters):
     common.flags.define(Config, values)
     values(["program", f"--flagfile=alexnet/presets/{preset}.flags"])
     summary = summary_of(common.flags.read(Config, values))
-    assert summary["total"]["parameters"] == parameters == sum(layer["parameters"] for layer in summary["layers"])
-    assert summary["layers"][-1]["output"] == [10 if preset in ("small", "cifar18", "cifar13") else 1000]
+    assert (
+        summary["total"]["parameters"]
+        == parameters
+        == sum(layer["parameters"] for layer in summary["layers"])
+    )
+    assert summary["layers"][-1]["output"] == [
+        10 if preset in ("small", "cifar18", "cifar13") else 1000
+    ]

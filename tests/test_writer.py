@@ -1,4 +1,6 @@
-"""Each step stands once in metrics.jsonl, numbers are exact, and a loss that is no number stops the run."""
+"""Each step stands once in metrics.jsonl, numbers are exact, and a loss that is no number stops the
+run.
+"""
 
 import errno
 import json
@@ -92,14 +94,22 @@ def test_a_start_from_nothing_keeps_no_line(tmp_path):
 
 def test_tensorboard_hides_what_a_resume_repeats(tmp_path):
     crashed_run(tmp_path)
-    first = next(tmp_path.glob("events*")).rename(tmp_path / "first")  # the names have a resolution of one second
+    first = next(tmp_path.glob("events*")).rename(
+        tmp_path / "first"
+    )  # the names have a resolution of one second
     with open_writer(tmp_path, first_step=20) as log:
         log.write(30, "validation", sums(errors=64))
     second = next(tmp_path.glob("events*"))
-    assert {"loss/train", "error_pct/validation"} <= {value.tag for event in events(first) for value in event.summary.value}
+    assert {"loss/train", "error_pct/validation"} <= {
+        value.tag for event in events(first) for value in event.summary.value
+    }
     starts = [event.step for event in events(second) if event.HasField("session_log")]
     assert starts == [21]  # TensorBoard drops what older files hold from this step on
-    found = [(event.step, value.simple_value) for event in events(second) for value in event.summary.value]
+    found = [
+        (event.step, value.simple_value)
+        for event in events(second)
+        for value in event.summary.value
+    ]
     assert (30, 50.0) in found
 
 
@@ -115,7 +125,11 @@ def events(path: Path) -> list[Event]:
 
 def test_a_disk_that_is_full_for_the_events_alone_ends_the_run(tmp_path, monkeypatch):
     """And does not leave it waiting for a thread that has died of it."""
-    monkeypatch.setattr(record_writer, "open_file", lambda _, open_file=record_writer.open_file: open_file("/dev/full"))
+    monkeypatch.setattr(
+        record_writer,
+        "open_file",
+        lambda _, open_file=record_writer.open_file: open_file("/dev/full"),
+    )
     failures = []
 
     def train():
@@ -136,19 +150,30 @@ def test_a_disk_that_is_full_for_the_events_alone_ends_the_run(tmp_path, monkeyp
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, loss, split):
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
-    with pytest.raises(NonFiniteError) as caught, open_writer(tmp_path, learning_rate=lambda done: 0.01 * done) as log:
+    with (
+        pytest.raises(NonFiniteError) as caught,
+        open_writer(tmp_path, learning_rate=lambda done: 0.01 * done) as log,
+    ):
         log.write(20, "train", sums(loss=32.0))
         log.write(30, split, sums(loss=loss))
         log.write(31, "train", sums())
     message = str(caught.value)
-    assert message.startswith(f"the {split} loss is {loss} at step 30, learning rate 0.29 (last finite loss: 0.25 at step 20).")
-    assert "checkpoint of step 20 is safe" in message and "smaller learning rate" in message and "\n" not in message
+    assert message.startswith(
+        f"the {split} loss is {loss} at step 30, learning rate 0.29 (last finite loss: 0.25 at step 20)."
+    )
+    assert (
+        "checkpoint of step 20 is safe" in message
+        and "smaller learning rate" in message
+        and "\n" not in message
+    )
     assert steps_and_splits(tmp_path) == [(20, "train")]
 
 
 @pytest.mark.parametrize("what", ["draw_curves", "RecordWriter.close"])
 def test_the_first_error_is_the_one_that_is_told(tmp_path, monkeypatch, what):
-    """Whether it comes in the block or from the flush at its end: a full disk that shows only in closing is no news then."""
+    """Whether it comes in the block or from the flush at its end: a full disk that shows only in
+    closing is no news then.
+    """
     owner, name = (writer, what) if what == "draw_curves" else (record_writer.RecordWriter, "close")
     original = getattr(owner, name)
 
@@ -176,7 +201,11 @@ def test_speed_leaves_out_compilation_and_evaluation_and_sums_over_resumes(tmp_p
         pass_seconds(50)  # compilation
         log.write(1, "train", sums(count=1000))
         log.flush()
-        assert (log.images, log.seconds, log.images_per_s) == (1000, 50.0, 20.0)  # nothing timed yet: with the compilation
+        assert (log.images, log.seconds, log.images_per_s) == (
+            1000,
+            50.0,
+            20.0,
+        )  # nothing timed yet: with the compilation
         pass_seconds(2)
         log.write(2, "train", sums(count=1000))
         log.flush()
@@ -214,7 +243,9 @@ def on_a_terminal(program: str) -> str:
     start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common.writer import Writer\n"
     main_end, terminal = pty.openpty()
     command = [sys.executable, "-c", start + textwrap.dedent(program)]
-    subprocess.run(command, stderr=terminal, check=True, env=os.environ | {"TERM": "xterm", "COLUMNS": "140"})
+    subprocess.run(
+        command, stderr=terminal, check=True, env=os.environ | {"TERM": "xterm", "COLUMNS": "140"}
+    )
     os.close(terminal)
     shown = b""
     while True:
@@ -233,7 +264,13 @@ def test_a_bar_on_a_terminal(tmp_path):
                 log.write(step, "train", {{"loss": 64.0, "errors": 32, "count": 128}})
             log.write(4, "validation", {{"loss": 64.0, "errors": 16, "count": 128}})
     """)
-    for text in ("epoch 2.0", "100%", "images/s", "loss 0.5000  error 25.00%", "validation loss 0.5000  error 12.50%"):
+    for text in (
+        "epoch 2.0",
+        "100%",
+        "images/s",
+        "loss 0.5000  error 25.00%",
+        "validation loss 0.5000  error 12.50%",
+    ):
         assert text in shown, shown
 
 
@@ -288,10 +325,14 @@ def test_write_atomic_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
 
 def said_to_be_at_chance(workdir, capsys, losses, first_step=0, **more) -> list[str]:
     """The warnings that training losses give, a line of metrics every 50 steps."""
-    with open_writer(workdir, first_step, **({"chance_loss": math.log(10), "hint": "Try another seed."} | more)) as log:
+    with open_writer(
+        workdir, first_step, **({"chance_loss": math.log(10), "hint": "Try another seed."} | more)
+    ) as log:
         for step, loss in enumerate(losses, 1):
             log.write(first_step + 50 * step, "train", sums(loss=128 * loss))
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("not learning")]
+    return [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("not learning")
+    ]
 
 
 CHANCE, BELOW = math.log(10), 0.98 * math.log(10)
@@ -313,17 +354,24 @@ WARNING = "not learning: for {} steps the training loss has been 2.303; guessing
     ],
 )
 def test_training_that_stays_at_chance_is_spoken_of(tmp_path, capsys, losses, steps):
-    assert said_to_be_at_chance(tmp_path, capsys, losses) == [WARNING.format(count) for count in steps]
+    assert said_to_be_at_chance(tmp_path, capsys, losses) == [
+        WARNING.format(count) for count in steps
+    ]
 
 
 def test_chance_is_a_loss_within_one_percent(tmp_path, capsys):
-    counts = [len(said_to_be_at_chance(tmp_path, capsys, [factor * CHANCE] * 4)) for factor in (0.989, 0.991, 1.009, 1.011)]
+    counts = [
+        len(said_to_be_at_chance(tmp_path, capsys, [factor * CHANCE] * 4))
+        for factor in (0.989, 0.991, 1.009, 1.011)
+    ]
     assert counts == [0, 1, 1, 0]
 
 
 def test_steps_at_chance_are_counted_from_the_resume(tmp_path, capsys):
     assert said_to_be_at_chance(tmp_path, capsys, [CHANCE] * 3, first_step=1000) == []
-    assert said_to_be_at_chance(tmp_path, capsys, [CHANCE] * 4, first_step=1000) == [WARNING.format(200)]
+    assert said_to_be_at_chance(tmp_path, capsys, [CHANCE] * 4, first_step=1000) == [
+        WARNING.format(200)
+    ]
 
 
 def test_without_a_chance_loss_nothing_is_said(tmp_path, capsys):

@@ -1,4 +1,6 @@
-"""The fault campaign: its short forms, fault by fault, and whether it would see what it is there to see."""
+"""The fault campaign: its short forms, fault by fault, and whether it would see what it is there to
+see.
+"""
 
 import contextlib
 import json
@@ -24,9 +26,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in faults.FAULTS if name != "devices"])  # those: tests/test_scale_out.py
+@pytest.mark.parametrize(
+    "name", [name for name in faults.FAULTS if name != "devices"]
+)  # those: tests/test_scale_out.py
 def test_every_fault_is_survived(tmp_path, name):
-    command = [sys.executable, "-m", "scripts.faults", f"--only={name}", f"--json={tmp_path / 'faults.json'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.faults",
+        f"--only={name}",
+        f"--json={tmp_path / 'faults.json'}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     content = json.loads((tmp_path / "faults.json").read_text())
     rows = content["rows"]
@@ -36,10 +46,17 @@ def test_every_fault_is_survived(tmp_path, name):
         assert row["survived"] == row["tried"] > 0 and row["silent"] == 0, faults.line(row)
         assert row["met"] or "seconds" in row, row  # how fast is asserted nowhere
     if name == "kill":
-        assert [sum(row["phases"].values()) for row in rows] == [row["ends"]["same"] for row in rows] == [2, 1]
+        assert (
+            [sum(row["phases"].values()) for row in rows]
+            == [row["ends"]["same"] for row in rows]
+            == [2, 1]
+        )
     if name == "damage":
         assert all(row["outcomes"]["older step, one line"] for row in rows)
-    assert all(f"| {row['name']} | {row['tried']} |" in report.faults_table({"faults": [content]}) for row in rows)
+    assert all(
+        f"| {row['name']} | {row['tried']} |" in report.faults_table({"faults": [content]})
+        for row in rows
+    )
 
 
 # ---- what a kill hit is read from the workdir
@@ -52,10 +69,18 @@ CLEAN = Clean("state", [], start_up_s=1, training_s=1, num_steps=40, epoch_steps
     ("lines", "folders", "phase"),
     [
         ([], [], "start-up"),
-        ([(10, "train"), (10, "validation")], ["10"], "start-up"),  # what stayed of the start before
+        (
+            [(10, "train"), (10, "validation")],
+            ["10"],
+            "start-up",
+        ),  # what stayed of the start before
         ([(13, "train")], ["10"], "step"),
         ([(20, "train"), (20, "validation")], ["10", "20"], "step"),
-        ([(20, "train"), (20, "validation"), (23, "train")], ["10", "20.orbax-checkpoint-tmp"], "save"),
+        (
+            [(20, "train"), (20, "validation"), (23, "train")],
+            ["10", "20.orbax-checkpoint-tmp"],
+            "save",
+        ),
         ([(20, "train")], ["10"], "evaluation"),
         ([(20, "train")], ["10", "20"], "evaluation"),
         ([(40, "train"), (40, "validation")], ["30", "40"], "evaluation"),
@@ -64,7 +89,9 @@ CLEAN = Clean("state", [], start_up_s=1, training_s=1, num_steps=40, epoch_steps
 )
 def test_where_a_kill_hit(tmp_path, monkeypatch, lines, folders, phase):
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "split": "train"}\n{"step": 13, "split": "train"}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 10, "split": "train"}\n{"step": 13, "split": "train"}\n'
+    )
     monkeypatch.setattr(faults.Case, "command", lambda *_: ["true"])
     run = Start(DECK, tmp_path)
     assert faults.phase_of(run, CLEAN) == "start-up" and run.resumed == 10
@@ -77,7 +104,10 @@ def test_where_a_kill_hit(tmp_path, monkeypatch, lines, folders, phase):
 
 
 def test_a_run_that_ended_otherwise_is_not_the_same(tmp_path):
-    lines = [{"step": 1, "split": "train", "loss": 0.5}, {"step": 2, "split": "train", "loss": 0.25}]
+    lines = [
+        {"step": 1, "split": "train", "loss": 0.5},
+        {"step": 2, "split": "train", "loss": 0.25},
+    ]
     assert CLEAN.verdict(tmp_path) == "none"
     for state, written, verdict in (
         ("state", lines, "same"),
@@ -87,7 +117,9 @@ def test_a_run_that_ended_otherwise_is_not_the_same(tmp_path):
         ("state", [lines[0], lines[1] | {"loss": 0.26}], "other"),
     ):
         (tmp_path / "result.json").write_text(json.dumps({"state_sha256": state}))
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+        (tmp_path / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in written)
+        )
         assert CLEAN._replace(lines=lines).verdict(tmp_path) == verdict
 
 
@@ -95,15 +127,21 @@ def test_a_checkpoint_that_is_not_finite_would_be_seen(tmp_path, monkeypatch):
     runs = {"finite": {"w": jnp.ones(3)}, "not finite": {"w": jnp.array([1.0, jnp.nan])}}
 
     def stopped_in_time(kind: str, message: str, step: int = 46) -> bool:
-        module = SimpleNamespace(load_run=lambda workdir: SimpleNamespace(step=46, params=runs[kind]))
+        module = SimpleNamespace(
+            load_run=lambda workdir: SimpleNamespace(step=46, params=runs[kind])
+        )
         monkeypatch.setattr(faults.importlib, "import_module", lambda name: module)
-        return faults.stopped_in_time(SimpleNamespace(newest=lambda: step, case=DECK, workdir=tmp_path), message)
+        return faults.stopped_in_time(
+            SimpleNamespace(newest=lambda: step, case=DECK, workdir=tmp_path), message
+        )
 
     message = "error: the train loss is inf at step 92 (last finite loss: 8 at step 78). The checkpoint of step 46 is safe."
     assert stopped_in_time("finite", message)
     assert not stopped_in_time("not finite", message)
     assert not stopped_in_time("finite", message, step=92)
-    assert not stopped_in_time("finite", "error: the train loss is inf at step 92. No checkpoint was saved before.", step=0)
+    assert not stopped_in_time(
+        "finite", "error: the train loss is inf at step 92. No checkpoint was saved before.", step=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,9 +153,13 @@ def test_a_checkpoint_that_is_not_finite_would_be_seen(tmp_path, monkeypatch):
         (1, 7, "another", 0, {"other": 1}),
     ],
 )
-def test_a_stop_with_another_exit_code_or_lost_steps_is_not_survived(tmp_path, monkeypatch, code, saved, end, survived, ends):
+def test_a_stop_with_another_exit_code_or_lost_steps_is_not_survived(
+    tmp_path, monkeypatch, code, saved, end, survived, ends
+):
     class Run:
-        """Stopped at step 10, its newest checkpoint of step `saved`; started again, it runs to its end."""
+        """Stopped at step 10, its newest checkpoint of step `saved`; started again, it runs to its
+        end.
+        """
 
         def __init__(self, case, workdir):
             self.workdir = workdir
@@ -144,7 +186,12 @@ def test_a_stop_with_another_exit_code_or_lost_steps_is_not_survived(tmp_path, m
     monkeypatch.setattr(faults, "wait_for_moment", lambda *_: True)
     monkeypatch.setattr(faults, "phase_of", lambda *_: "step")
     row = faults.interrupted(DECK, CLEAN, signal.SIGTERM, 1, tmp_path / "runs", random.Random(0))
-    assert (row["tried"], row["survived"], row["met"], row["ends"]) == (1, survived, bool(survived), ends)
+    assert (row["tried"], row["survived"], row["met"], row["ends"]) == (
+        1,
+        survived,
+        bool(survived),
+        ends,
+    )
     assert row["silent"] == (end == "another")
 
 
@@ -157,7 +204,10 @@ def outcomes_of_flips(folder: Path, count: int) -> set[str]:
     with contextlib.closing(Checkpointer(folder / "saved")) as checkpointer:
         for step, state in enumerate(states, start=1):
             checkpointer.save(step, state, {"step": step})
-    right = [(step, checkpoint.state_sha256(state), {"step": step}) for step, state in enumerate(states, start=1)]
+    right = [
+        (step, checkpoint.state_sha256(state), {"step": step})
+        for step, state in enumerate(states, start=1)
+    ]
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {"w": jax.ShapeDtypeStruct((4000,), jnp.float32, sharding=here)}
     found, draw = set(), random.Random(0)
@@ -175,7 +225,9 @@ def test_a_flipped_bit_ends_in_the_older_step(tmp_path):
 
 def test_weights_that_nobody_verifies_would_be_seen(tmp_path, monkeypatch):
     """Without the digests, a flipped bit of the weights is a silent error, and counted as one."""
-    monkeypatch.setattr(checkpoint, "_describe", lambda path, array: [array.dtype.name, list(array.shape), ""])
+    monkeypatch.setattr(
+        checkpoint, "_describe", lambda path, array: [array.dtype.name, list(array.shape), ""]
+    )
     assert "silently wrong" in outcomes_of_flips(tmp_path, 8)
 
 
@@ -184,7 +236,11 @@ def test_outcomes():
     assert faults.outcome((newer, []), right) == "harmless"
     assert faults.outcome((older, ["warning"]), right) == "older step, one line"
     assert faults.outcome((older, []), right) == "older step, 0 lines"
-    assert faults.outcome(((2, "a", {}), []), right) == faults.outcome(((2, "b", {"x": 1}), []), right) == "silently wrong"
+    assert (
+        faults.outcome(((2, "a", {}), []), right)
+        == faults.outcome(((2, "b", {"x": 1}), []), right)
+        == "silently wrong"
+    )
     assert faults.outcome((StorageError("no"), []), right) == "refused"
     assert faults.outcome((ValueError("no"), []), right) == "ValueError: no"
 
@@ -204,7 +260,9 @@ def test_a_row_that_did_not_survive_is_exit_code_1_and_kept(tmp_path, monkeypatc
     path = tmp_path / "faults.json"
 
     def call(*more):
-        return faults.launch.run_tool(faults.define_flags, faults.main, ["faults", f"--json={path}", *more])
+        return faults.launch.run_tool(
+            faults.define_flags, faults.main, ["faults", f"--json={path}", *more]
+        )
 
     with pytest.raises(SystemExit, match="not everything survived"):
         call()
@@ -231,13 +289,20 @@ def test_a_missed_target_is_exit_code_1_and_one_line(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(("key", "name"), [("machine", "cores"), ("versions", "jax")])
-def test_rows_made_elsewhere_are_not_passed_off_as_made_here(tmp_path, monkeypatch, capsys, key, name):
-    made = {fault: lambda full, folder, draw: [faults.row("row", 1, 1, target="t")] for fault in ("one", "two")}
+def test_rows_made_elsewhere_are_not_passed_off_as_made_here(
+    tmp_path, monkeypatch, capsys, key, name
+):
+    made = {
+        fault: lambda full, folder, draw: [faults.row("row", 1, 1, target="t")]
+        for fault in ("one", "two")
+    }
     monkeypatch.setattr(faults, "FAULTS", made)
     path = tmp_path / "faults.json"
 
     def call(*more):
-        return faults.launch.run_tool(faults.define_flags, faults.main, ["faults", f"--json={path}", *more])
+        return faults.launch.run_tool(
+            faults.define_flags, faults.main, ["faults", f"--json={path}", *more]
+        )
 
     assert call("--only=one") == call("--only=two") == 0
     content = json.loads(path.read_text())
@@ -246,7 +311,11 @@ def test_rows_made_elsewhere_are_not_passed_off_as_made_here(tmp_path, monkeypat
     capsys.readouterr()
     assert call("--only=two") == 2
     output, errors = capsys.readouterr()
-    assert f"has rows made elsewhere ({name} of old -> " in errors and errors.count("\n") == 1 and not output
+    assert (
+        f"has rows made elsewhere ({name} of old -> " in errors
+        and errors.count("\n") == 1
+        and not output
+    )
     assert path.read_text() == written
     assert call() == 0  # nothing of old is kept
     assert "of old" not in path.read_text()
