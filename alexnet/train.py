@@ -37,7 +37,7 @@ from alexnet.optimizer import (
 )
 from common import checkpoint, conv, data, flags, launch, metrics, parallel, writer
 from common.damage import DamagedRecords
-from common.errors import DataError, UserError
+from common.errors import DataError, Interrupted, UserError
 
 DROPOUT = (
     2**31 + 1
@@ -294,7 +294,7 @@ def evaluate(
     sums = []
     for batch in data.eval_batches(examples, batch_size, rows, damaged):
         if stop_signal := stop_requested():
-            raise launch.Interrupted(stop_signal)
+            raise Interrupted(stop_signal)
         sums.append(jax.device_get(eval_step(params, put(batch))))
     if damaged is not None:
         damaged.agree()
@@ -480,11 +480,11 @@ def train_and_evaluate(
             if due or step % config.save_every_steps == 0 or step == num_steps or stop_signal:
                 save()
             if stop_signal:
-                raise launch.Interrupted(stop_signal)
+                raise Interrupted(stop_signal)
             if end_of_epoch:
                 try:
                     state = end_epoch()
-                except launch.Interrupted:
+                except Interrupted:
                     save()
                     raise
 

@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -63,57 +62,6 @@ class Placement(NamedTuple):
     rows: Callable[[int], slice]
     replicated: NamedSharding
     num_devices: int
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes, of those that `--multihost` joins; the only one
-    is.
-    """
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
-
-
-def from_first_process(*values):
-    """The numbers that the first process has here, in all processes."""
-    if not jax.distributed.is_initialized():
-        return values
-    return tuple(
-        np.asarray(value).item()
-        for value in multihost_utils.broadcast_one_to_all(tuple(map(np.asarray, values)))
-    )
-
-
-def agreed(stop_requested: Callable[[], int | None]) -> Callable[[], int | None]:
-    """The same answer in all processes, asked at the same place: the highest number that one of
-    them has, or None.
-
-    A scheduler's signal reaches processes at different moments, and they must stop at the same
-    step.
-    """
-    if not jax.distributed.is_initialized():
-        return stop_requested
-    return lambda: int(_of_all_processes(stop_requested() or 0).max()) or None
-
-
-def texts_of_all_processes(text: str) -> list[str]:
-    """The `text` that each process has, in all of them."""
-    if not jax.distributed.is_initialized():
-        return [text]
-    content = np.frombuffer(text.encode(), np.uint8)
-    lengths = _of_all_processes(len(content)).ravel()
-    contents = multihost_utils.process_allgather(np.pad(content, (0, lengths.max() - len(content))))
-    return [
-        row[:length].tobytes().decode()
-        for row, length in zip(np.asarray(contents), lengths, strict=True)
-    ]
-
-
-def in_all_processes(outcome: bool) -> bool:
-    """Whether it is true in all of them."""
-    return bool(_of_all_processes(outcome).all()) if jax.distributed.is_initialized() else outcome
-
-
-def _of_all_processes(number) -> np.ndarray:
-    return multihost_utils.process_allgather(np.int32(number))
 
 
 def mesh_shape(mesh: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from common import checkpoint, conv, data, flags, launch, metrics, parallel, writer
-from common.errors import DataError, UserError
+from common.errors import DataError, Interrupted, UserError
 from lenet.codes import digit_codes
 from lenet.config import Config
 from lenet.data import load_splits, prepare_function, steps_per_epoch, training_chunk
@@ -366,7 +366,7 @@ def train_and_evaluate(
                     step, placement.take_state(state), {"totals": log.totals} | facts | train_set
                 )
             if stop_signal and step < num_steps:
-                raise launch.Interrupted(stop_signal)
+                raise Interrupted(stop_signal)
 
     # ---- the final scores; without --track=test nothing saw the test split before
     on_test = score(state, test)
