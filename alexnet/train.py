@@ -1,5 +1,8 @@
-"""Trains AlexNet: `python -m alexnet.train --workdir=runs/first
-[--flagfile=alexnet/presets/paper.flags] [--name=value]`.
+"""Trains AlexNet (Krizhevsky et al. 2012), resumes it, or says that it is complete.
+
+python -m alexnet.train --workdir=runs/first --preset=small
+python -m alexnet.train --workdir=runs/paper --preset=paper --data_dir=/data/tfds
+python -m alexnet.train --workdir=runs/no_dropout --preset=small --dropout=0 --seed=1
 """
 
 import contextlib

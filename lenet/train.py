@@ -1,5 +1,8 @@
-"""Trains LeNet-5: `python -m lenet.train --workdir=runs/first
-[--flagfile=lenet/presets/paper.flags] [--name=value ...]`.
+"""Trains LeNet-5 (LeCun et al. 1998), resumes it, or says that it is complete.
+
+python -m lenet.train --workdir=runs/first --dataset=mnist10k --validation_size=500
+python -m lenet.train --workdir=runs/paper --preset=paper
+python -m lenet.train --workdir=runs/slower --preset=modern --learning_rate=0.001 --seed=1
 """
 
 import contextlib
