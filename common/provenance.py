@@ -15,11 +15,12 @@ import jax
 
 from common.errors import UserError
 
+VERSION = "0.2.0"  # of this project; pyproject.toml reads it
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def collect(*, seed: int, dataset: str) -> dict:
-    """{"command", "commit", "seed", "dataset", "versions", "machine"} of this process.
+    """{"command", "version", "commit", "seed", "dataset", "versions", "machine"} of this process.
 
     Raises UserError if JAX finds no device.
     """
@@ -27,6 +28,7 @@ def collect(*, seed: int, dataset: str) -> dict:
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "command": command(),
+        "version": VERSION,
         "commit": commit(),
         "seed": seed,
         "dataset": dataset,
@@ -43,6 +45,45 @@ def summary(source: dict) -> str:
         f"{versions}; {machine['devices']} x {machine['accelerator']}, {machine['cores']} cores; "
         f"commit {source['commit']}"
     )
+
+
+def start_up_lines(
+    *,
+    dataset: str,
+    num_examples: dict[str, int],
+    num_classes: int,
+    num_channels: int,
+    num_parameters: int,
+    num_epochs: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    num_devices: int,
+    parallel: str,
+    reduction: str,
+    compute_dtype: str,
+    first_step: int = 0,
+) -> list[str]:
+    """What a run is about to do, for stderr below `summary`: three lines, and a fourth if it
+    resumes.
+
+    Args:
+      num_examples: split -> number of examples, in the order in which they are printed.
+      first_step: the step of the checkpoint that the run resumes from; 0 for a new run.
+    """
+    splits = ", ".join(f"{count:,} {split}" for split, count in num_examples.items())
+    channels = "channel" if num_channels == 1 else "channels"
+    devices = "device" if num_devices == 1 else "devices"
+    epochs = "epoch" if num_epochs == 1 else "epochs"
+    lines = [
+        f"{dataset}: {splits} examples; {num_classes:,} classes, {num_channels} {channels}",
+        f"{num_parameters:,} parameters; {compute_dtype} on {num_devices} {devices} "
+        f"({parallel}, {reduction} reduction)",
+        f"{num_epochs:,} {epochs} of {steps_per_epoch:,} steps: {num_epochs * steps_per_epoch:,} "
+        f"steps of {batch_size:,} images",
+    ]
+    if first_step:
+        lines.append(f"resuming from step {first_step:,} (epoch {first_step / steps_per_epoch:.2f})")
+    return lines
 
 
 def program() -> str:
