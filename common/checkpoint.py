@@ -28,7 +28,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
 from common.errors import NonFiniteError, StorageError, UserError
-from common.parallel import from_first_process, in_all_processes, is_first_process
+from common.processes import all_true, broadcast, is_first_process
+from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
 
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are
 # left as they are.
@@ -43,10 +44,6 @@ UNREADABLE = {
     errno.ETIMEDOUT,
 }
 
-SMALLER_RATE = (
-    "The same command would fail again: try a smaller learning rate in another --workdir."
-)
-
 
 def state_sha256(state) -> str:
     """SHA-256, in hex, over all leaves of a pytree sorted by path: each as path, dtype, shape and
@@ -59,18 +56,6 @@ def state_sha256(state) -> str:
     for path, array in _host_leaves(state).items():
         _update(digest, path, array)
     return digest.hexdigest()
-
-
-def saved_steps(workdir: Path) -> list[int]:
-    """The steps that have a finished checkpoint under `workdir`, oldest first; steps set aside as
-    damaged do not count.
-    """
-    directory = workdir / "checkpoints"
-    return (
-        sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
-        if directory.is_dir()
-        else []
-    )
 
 
 class Checkpointer:
@@ -117,8 +102,6 @@ class Checkpointer:
         leaves = _host_leaves(state)
         for path, array in leaves.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not _is_finite(array):
-                from common.writer import last_finite  # here, because it imports this module
-
                 raise NonFiniteError(
                     f"{path} is not finite at step {step}{last_finite(self._workdir)}; not saved. {last_good(self._workdir)} "
                     f"{SMALLER_RATE}"
@@ -174,10 +157,10 @@ class Checkpointer:
                 raise
             except Exception as error:
                 failure = error
-            if in_all_processes(failure is None):
+            if all_true(failure is None):
                 return step, *restored
             reason = _unreadable(failure)
-            if not in_all_processes(reason is None):
+            if not all_true(reason is None):
                 raise self._cannot_read(step, reason or "another process says why") from failure
             self._set_aside(
                 step, _one_line(failure) if failure else "another process could not read it"
@@ -289,7 +272,7 @@ class Checkpointer:
         """
         size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
         free = shutil.disk_usage(self._directory).free
-        if not in_all_processes(free >= 2 * size):
+        if not all_true(free >= 2 * size):
             raise StorageError(
                 f"{self._directory} has room for {free / 1e6:,.1f} MB; a checkpoint of this run takes {size / 1e6:,.1f} MB, "
                 "and twice that must be free. Free some space, then repeat the same command, or use another --workdir."
@@ -319,7 +302,7 @@ class Checkpointer:
                 file=sys.stderr,
                 flush=True,
             )
-        from_first_process(step)  # the others wait for it here
+        broadcast(step)  # the others wait for it here
         self._manager.reload()  # or Orbax would silently refuse to save this step again
 
     def _explain(self, error: Exception) -> None:
@@ -363,16 +346,6 @@ def require_fit(params, target, workdir: Path) -> None:
     """
     _require_same_shapes(
         _shapes(params), _shapes(target), workdir, "--init_from needs a run of the same network."
-    )
-
-
-def last_good(workdir: Path) -> str:
-    """One sentence for an error message: which checkpoint is safe."""
-    steps = saved_steps(workdir)
-    return (
-        f"The checkpoint of step {steps[-1]} is safe."
-        if steps
-        else "No checkpoint was saved before."
     )
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
-from common import parallel
+from common import processes
 from common.data import Damage
 from common.errors import DataError
 
@@ -42,7 +42,7 @@ class DamagedRecords:
         for damage in (Damage(*each) for each in found):
             if damage[:3] not in self._found:
                 self._found[damage[:3]] = damage
-                if consequence and parallel.is_first_process():
+                if consequence and processes.is_first_process():
                     print(
                         f"damaged data in {self.dataset}, {damage}: {consequence}",
                         file=sys.stderr,
@@ -60,5 +60,5 @@ class DamagedRecords:
         DataError as `add`.
         """
         if self.allowed:
-            for text in parallel.texts_of_all_processes(json.dumps(self.listed)):
+            for text in processes.all_gather_text(json.dumps(self.listed)):
                 self.add(json.loads(text), "it is left out")

@@ -28,13 +28,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
-from common import launch
+from common import launch, provenance, runtime
 from common.errors import UserError
-from common.writer import write_atomic
+from common.workdir import write_atomic
 from scripts import benchmark_suites
 from scripts.benchmark_suites import ONLY_IF_NAMED, SUITES, Case, Setting
 from scripts.report import number
@@ -79,7 +78,7 @@ def main(flag_values: flags.FlagValues) -> None:
         flag_values.json,
     )
     begun = {
-        "commit": launch.commit(),
+        "commit": provenance.commit(),
         "load_average": load_average(),
     }  # before the file that is written changes a checkout
     for name in names:
@@ -103,7 +102,7 @@ def run_suite(
     """Measures a suite, prints its rows, and writes them to the file, if one is named, beside what
     it has of others.
     """
-    launch.keep_freed_memory()  # as every command does
+    runtime.keep_freed_memory()  # as every command does
     source = machine() | begun | {"rounds": rounds, "smallest": smallest}
     where = {name: source.pop(name) for name in ("command", "commit")}
     path, said = Path(json_path), ""
@@ -138,7 +137,7 @@ def run_suite(
 
 def machine() -> dict:
     """Versions, machine, command, commit, and the limits measured here."""
-    source = launch.provenance(SimpleNamespace(seed=0, dataset=""))
+    source = provenance.collect(seed=0, dataset="")
     del source["seed"], source["dataset"]
     source["versions"]["torch"] = (
         importlib.metadata.version("torch") if benchmark_suites.PEERS else "not installed"

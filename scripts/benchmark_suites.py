@@ -45,7 +45,7 @@ import lenet.config
 import lenet.data
 import lenet.model
 import lenet.train
-from common import builders, checkpoint, conv, data, launch, parallel
+from common import builders, checkpoint, conv, data, parallel, runtime
 from common.errors import DataError
 
 ROOT = Path(__file__).parents[1]
@@ -1521,7 +1521,7 @@ def growth_case(
 
 def growth_of_training(batch_size: int, num_images: int) -> float:
     """Microseconds per image of LeNet-5's training on so many images, the median of three times."""
-    launch.keep_freed_memory()  # as every command does
+    runtime.keep_freed_memory()  # as every command does
     steps = num_images // batch_size
     training = LeNetTraining(lenet.config.Config(batch_size=batch_size), embedded_digits(), steps)
     training.run()
@@ -1530,7 +1530,7 @@ def growth_of_training(batch_size: int, num_images: int) -> float:
 
 def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
     """Microseconds per image of reading batches of 128 without workers."""
-    launch.keep_freed_memory()
+    runtime.keep_freed_memory()
     records = data.open_records("tiles", "train", [data_dir])
     records = dataclasses.replace(records, stretches=records.stretches * repeats)
     settings = dict(first_step=0, batch_size=128, seed=0, num_workers=0)
