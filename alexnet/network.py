@@ -12,8 +12,9 @@ from alexnet.cifar import CifarNet
 from alexnet.config import Config
 from alexnet.model import AlexNet, loss_function
 from alexnet.statistics import Statistics
-from common import checkpoint, conv, parallel, workdir
-from common.network import Network, Trained
+from common import checkpoint, conv, parallel
+from common.network import Network, Trained, class_names
+from common.workdir import read_config
 
 
 def build_model(
@@ -82,18 +83,19 @@ def assemble(
     )
 
 
-def load(folder: str | Path, step: int | str | None = None) -> Trained:
+def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     """The network of a run, with the weights that its evaluation uses.
 
     Args:
-      folder: the run's --workdir.
+      workdir: the run's folder.
       step: that of a checkpoint; None or "newest": the newest intact one.
 
     Raises:
-      UserError: the folder holds no AlexNet run, or no such checkpoint.
+      UserError: it holds no AlexNet run, or no such checkpoint.
       StorageError: no checkpoint is intact.
     """
-    config = workdir.read_config(Config, folder, "AlexNet")
+    workdir = Path(workdir).expanduser()
+    config = read_config(Config, workdir, "an AlexNet")
     weights = "average" if config.average_decay else "params"
 
     def target(meta: dict) -> dict:
@@ -105,7 +107,7 @@ def load(folder: str | Path, step: int | str | None = None) -> Trained:
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         return {weights: params, "statistics": statistics}
 
-    step, state, meta = checkpoint.restore_part(folder, target, step)
+    step, state, meta = checkpoint.restore_part(workdir, target, step)
     statistics = jax.device_get(state["statistics"])
     network = assemble(config, meta["num_classes"], statistics)
-    return Trained(network, state[weights], step, checkpoint.class_names(meta))
+    return Trained(network, state[weights], step, class_names(meta))

@@ -1,4 +1,4 @@
-"""Trains AlexNet: `python -m alexnet.train --workdir=runs/first [--preset=paper] [--name=value]`."""
+"""Trains AlexNet: `python -m alexnet.train --workdir=runs/a [--preset=paper] [--name=value]`."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common.order import steps_per_epoch
 
 from alexnet.augment import VIEWS
 from alexnet.cifar import WEIGHT_DECAY_FACTORS
@@ -24,11 +25,11 @@ from alexnet.optimizer import (
     new_plateau,
 )
 from alexnet.statistics import Statistics, statistics
-from common import checkpoint, launch, metrics, parallel, step
+from common import launch, metrics, parallel, step
+from common.digests import require_fit
 from common.errors import DataError, UserError
 from common.loop import Task, fit
 from common.network import Network
-from common.order import steps_per_epoch
 
 DROPOUT = 2**31 + 1  # folded into key(seed): apart from the keys of initial weights, augmentation
 EVAL_VALUES = 10_000_000  # input values of a batch of evaluation: 64 crops of 227x227x3
@@ -100,7 +101,7 @@ def given_params(config: Config, target) -> Any:
     if not config.init_from:
         return None
     source = load(config.init_from)
-    checkpoint.require_fit(source.params, target, config.init_from)
+    require_fit(source.params, target, config.init_from)
     return jax.device_get(source.params)
 
 

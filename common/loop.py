@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from common.checkpoint import Checkpointer, state_sha256
+from common.checkpoint import Checkpointer
+from common.digests import state_sha256
 from common.errors import DataError, Interrupted
 from common.evaluation import evaluate
 from common.metrics import summarize

@@ -91,7 +91,7 @@ class Trained(NamedTuple):
 
     def _require_stored(self, images: np.ndarray) -> np.ndarray:
         images, shapes = np.asarray(images), self.network.image_shapes
-        if images.ndim == 3 and images.shape[1:] + (1,) in shapes:
+        if images.ndim == 3 and (*images.shape[1:], 1) in shapes:
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in shapes:
             allowed = " or ".join(f"(B, {', '.join(map(str, shape))})" for shape in shapes)
@@ -100,6 +100,12 @@ class Trained(NamedTuple):
                 f"{images.shape} of {images.dtype}"
             )
         return images
+
+
+def class_names(meta: dict) -> tuple[str, ...] | None:
+    """The class names in what was saved with a checkpoint."""
+    names = meta.get("class_names")
+    return tuple(names) if names else None
 
 
 @functools.partial(jax.jit, static_argnums=0)

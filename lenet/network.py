@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common import checkpoint, conv, workdir
-from common.network import Network, Trained
+from common import checkpoint, conv
+from common.network import Network, Trained, class_names
+from common.workdir import read_config
 from lenet.codes import digit_codes
 from lenet.config import Config
 from lenet.data import prepare_function
@@ -57,18 +58,19 @@ def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Net
     )
 
 
-def load(folder: str | Path, step: int | str | None = None) -> Trained:
+def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     """The network of a run, with the weights that its evaluation uses.
 
     Args:
-      folder: the run's --workdir.
+      workdir: the run's folder.
       step: that of a checkpoint; None or "newest": the newest intact one.
 
     Raises:
-      UserError: the folder holds no LeNet-5 run, or no such checkpoint.
+      UserError: it holds no LeNet-5 run, or no such checkpoint.
       StorageError: no checkpoint is intact.
     """
-    config = workdir.read_config(Config, folder, "LeNet-5")
+    workdir = Path(workdir).expanduser()
+    config = read_config(Config, workdir, "a LeNet-5")
     weights = "average" if config.average_decay else "params"
 
     def network_of(meta: dict) -> Network:
@@ -77,5 +79,5 @@ def load(folder: str | Path, step: int | str | None = None) -> Trained:
     def target(meta: dict) -> dict:
         return {weights: jax.eval_shape(network_of(meta).init)}
 
-    step, state, meta = checkpoint.restore_part(folder, target, step)
-    return Trained(network_of(meta), state[weights], step, checkpoint.class_names(meta))
+    step, state, meta = checkpoint.restore_part(workdir, target, step)
+    return Trained(network_of(meta), state[weights], step, class_names(meta))

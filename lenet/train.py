@@ -1,4 +1,4 @@
-"""Trains LeNet-5: `python -m lenet.train --workdir=runs/first [--preset=paper] [--name=value ...]`."""
+"""Trains LeNet-5: `python -m lenet.train --workdir=runs/first [--preset=paper] [--name=value]`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from common.order import epoch_order, steps_per_epoch
 from jax import lax
 
-from common import checkpoint, launch, parallel, step
+from common import launch, parallel, step
+from common.digests import require_fit
 from common.errors import UserError
 from common.loop import Task, fit
 from common.network import Network
-from common.order import epoch_order, steps_per_epoch
 from lenet.config import Config
 from lenet.data import load_splits, training_chunks
 from lenet.model import c3_connections, loss_function
@@ -70,7 +71,7 @@ def given_params(config: Config, target) -> Any:
     if not config.init_from:
         return None
     source = load(config.init_from)
-    checkpoint.require_fit(source.params, target, config.init_from)
+    require_fit(source.params, target, config.init_from)
     theirs = source.config
     if c3_connections(theirs.c3, theirs.seed) != c3_connections(config.c3, config.seed):
         raise UserError(
