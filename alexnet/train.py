@@ -6,16 +6,24 @@ python -m alexnet.train --workdir=runs/no_dropout --preset=small --dropout=0 --s
 """
 
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if not __package__:  # python alexnet/train.py, whose folder would hide modules of Python
+    sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)]
+    if find_spec("alexnet") is None:
+        print("error: run pip install -e . first, or: python -m alexnet.train", file=sys.stderr)
+        sys.exit(2)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common.order import steps_per_epoch
 
 from alexnet.augment import VIEWS
 from alexnet.cifar import WEIGHT_DECAY_FACTORS
@@ -35,6 +43,7 @@ from common.digests import require_fit
 from common.errors import DataError, UserError
 from common.loop import Task, fit
 from common.network import Network
+from common.order import steps_per_epoch
 
 DROPOUT = 2**31 + 1  # folded into key(seed): apart from the keys of initial weights, augmentation
 EVAL_VALUES = 10_000_000  # input values of a batch of evaluation: 64 crops of 227x227x3

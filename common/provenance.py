@@ -13,9 +13,9 @@ from pathlib import Path
 
 import jax
 
+from common import __version__
 from common.errors import UserError
 
-VERSION = "0.2.0"  # of this project; pyproject.toml reads it
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -28,7 +28,7 @@ def collect(*, seed: int, dataset: str) -> dict:
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "command": command(),
-        "version": VERSION,
+        "version": __version__,
         "commit": commit(),
         "seed": seed,
         "dataset": dataset,

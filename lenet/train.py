@@ -5,15 +5,23 @@ python -m lenet.train --workdir=runs/paper --preset=paper
 python -m lenet.train --workdir=runs/slower --preset=modern --learning_rate=0.001 --seed=1
 """
 
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if not __package__:  # python lenet/train.py, whose folder would hide modules of Python
+    sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)]
+    if find_spec("lenet") is None:
+        print("error: run pip install -e . first, or: python -m lenet.train", file=sys.stderr)
+        sys.exit(2)
 
 import jax
 import jax.numpy as jnp
 import optax
-from common.order import epoch_order, steps_per_epoch
 from jax import lax
 
 from common import launch, parallel, step
@@ -21,6 +29,7 @@ from common.digests import require_fit
 from common.errors import UserError
 from common.loop import Task, fit
 from common.network import Network
+from common.order import epoch_order, steps_per_epoch
 from lenet.config import Config
 from lenet.data import load_splits, training_chunks
 from lenet.model import c3_connections, loss_function

@@ -210,4 +210,6 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run_tool(partial(define_flags, model=chosen_model(sys.argv)), main, sys.argv))
+    model = chosen_model(sys.argv)
+    define = partial(define_flags, model=model)
+    sys.exit(launch.run_tool(define, main, sys.argv, config_class=CONFIGS[model]))
