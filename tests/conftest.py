@@ -54,7 +54,7 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture
 def without_curves(monkeypatch):
     """Runs in this process draw no curves.png, which takes longer than a tiny network's training."""
-    monkeypatch.setattr("common.writer.draw_curves", lambda workdir: None)
+    monkeypatch.setattr("common.writer.draw_curves", lambda *_: None)
 
 
 @pytest.fixture(params=["cpu", "gpu"])
