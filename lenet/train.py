@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from common.order import epoch_order, steps_per_epoch
 from jax import lax
 
 from common import launch, parallel, step
@@ -16,6 +15,7 @@ from common.digests import require_fit
 from common.errors import UserError
 from common.loop import Task, fit
 from common.network import Network
+from common.order import epoch_order, steps_per_epoch
 from lenet.config import Config
 from lenet.data import load_splits, training_chunks
 from lenet.model import c3_connections, loss_function
@@ -177,7 +177,7 @@ def make_task(config: Config) -> Task:
         train_size=config.train_size,
         validation_size=config.validation_size,
     )
-    facts = {"in_channels": train.image_shape[-1], "num_classes": train.num_classes}
+    sizes = {"in_channels": train.image_shape[-1], "num_classes": train.num_classes}
     if config.output == "rbf" and train.num_classes != 10:
         raise UserError(
             f"--output=rbf has codes for ten digits; {config.dataset} has {train.num_classes} "
@@ -186,7 +186,7 @@ def make_task(config: Config) -> Task:
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
 
     # ---- network, optimizer, steps
-    network, tx = assemble(config, **facts), build_optimizer(config, epoch_steps)
+    network, tx = assemble(config, **sizes), build_optimizer(config, epoch_steps)
     placement = parallel.place(make_train_steps(network, tx), **modes, batch_axis=1)
     curvature_step = make_curvature_step(network)
 
@@ -223,7 +223,7 @@ def make_task(config: Config) -> Task:
         eval_batch_size=eval_batch_size(placement.num_devices),
         num_threads=1,
         splits={"train": train, "validation": validation, "test": test},
-        facts=facts,
+        facts=sizes | {"class_names": train.class_names},
         training_set=train.fingerprint(),
         learning_rate=build_schedule(config, epoch_steps),
     )
