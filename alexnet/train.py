@@ -5,6 +5,7 @@ python -m alexnet.train --workdir=runs/paper --preset=paper --data_dir=/data/tfd
 python -m alexnet.train --workdir=runs/no_dropout --preset=small --dropout=0 --seed=1
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -44,6 +45,7 @@ from common.errors import DataError, UserError
 from common.loop import Task, fit
 from common.network import Network
 from common.order import steps_per_epoch
+from common.records import DamagedRecords
 
 DROPOUT = 2**31 + 1  # folded into key(seed): apart from the keys of initial weights, augmentation
 EVAL_VALUES = 10_000_000  # input values of a batch of evaluation: 64 crops of 227x227x3
@@ -205,6 +207,7 @@ def make_task(config: Config) -> Task:
     parallel.require_possible(**modes)  # before minutes go into the data
 
     # ---- data
+    damaged = DamagedRecords(config.dataset, config.max_bad_records)
     train, validation, test = load_splits(
         config.dataset,
         config.data_dir,
@@ -214,7 +217,7 @@ def make_task(config: Config) -> Task:
         validation_size=config.validation_size,
         crop_size=config.crop_size,
         seed=config.seed,
-        max_bad_records=config.max_bad_records,
+        damaged=damaged,
     )
     num_classes = config.num_classes or train.num_classes
     if num_classes < train.num_classes:
@@ -225,7 +228,7 @@ def make_task(config: Config) -> Task:
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
     for examples in (train, validation, test):
         require_first_batch(examples, config.batch_size, config.seed)
-    measured = jax.tree.map(np.float32, statistics(train))
+    measured = jax.tree.map(np.float32, statistics(train, config.num_workers))
 
     # ---- network, optimizer, steps
     before_fc = parallel.gather_before_split_layers(config.mesh)
@@ -236,7 +239,7 @@ def make_task(config: Config) -> Task:
     center, ten = (placement.over_devices(make_eval_step(network, views)) for views in (1, VIEWS))
 
     def chunks(first_step: int) -> Iterator[tuple[int, Any]]:
-        batches = training_batches(
+        reading = training_batches(
             train,
             first_step=first_step,
             batch_size=config.batch_size,
@@ -244,7 +247,7 @@ def make_task(config: Config) -> Task:
             num_threads=config.num_workers,
             rows=placement.rows(config.batch_size),
         )
-        with batches:
+        with contextlib.closing(reading) as batches:
             for batch in batches:
                 yield 1, batch
 
@@ -266,18 +269,22 @@ def make_task(config: Config) -> Task:
                 f"{config.dataset} is not the training set of this run: its mean image differs. "
                 "Point --data_dir at the old one, or use another --workdir."
             )
-        train.damaged.add(meta.get("damaged", ()))
+        damaged.add(meta.get("damaged", ()))
 
     def more_scores(test_scores: dict, score: Callable) -> dict:
         kinds = {"": test_scores}
         if config.ten_crop:
             sums = score(test, ten, eval_batch_size(config, VIEWS))
             kinds["ten_crop_"] = metrics.summarize(sums)
-        found = {"damaged_records": train.damaged.count}
+        found = {"damaged_records": damaged.count}
         for kind, scores in kinds.items():
             found[f"{kind}top1_error_pct"] = scores["error_pct"]
             found[f"{kind}top5_error_pct"] = scores["top5_error_pct"]
         return found
+
+    def notes() -> dict:
+        damaged.agree()
+        return {"damaged": damaged.listed}
 
     return Task(
         config=config,
@@ -296,10 +303,14 @@ def make_task(config: Config) -> Task:
         num_threads=config.num_workers,
         splits={"train": train[:MAX_TRAIN_SCORED], "validation": validation, "test": test},
         more_scores=more_scores,
-        facts={"num_classes": num_classes, "image_shape": list(measured.mean_image.shape)},
+        facts={
+            "num_classes": num_classes,
+            "image_shape": list(measured.mean_image.shape),
+            "class_names": train.class_names,
+        },
         training_set=train.fingerprint(),
         restored=require_same_set,
-        notes=lambda: {"damaged": train.damaged.agree().listed},
+        notes=notes,
         learning_rate=build_schedule(config, epoch_steps) if config.schedule != "plateau" else None,
         chance_loss=math.log(num_classes),
         hint=NOT_LEARNING[config.net],

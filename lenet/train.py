@@ -191,7 +191,7 @@ def make_task(config: Config) -> Task:
         train_size=config.train_size,
         validation_size=config.validation_size,
     )
-    facts = {"in_channels": train.image_shape[-1], "num_classes": train.num_classes}
+    sizes = {"in_channels": train.image_shape[-1], "num_classes": train.num_classes}
     if config.output == "rbf" and train.num_classes != 10:
         raise UserError(
             f"--output=rbf has codes for ten digits; {config.dataset} has {train.num_classes} "
@@ -200,7 +200,7 @@ def make_task(config: Config) -> Task:
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
 
     # ---- network, optimizer, steps
-    network, tx = assemble(config, **facts), build_optimizer(config, epoch_steps)
+    network, tx = assemble(config, **sizes), build_optimizer(config, epoch_steps)
     placement = parallel.place(make_train_steps(network, tx), **modes, batch_axis=1)
     curvature_step = make_curvature_step(network)
 
@@ -237,7 +237,7 @@ def make_task(config: Config) -> Task:
         eval_batch_size=eval_batch_size(placement.num_devices),
         num_threads=1,
         splits={"train": train, "validation": validation, "test": test},
-        facts=facts,
+        facts=sizes | {"class_names": train.class_names},
         training_set=train.fingerprint(),
         learning_rate=build_schedule(config, epoch_steps),
     )
