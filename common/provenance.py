@@ -82,7 +82,8 @@ def start_up_lines(
         f"steps of {batch_size:,} images",
     ]
     if first_step:
-        lines.append(f"resuming from step {first_step:,} (epoch {first_step / steps_per_epoch:.2f})")
+        epoch = first_step / steps_per_epoch
+        lines.append(f"resuming from step {first_step:,} (epoch {epoch:.2f})")
     return lines
 
 
