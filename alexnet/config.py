@@ -232,7 +232,7 @@ class Config:
     )
     num_workers: int = setting(
         2,
-        "Processes that read and decode streamed images; 0: threads.",
+        "Threads that read and decode streamed images; 0: read when asked.",
         lower_bound=0,
         changes_result=False,
     )

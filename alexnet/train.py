@@ -15,18 +15,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+from alexnet.augment import VIEWS, prepare_function
 from alexnet.cifar import WEIGHT_DECAY_FACTORS, CifarNet
 from alexnet.config import Config
-from alexnet.data import (
-    VIEWS,
-    Statistics,
-    load_splits,
-    prepare_function,
-    require_first_batch,
-    statistics,
-    steps_per_epoch,
-    training_batches,
-)
+from alexnet.data import load_splits, require_first_batch, training_batches
 from alexnet.model import AlexNet, loss_function
 from alexnet.optimizer import (
     Plateau,
@@ -35,9 +27,11 @@ from alexnet.optimizer import (
     make_optimizer,
     new_plateau,
 )
-from common import checkpoint, conv, data, flags, launch, metrics, parallel, writer
-from common.damage import DamagedRecords
+from alexnet.statistics import Statistics, statistics
+from common import checkpoint, conv, flags, launch, metrics, parallel, writer
 from common.errors import DataError, UserError
+from common.order import NUM_THREADS, eval_batches, steps_per_epoch
+from common.records import DamagedRecords
 
 DROPOUT = (
     2**31 + 1
@@ -275,12 +269,12 @@ def evaluate(
     *,
     batch_size: int,
     stop_requested: Callable[[], int | None] = lambda: None,
-    damaged: DamagedRecords | None = None,
+    num_threads: int = NUM_THREADS,
 ) -> dict:
     """The sums of `eval_step` over all examples, each counted once: {"loss", "errors",
     "top5_errors", "count", ...}.
 
-    `batch_size` is that of each device. Records that are damaged, as far as `damaged` allows them,
+    `batch_size` is that of each device. Records that are damaged, as far as their set allows,
     count nowhere. Raises Interrupted between batches once `stop_requested()` gives a signal's
     number, DataError if no record is left.
     """
@@ -292,12 +286,12 @@ def evaluate(
         else (slice(None), jax.device_put)
     )
     sums = []
-    for batch in data.eval_batches(examples, batch_size, rows, damaged):
+    for batch in eval_batches(examples, batch_size, rows, num_threads=num_threads):
         if stop_signal := stop_requested():
             raise launch.Interrupted(stop_signal)
         sums.append(jax.device_get(eval_step(params, put(batch))))
-    if damaged is not None:
-        damaged.agree()
+    if examples.damaged:
+        examples.damaged.agree()
     total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *sums)
     if not total["count"]:
         raise DataError(
@@ -322,6 +316,7 @@ def train_and_evaluate(
         batch_size=config.batch_size,
     )
     parallel.require_possible(**modes)  # before minutes go into the data
+    damaged = DamagedRecords(config.dataset, config.max_bad_records)
 
     # ---- data
     splits = dict(train_split=config.train_split, test_split=config.test_split)
@@ -331,7 +326,7 @@ def train_and_evaluate(
         crop_size=config.crop_size,
     )
     train, validation, test = load_splits(
-        config.dataset, config.data_dir, **splits, **sizes, seed=config.seed
+        config.dataset, config.data_dir, **splits, **sizes, seed=config.seed, damaged=damaged
     )
     tracked = test if config.track == "test" else validation
     num_classes = config.num_classes or train.num_classes
@@ -344,11 +339,10 @@ def train_and_evaluate(
     before_fc = parallel.gather_before_split_layers(config.mesh)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, before_fc)))
     for examples in (train, validation, test):
-        require_first_batch(examples, config.batch_size, config.seed, config.max_bad_records)
-    measured = jax.tree.map(np.float32, statistics(train, config.max_bad_records))
+        require_first_batch(examples, config.batch_size, config.seed)
+    measured = jax.tree.map(np.float32, statistics(train, config.num_workers))
     facts = {"num_classes": num_classes, "image_shape": list(measured.mean_image.shape)}
     train_set = {"train_examples": len(train)}
-    damaged = DamagedRecords(config.dataset, config.max_bad_records)
 
     # ---- model, optimizer, steps
     tx, loss, prepare = (
@@ -372,7 +366,7 @@ def train_and_evaluate(
             placement,
             batch_size=eval_batch_size(config, views),
             stop_requested=stop_requested,
-            damaged=damaged,
+            num_threads=config.num_workers,
         )
 
     # ---- restore or start
@@ -420,9 +414,8 @@ def train_and_evaluate(
         first_step=step,
         batch_size=config.batch_size,
         seed=config.seed,
-        num_workers=config.num_workers,
+        num_threads=config.num_workers,
         rows=placement.rows(config.batch_size),
-        damaged=damaged,
     )
 
     def save() -> None:

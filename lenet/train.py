@@ -15,11 +15,13 @@ import optax
 from flax import nnx
 from jax import lax
 
-from common import checkpoint, conv, data, flags, launch, metrics, parallel, writer
+from common import checkpoint, conv, flags, launch, metrics, parallel, writer
 from common.errors import DataError, UserError
+from common.examples import Examples
+from common.order import epoch_order, eval_batches, steps_per_epoch
 from lenet.codes import digit_codes
 from lenet.config import Config
-from lenet.data import load_splits, prepare_function, steps_per_epoch, training_chunk
+from lenet.data import load_splits, prepare_function, training_chunk
 from lenet.model import LeNet5, c3_connections, loss_function
 from lenet.optimizer import curvature, learning_rate_schedule, make_optimizer
 
@@ -222,7 +224,7 @@ def make_eval_step(graphdef, loss, prepare) -> Callable:
 
 
 def evaluate(
-    eval_step, params, examples: data.Examples, placement: parallel.Placement | None = None
+    eval_step, params, examples: Examples, placement: parallel.Placement | None = None
 ) -> dict:
     """The sums of `eval_step` over all examples, each counted once: {"loss", "errors", "count",
     "confusion"}.
@@ -235,7 +237,7 @@ def evaluate(
         else (slice(None), jax.device_put)
     )
     sums = [
-        eval_step(params, put(batch)) for batch in data.eval_batches(examples, batch_size, rows)
+        eval_step(params, put(batch)) for batch in eval_batches(examples, batch_size, rows)
     ]
     return jax.tree.map(lambda *parts: np.sum(jax.device_get(parts), axis=0), *sums)
 
@@ -291,7 +293,7 @@ def train_and_evaluate(
     )
     curvature_step = make_curvature_step(graphdef, curvature_loss, prepare)
 
-    def score(state: TrainState, examples: data.Examples) -> dict:
+    def score(state: TrainState, examples: Examples) -> dict:
         return evaluate(
             eval_step, evaluated_params(placement.take_state(state)), examples, placement
         )
@@ -332,7 +334,7 @@ def train_and_evaluate(
         while step < num_steps:
             epoch = step // epoch_steps
             if config.optimizer == "sdlm" and step % epoch_steps == 0:
-                chosen = data.epoch_order(len(train), config.seed, epoch + 1)[
+                chosen = epoch_order(len(train), config.seed, epoch + 1)[
                     : config.curvature_examples
                 ]
                 state = placement.take_state(state)

@@ -32,6 +32,7 @@ from absl import flags
 from flax import nnx
 from jax import lax
 
+import alexnet.augment
 import alexnet.cifar
 import alexnet.config
 import alexnet.data
@@ -39,14 +40,19 @@ import alexnet.imagenet
 import alexnet.lrn
 import alexnet.model
 import alexnet.pooling
+import alexnet.statistics
 import alexnet.train
 import common.flags
 import lenet.config
 import lenet.data
 import lenet.model
 import lenet.train
-from common import builders, checkpoint, conv, data, launch, parallel
+from common import builders, checkpoint, conv, launch, parallel
 from common.errors import DataError
+from common.examples import Examples
+from common.order import eval_batches, steps_per_epoch
+from common.prepared import data_dirs
+from common.records import Records, open_records, parse
 
 ROOT = Path(__file__).parents[1]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -284,19 +290,19 @@ def free_port() -> int:
 
 
 @functools.cache
-def embedded_digits() -> data.Examples:
+def embedded_digits() -> Examples:
     return lenet.data.load_splits("mnist10k", "", train_size=0, validation_size=500)[0]
 
 
 class LeNetTraining:
     """Training as the loop of `lenet.train` does it: whole chunks of steps from examples in memory."""
 
-    def __init__(self, config: lenet.config.Config, examples: data.Examples, chunk_steps: int):
+    def __init__(self, config: lenet.config.Config, examples: Examples, chunk_steps: int):
         self.config, self.examples, self.chunk_steps, self.step = config, examples, chunk_steps, 0
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: lenet.train.build_model(config)))
         loss, prepare = lenet.train.build_loss(config), lenet.train.build_prepare(config)
         tx = lenet.train.build_optimizer(
-            config, lenet.data.steps_per_epoch(len(examples), config.batch_size)
+            config, steps_per_epoch(len(examples), config.batch_size)
         )
         train_steps = lenet.train.make_train_steps(
             graphdef, tx, loss, prepare, config.average_decay
@@ -404,7 +410,7 @@ def lenet_predict(setting: Setting) -> Iterator[Case]:
     """Scores of the preset deck."""
     for batch_size, row in ((1, ("deck, batch 1", "us")), (1024, ("deck, batch 1024", "images/s"))):
         training = LeNetTraining(lenet.config.Config(), embedded_digits(), 1)
-        batch, peers = next(data.eval_batches(embedded_digits(), batch_size)), {}
+        batch, peers = next(eval_batches(embedded_digits(), batch_size)), {}
         if PEERS:
             mask, theirs = lenet.model.c3_mask(lenet.model.C3_TABLE), torch_peers().tensors(batch)
             for form in forms(setting, one_thread=batch_size == 1):
@@ -459,7 +465,7 @@ class AlexNetTraining:
         noise = alexnet.data.Noise(
             range(config.batch_size), (size, size, 3), config.seed, num_classes
         )
-        self.statistics = jax.tree.map(np.float32, alexnet.data.statistics(noise))
+        self.statistics = jax.tree.map(np.float32, alexnet.statistics.statistics(noise))
         self.batch = alexnet.data.training_batch(
             noise, 0, batch_size=config.batch_size, seed=config.seed
         )
@@ -509,7 +515,7 @@ class AlexNetTraining:
         batch as its tensors.
         """
         peers, config = torch_peers(), self.config
-        axes = alexnet.data.color_axes(self.statistics.covariance) if config.color_pca else None
+        axes = alexnet.augment.color_axes(self.statistics.covariance) if config.color_pca else None
         scale = (
             1 / np.sqrt(np.diag(self.statistics.covariance))
             if config.scaling == "standardized"
@@ -1096,13 +1102,13 @@ def pooling_parts(setting: Setting) -> Iterator[Case]:
             )
 
 
-def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterator[Case]:
+def reading_parts(setting: Setting, what: str, records: Records) -> Iterator[Case]:
     """A record on its way from the disk to the device. The last copy goes on while the next batch
     is read.
     """
     indices = [int(i) for i in np.random.default_rng(0).permutation(len(records))]
     stored = [records.source[i] for i in indices]
-    contents = [data.parse(record)[0] for record in stored]
+    contents = [parse(record)[0] for record in stored]
     batch = np.empty((32, *records.image_shape), np.uint8)
 
     def fill():
@@ -1111,7 +1117,7 @@ def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterato
 
     parts = {
         "read and checked": lambda: [records.source[i] for i in indices],
-        "parsed": lambda: [data.parse(record) for record in stored],
+        "parsed": lambda: [parse(record) for record in stored],
         "copied into the batch" if records.stored_raw else "decoded into the batch": fill,
         "from the batch to the device": lambda: [
             place_on_device({"image": batch}) for _ in range(len(records) // 32)
@@ -1119,7 +1125,7 @@ def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterato
     }
     limit = 1e6 / reading_limit(records)
     words = "Microseconds a record, in random order, in batches of 32. Limit: the bare decoder, or a copy of the pixels."
-    settings = dict(first_step=0, batch_size=32, seed=0, num_workers=0)
+    settings = dict(first_step=0, batch_size=32, seed=0, num_threads=0)
     with contextlib.closing(alexnet.data.training_batches(records, **settings)) as batches:
         read = functools.partial(
             drained_rate, setting, batches, ahead=5, count=32, use=place_on_device
@@ -1135,7 +1141,7 @@ def reading_parts(setting: Setting, what: str, records: data.Records) -> Iterato
 # ---- data
 
 
-def reading_forms(records: data.Records) -> dict[str, Callable]:
+def reading_forms(records: Records) -> dict[str, Callable]:
     """Each reads and decodes all records once."""
     order = np.random.default_rng(0).permutation(len(records))
     batches = [order[i : i + 32] for i in range(0, len(order), 32)]
@@ -1146,7 +1152,7 @@ def reading_forms(records: data.Records) -> dict[str, Callable]:
         record.
         """
         return lambda: [
-            decode_all([data.parse(record)[0] for record in stored(batch)]) for batch in batches
+            decode_all([parse(record)[0] for record in stored(batch)]) for batch in batches
         ]
 
     def one_by_one(batch):
@@ -1172,7 +1178,7 @@ def reading_forms(records: data.Records) -> dict[str, Callable]:
     }
 
 
-def pixels(records: data.Records, content: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
+def pixels(records: Records, content: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     """A record's image, in `buffer` if there is one, without any check."""
     if not records.stored_raw:
         return DECODE(content, buffer=buffer)
@@ -1196,7 +1202,7 @@ def input_batches(setting: Setting) -> Iterator[Case]:
         limit, what = decoders * limits[record_format], READING_LIMITS[record_format]
         measured = dict(ahead=5 * workers, count=batch_size)  # 5: what a reader may have ready
         with contextlib.ExitStack() as stack:
-            settings = dict(first_step=0, batch_size=batch_size, seed=0, num_workers=num_workers)
+            settings = dict(first_step=0, batch_size=batch_size, seed=0, num_threads=num_workers)
             ours = stack.enter_context(
                 contextlib.closing(alexnet.data.training_batches(records, **settings))
             )
@@ -1266,15 +1272,15 @@ def place_on_device(batch: dict[str, np.ndarray]) -> None:
     jax.block_until_ready(jax.device_put(batch))
 
 
-def prepare_images(setting: Setting) -> dict[str, data.Records]:
+def prepare_images(setting: Setting) -> dict[str, Records]:
     """Record format -> records of `imagenet_256`: the user's own in their format; in the other, and
     without any, a set made of the same images, or of noise, about 32 kB each as JPEG.
     """
     own, count = None, 64 if setting.smallest else 512
     for split in ("train", "validation"):
         with contextlib.suppress(DataError):
-            own = own or data.open_records(
-                alexnet.imagenet.NAME, split, data.data_dirs(setting.data_dir)
+            own = own or open_records(
+                alexnet.imagenet.NAME, split, data_dirs(setting.data_dir)
             )
     found = {"raw" if own.stored_raw else "jpeg": own} if own else {}
     place = setting.work / "images" / "train" / "noise"
@@ -1287,7 +1293,7 @@ def prepare_images(setting: Setting) -> dict[str, data.Records]:
         if record_format not in found:
             folder = setting.work / record_format / alexnet.imagenet.NAME / alexnet.imagenet.VERSION
             alexnet.imagenet.prepare(source, folder, record_format, num_workers=1)
-            found[record_format] = data.open_records(
+            found[record_format] = open_records(
                 alexnet.imagenet.NAME, "train", [setting.work / record_format]
             )
             if not own:
@@ -1295,7 +1301,7 @@ def prepare_images(setting: Setting) -> dict[str, data.Records]:
     return dict(sorted(found.items()))
 
 
-def described(records: data.Records) -> str:
+def described(records: Records) -> str:
     """How many images of what."""
     return f"{len(records):,} images of 256x256 pixels ({records.name})"
 
@@ -1311,13 +1317,13 @@ def noise_image(seed: int) -> np.ndarray:
     return np.clip(np.asarray(smooth) + random.normal(0, 6, (256, 256, 1)), 0, 255).astype(np.uint8)
 
 
-def reading_limit(records: data.Records) -> float:
+def reading_limit(records: Records) -> float:
     """Images a second, with one reader: of raw pixels a copy, else simplejpeg alone, the best of
     five.
     """
     if records.stored_raw:
         return copy_bandwidth() / (2 * float(np.prod(records.image_shape)))
-    contents = [data.parse(records.source[i])[0] for i in range(min(len(records), 128))]
+    contents = [parse(records.source[i])[0] for i in range(min(len(records), 128))]
     buffer = np.empty(records.image_shape, np.uint8)
     return len(contents) / best_seconds(
         lambda: [DECODE(content, buffer=buffer) for content in contents]
@@ -1478,7 +1484,7 @@ def growth(setting: Setting) -> Iterator[Case]:
     builders.write_prepared(
         setting.work, "tiles", "1.0.0", {"train": tiles}, (72, 72, 3), names, keep_order=True
     )
-    limits = 1e6 / reading_limit(data.open_records("tiles", "train", [setting.work])), bare_mb
+    limits = 1e6 / reading_limit(open_records("tiles", "train", [setting.work])), bare_mb
     for repeats in (1, 10) if setting.smallest else (1, 10, 100):
         yield growth_case(
             f"{repeats * count:,} records",
@@ -1531,9 +1537,9 @@ def growth_of_training(batch_size: int, num_images: int) -> float:
 def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
     """Microseconds per image of reading batches of 128 without workers."""
     launch.keep_freed_memory()
-    records = data.open_records("tiles", "train", [data_dir])
-    records = dataclasses.replace(records, stretches=records.stretches * repeats)
-    settings = dict(first_step=0, batch_size=128, seed=0, num_workers=0)
+    records = open_records("tiles", "train", [data_dir])
+    records = dataclasses.replace(records, slices=records.slices * repeats)
+    settings = dict(first_step=0, batch_size=128, seed=0, num_threads=0)
     with contextlib.closing(alexnet.data.training_batches(records, **settings)) as batches:
         for _ in range(6):  # five may be ready
             place_on_device(next(batches))
@@ -1594,7 +1600,7 @@ class Race:
         self.config = lenet.config.Config(
             **recipe, learning_rate=0.004, batch_size=128, num_epochs=num_epochs
         )
-        epoch_steps = lenet.data.steps_per_epoch(len(self.train), 128)
+        epoch_steps = steps_per_epoch(len(self.train), 128)
         schedule = lenet.train.build_schedule(self.config, epoch_steps)
         self.num_steps, self.rates = (
             num_epochs * epoch_steps,

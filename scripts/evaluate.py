@@ -8,13 +8,16 @@ from pathlib import Path
 
 from absl import flags
 
+import alexnet.augment
 import alexnet.data
 import alexnet.train
 import lenet.data
 import lenet.train
-from common import data, launch, metrics
-from common.damage import DamagedRecords
+from common import launch, metrics
 from common.errors import DataError, UserError
+from common.examples import load
+from common.prepared import data_dirs
+from common.records import DamagedRecords
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -80,8 +83,8 @@ def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dic
         )
     run = lenet.train.load_run(workdir)
     dataset, split = flag_values.dataset or run.config.dataset, flag_values.split or "test"
-    folders = data.data_dirs(flag_values.data_dir or run.config.data_dir, lenet.data.DIGITS)
-    examples = data.load(dataset, split, folders)
+    folders = data_dirs(flag_values.data_dir or run.config.data_dir, lenet.data.DIGITS)
+    examples = load(dataset, split, folders)
     lenet.data.require_fit(examples)
     if not len(examples):
         raise UserError(f"--split={split} is empty")
@@ -99,12 +102,12 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
     run = alexnet.train.load_run(workdir)
     dataset = flag_values.dataset or run.config.dataset
     data_dir = flag_values.data_dir or run.config.data_dir
+    damaged = DamagedRecords(dataset, run.config.max_bad_records)
     split = flag_values.split or alexnet.data.find_test_split(
         dataset, data_dir, run.config.test_split
     )
-    examples = alexnet.data.open_split(
-        dataset, data_dir, split, crop_size=run.config.crop_size, seed=run.config.seed
-    )
+    settings = dict(crop_size=run.config.crop_size, seed=run.config.seed, damaged=damaged)
+    examples = alexnet.data.open_split(dataset, data_dir, split, **settings)
     if not len(examples):
         raise UserError(f"--split={split} is empty")
     if examples.image_shape != run.image_shape or examples.num_classes > run.num_classes:
@@ -112,11 +115,14 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
             f"{dataset} has images of shape {examples.image_shape} and {examples.num_classes} classes; "
             f"the run in {workdir} takes {run.image_shape} and {run.num_classes}"
         )
-    views = alexnet.data.VIEWS if flag_values.crops == "ten" else 1
+    views = alexnet.augment.VIEWS if flag_values.crops == "ten" else 1
     batch_size = alexnet.train.eval_batch_size(run.config, views)
-    damaged = DamagedRecords(dataset, run.config.max_bad_records)
     sums = alexnet.train.evaluate(
-        run.eval_steps[views], run.params, examples, batch_size=batch_size, damaged=damaged
+        run.eval_steps[views],
+        run.params,
+        examples,
+        batch_size=batch_size,
+        num_threads=run.config.num_workers,
     )
     about = {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": run.step}
     return about | {"damaged_records": damaged.count}, sums

@@ -25,6 +25,7 @@ from rich.table import Table
 
 import alexnet.config
 import alexnet.model
+import alexnet.statistics
 import alexnet.train
 import common.flags
 import lenet.config
@@ -109,7 +110,7 @@ def collectives(config: alexnet.config.Config) -> dict[str, dict[str, int]]:
 def compiled_step(config: alexnet.config.Config) -> str:
     """The compiled program (HLO) of a training step, for the devices of --mesh."""
     size = config.crop_size
-    noise = alexnet.data.Statistics(
+    noise = alexnet.statistics.Statistics(
         np.full((size, size, 3), 127.5, np.float32), np.eye(3, dtype=np.float32)
     )
     num_classes = number_of_classes(config)

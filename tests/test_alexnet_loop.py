@@ -13,11 +13,13 @@ import pytest
 from flax import nnx
 
 from alexnet import train
+from alexnet.augment import VIEWS
 from alexnet.config import Config
-from alexnet.data import VIEWS, Noise, open_split
+from alexnet.data import Noise, open_split
 from alexnet.optimizer import Plateau
-from common import checkpoint, data, launch, metrics
+from common import checkpoint, launch, metrics
 from common.errors import DataError, UserError
+from common.examples import Examples
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
 
@@ -604,7 +606,7 @@ def known(count, classes, views=1, seed=0):
     def prepare(images, draw=None, view=None):
         return images.astype(jnp.float32) + count * (view or 0)
 
-    return graphdef, params, prepare, data.Examples(images, labels, classes, "known"), logits
+    return graphdef, params, prepare, Examples(images, labels, classes, "known"), logits
 
 
 def counted(probabilities, labels, top):

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from common import builders, checkpoint, data, launch
+from common import builders, checkpoint, launch
 from common.checkpoint import saved_steps
 from common.errors import DataError
+from common.examples import load
 from lenet.config import Config
 from lenet.data import DIGITS
 from lenet.train import (
@@ -94,7 +95,7 @@ def test_what_a_run_leaves(tiny):
     assert confusion.sum() == 2000
     assert result["test_error_pct"] == 100 * (1 - np.trace(confusion) / 2000)
     assert (
-        confusion.sum(1) == np.bincount(data.load("mnist10k", "test", [DIGITS]).labels)
+        confusion.sum(1) == np.bincount(load("mnist10k", "test", [DIGITS]).labels)
     ).all()  # rows are the true classes
     assert len(result["state_sha256"]) == 64
     assert {
@@ -161,7 +162,7 @@ def test_evaluation_from_the_checkpoint_gives_the_number_again(tiny):
     assert again["error_pct"] == pytest.approx(result["test_error_pct"], abs=1e-12)
     assert again["confusion_matrix"] == result["confusion_matrix"]
     run = load_run(workdir)
-    few = evaluate(run.eval_step, run.params, data.load("mnist10k", "test[:7]", [DIGITS]))
+    few = evaluate(run.eval_step, run.params, load("mnist10k", "test[:7]", [DIGITS]))
     assert few["count"] == 7 and few["confusion"].sum() == 7
 
 
@@ -170,7 +171,7 @@ def test_every_test_example_counts_once_whatever_the_batch_size(size, monkeypatc
     config = Config()
     model = build_model(config)
     graphdef, params = nnx.split(model, nnx.Param)
-    examples = data.load("mnist10k", "test", [DIGITS])[:999]
+    examples = load("mnist10k", "test", [DIGITS])[:999]
     monkeypatch.setattr("lenet.train.EVAL_BATCH_SIZE", size)
     sums = evaluate(
         make_eval_step(graphdef, build_loss(config), build_prepare(config)), params, examples
