@@ -35,7 +35,6 @@ from jax import lax
 import alexnet.cifar
 import alexnet.config
 import alexnet.data
-import alexnet.imagenet
 import alexnet.lrn
 import alexnet.model
 import alexnet.pooling
@@ -45,8 +44,9 @@ import lenet.config
 import lenet.data
 import lenet.model
 import lenet.train
-from common import builders, checkpoint, conv, data, launch, parallel
+from common import checkpoint, conv, data, launch, parallel
 from common.errors import DataError
+from scripts.prepare import builders, encode, imagenet, layouts
 
 ROOT = Path(__file__).parents[1]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -1188,7 +1188,7 @@ def input_batches(setting: Setting) -> Iterator[Case]:
     batch_size, sets = 8 if setting.smallest else 32, prepare_images(setting)
     limits = {record_format: reading_limit(records) for record_format, records in sets.items()}
     readers = [0, 2] + [CORES - 2] * (CORES > 4)
-    for record_format, num_workers in itertools.product(alexnet.imagenet.RECORD_FORMATS, readers):
+    for record_format, num_workers in itertools.product(encode.RECORD_FORMATS, readers):
         records, workers = sets[record_format], max(num_workers, 1)
         decoders = (
             min(workers, CORES) if record_format == "jpeg" else 1
@@ -1273,22 +1273,20 @@ def prepare_images(setting: Setting) -> dict[str, data.Records]:
     own, count = None, 64 if setting.smallest else 512
     for split in ("train", "validation"):
         with contextlib.suppress(DataError):
-            own = own or data.open_records(
-                alexnet.imagenet.NAME, split, data.data_dirs(setting.data_dir)
-            )
+            own = own or data.open_records(imagenet.NAME, split, data.data_dirs(setting.data_dir))
     found = {"raw" if own.stored_raw else "jpeg": own} if own else {}
     place = setting.work / "images" / "train" / "noise"
     place.mkdir(parents=True)
     for i in range(min(count, len(own)) if own else count):
         image = own.read(np.array([i]))[0][0] if own else noise_image(i)
-        (place / f"{i}.jpeg").write_bytes(alexnet.imagenet.encode_jpeg(image))
-    source = alexnet.imagenet.find_images(setting.work / "images")
-    for record_format in alexnet.imagenet.RECORD_FORMATS:
+        (place / f"{i}.jpeg").write_bytes(encode.encode_jpeg(image))
+    source = layouts.find_images(setting.work / "images")
+    for record_format in encode.RECORD_FORMATS:
         if record_format not in found:
-            folder = setting.work / record_format / alexnet.imagenet.NAME / alexnet.imagenet.VERSION
-            alexnet.imagenet.prepare(source, folder, record_format, num_workers=1)
+            folder = setting.work / record_format / imagenet.NAME / imagenet.VERSION
+            imagenet.prepare(source, folder, record_format, num_workers=1)
             found[record_format] = data.open_records(
-                alexnet.imagenet.NAME, "train", [setting.work / record_format]
+                imagenet.NAME, "train", [setting.work / record_format]
             )
             if not own:
                 found[record_format] = dataclasses.replace(found[record_format], name="noise")
@@ -1471,7 +1469,7 @@ def growth(setting: Setting) -> Iterator[Case]:
         )
     count = 200 if setting.smallest else 1000
     tiles = [
-        (alexnet.imagenet.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10)
+        (encode.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10)
         for i in range(count)
     ]
     names = [str(label) for label in range(10)]

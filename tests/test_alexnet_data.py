@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 
 from alexnet import data
-from common import builders
 from common.damage import DamagedRecords
 from common.data import Examples, Records, epoch_order, open_records, split_sizes
 from common.errors import DataError, UserError
+from scripts.prepare import builders
 
 ROOT = Path(__file__).parents[1]
 

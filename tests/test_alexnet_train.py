@@ -18,9 +18,10 @@ import pytest
 
 from alexnet.config import Config
 from alexnet.train import load_run, train_and_evaluate
-from common import builders, launch
+from common import launch
 from common.checkpoint import saved_steps
 from common.errors import DataError
+from scripts.prepare import builders
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 

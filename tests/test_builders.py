@@ -21,8 +21,9 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 from tensorflow_datasets.core import registered
 
-from common import builders, data
+from common import data
 from common.errors import DataError
+from scripts.prepare import builders
 
 
 def idx_bytes(values: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from common import builders, checkpoint, data, launch
+from common import checkpoint, data, launch
 from common.checkpoint import saved_steps
 from common.errors import DataError
 from lenet.config import Config
@@ -30,6 +30,7 @@ from lenet.train import (
     steps_per_chunk,
     train_and_evaluate,
 )
+from scripts.prepare import builders
 
 TINY = [
     "--dataset=mnist10k",

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 from rich import console
 
-from common import builders, data
+from common import data
 from scripts import prepare_data
+from scripts.prepare import builders
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from common import builders, data
+from common import data
 from common.damage import DamagedRecords
 from common.errors import DataError
+from scripts.prepare import builders
 
 SIZE = 256
 

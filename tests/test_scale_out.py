@@ -21,9 +21,10 @@ import alexnet.config
 import alexnet.train
 import lenet.config
 import lenet.train
-from common import builders, parallel
+from common import parallel
 from common.checkpoint import saved_steps
 from common.errors import UserError
+from scripts.prepare import builders
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
