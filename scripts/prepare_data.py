@@ -23,8 +23,8 @@ from pathlib import Path
 from absl import flags
 
 from common import launch
-from common.data import data_dirs
 from common.errors import StorageError, UserError
+from common.prepared import data_dirs
 from scripts.prepare import imagenet
 from scripts.prepare.encode import RECORD_FORMATS
 from scripts.prepare.layouts import find_images

@@ -24,8 +24,10 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from common import data
 from common.errors import DataError, LockedError, StorageError
+from common.examples import load
+from common.prepared import find
+from common.records import open_records
 from scripts import prepare_data
 from scripts.prepare import imagenet
 from scripts.prepare.encode import RECORD_FORMATS, center_256
@@ -426,7 +428,7 @@ def test_all_readers_return_the_same_images(prepared):
     folder, record_format = prepared
     raw, data_dirs = records(folder, "train"), [folder.parents[1]]
     expected = [decode(record["image"], record_format) for record in raw]
-    opened = data.open_records("imagenet_256", "train", data_dirs)
+    opened = open_records("imagenet_256", "train", data_dirs)
     images, labels = opened.read(np.arange(11))
     assert opened.num_classes == 1000
     np.testing.assert_array_equal(images, expected)
@@ -435,7 +437,7 @@ def test_all_readers_return_the_same_images(prepared):
     assert len(by_tfds) == 10
     np.testing.assert_array_equal(by_tfds[0]["image"], expected[1])
     if record_format == "jpeg":
-        loaded = data.load("imagenet_256", "train", data_dirs).images
+        loaded = load("imagenet_256", "train", data_dirs).images
         np.testing.assert_array_equal(loaded, expected)
 
 
@@ -516,7 +518,7 @@ def test_a_shard_of_corrupt_files_only(tmp_path, monkeypatch):
     images = some_images(f"a/{i}.jpg" for i in range(3))
     folder = prepare(write_tree(tmp_path / "tree", images | corrupt), tmp_path)
     assert len(records(folder, "train")) == 3
-    assert len(data.load("imagenet_256", "train", [tmp_path])) == 3
+    assert len(load("imagenet_256", "train", [tmp_path])) == 3
 
 
 def test_no_path_in_a_tar_leads_out_of_it(tmp_path):
@@ -589,7 +591,7 @@ def test_the_command_on_real_images(sample, tmp_path):
     assert f"{len(chosen) + 1} files of validation, 1,000 classes" in first
     assert progress.startswith(f"{len(chosen) + 1} of {len(chosen) + 1} files, ")
     assert f"{len(chosen)} images in validation" in last and str(folder / "damaged.txt") in last
-    examples = data.load("imagenet_256", "validation", [tmp_path / "sets"])
+    examples = load("imagenet_256", "validation", [tmp_path / "sets"])
     wnids = [list(synsets())[label] for label in examples.labels]
     assert sorted(wnids) == sorted(name.split("/")[2] for name in chosen)
     without_color = [np.ptp(image.astype(int), axis=-1).max() == 0 for image in examples.images]
@@ -653,7 +655,7 @@ def test_killed_and_resumed(tmp_path, start):
     assert 1 <= len(finished) < 6
     assert not (work / "dataset_info.json").exists()
     with pytest.raises(DataError):
-        data.find("imagenet_256", [tmp_path / "sets"])
+        find("imagenet_256", [tmp_path / "sets"])
     assert run(tmp_path, f"--source={tmp_path / 'tree'}", "--record_format=raw") == 65
 
     for process in (start(), start("whole")):

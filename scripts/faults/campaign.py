@@ -18,13 +18,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
-from common import launch
+from common import provenance
 from common.errors import UserError
-from common.writer import write_atomic
+from common.workdir import write_atomic
 from scripts.faults.damage import damage
 from scripts.faults.disk import disk
 from scripts.faults.interruptions import kill, stop
@@ -54,7 +53,7 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--only={unknown[0]} is unknown; allowed: {', '.join(FAULTS)}")
     if flag_values.json and not path.parent.is_dir():
         raise UserError(f"--json={flag_values.json}: no such folder")
-    source = launch.provenance(SimpleNamespace(seed=flag_values.seed, dataset=""))
+    source = provenance.collect(seed=flag_values.seed, dataset="")
     del source["dataset"]
     of_each = {"full": flag_values.full, "seed": source.pop("seed"), "commit": source.pop("commit")}
     rows, new = [], []

@@ -11,11 +11,13 @@ from pathlib import Path
 import jax
 from absl import logging
 
-import common.flags
 import lenet.config
+import lenet.network
 import lenet.train
-from common.checkpoint import Checkpointer, saved_steps, state_sha256
+from common.checkpoint import Checkpointer
+from common.digests import state_sha256
 from common.errors import UserError
+from common.workdir import read_config, saved_steps
 from scripts.faults.runs import DECK, row, run_clean
 
 DAMAGES = {  # kind: (name of the row, tries)
@@ -58,9 +60,9 @@ def damage(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
 
 def abstract_state(workdir: Path):
     """The shapes, types and placement of the training state of a run of LeNet-5, on one device."""
-    config = common.flags.from_json(lenet.config.Config, (workdir / "config.json").read_text())
-    optimizer = lenet.train.build_optimizer(config, 1)
-    state = jax.eval_shape(lambda: lenet.train.initial_state(config, optimizer, 1, 10))
+    config = read_config(lenet.config.Config, workdir, "a LeNet-5")
+    network, tx = lenet.network.assemble(config), lenet.train.build_optimizer(config, 1)
+    state = jax.eval_shape(lambda: lenet.train.initial_state(network, tx))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import alexnet.train
 import lenet.train
-from common.checkpoint import saved_steps
 from common.errors import UserError
-from common.writer import read_metrics
+from common.workdir import read_metrics, saved_steps
 
 ROOT = Path(__file__).parents[2]
 

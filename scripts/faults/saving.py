@@ -11,8 +11,9 @@ import numpy as np
 
 import alexnet.config
 import alexnet.train
-from common import launch
-from common.checkpoint import Checkpointer, saved_steps
+from common.checkpoint import Checkpointer
+from common.errors import Interrupted
+from common.workdir import saved_steps
 from scripts.faults.runs import is_saving, row
 
 
@@ -77,7 +78,7 @@ def timed_training(config, workdir: Path, num_steps: int) -> tuple[list, list[bo
     original, Checkpointer.save = Checkpointer.save, timed_save
     try:
         alexnet.train.train_and_evaluate(config, workdir, stop_requested)
-    except launch.Interrupted:
+    except Interrupted:
         pass
     finally:
         Checkpointer.save = original

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from common.data import open_image
+from common.images import open_image
 
 SIZE = 256  # pixels, both sides
 RECORD_FORMATS = ("jpeg", "raw")
@@ -25,7 +25,7 @@ def center_256(content: bytes) -> np.ndarray:
     images become RGB, 16 bits per channel become 8; transparency and EXIF orientation are ignored.
 
     Args:
-      content: a JPEG or PNG file of at most `common.data.MAX_PIXELS` pixels.
+      content: a JPEG or PNG file of at most `common.images.MAX_PIXELS` pixels.
 
     Returns:
       (256, 256, 3) uint8.

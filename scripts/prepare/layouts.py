@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from common.data import epoch_order
 from common.errors import DataError
+from common.order import epoch_order
 
 SPLITS = {"train": "train", "val": "validation"}  # folder -> TFDS's name of the split
 ENDINGS = (".jpg", ".jpeg", ".png")  # case-insensitive

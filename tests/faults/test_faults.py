@@ -18,8 +18,9 @@ import pytest
 
 from common import checkpoint, launch
 from common.checkpoint import Checkpointer
+from common.digests import state_sha256
 from common.errors import StorageError
-from common.writer import write_atomic
+from common.workdir import write_atomic
 from scripts import report
 from scripts.faults import campaign, damage, interruptions, nonfinite
 from scripts.faults.runs import DECK, Case, Clean, Start, row
@@ -160,7 +161,7 @@ def test_a_stop_survives_only_with_its_exit_code_and_all_steps(
 )
 def test_a_checkpoint_that_is_not_finite_is_detected(params, newest, message, expected):
     loaded = SimpleNamespace(step=46, params={"w": jnp.array(params)})
-    case = SimpleNamespace(train=SimpleNamespace(load_run=lambda workdir: loaded))
+    case = SimpleNamespace(train=SimpleNamespace(load=lambda workdir: loaded))
     run = SimpleNamespace(case=case, workdir=Path(), newest=lambda: newest)
     assert nonfinite.stopped_in_time(run, message) == expected
 
@@ -175,7 +176,7 @@ def outcomes_of_flips(folder: Path, count: int) -> set[str]:
     with contextlib.closing(Checkpointer(folder / "saved")) as checkpointer:
         for step, state in enumerate(states, start=1):
             checkpointer.save(step, state, {"step": step})
-            right.append((step, checkpoint.state_sha256(state), {"step": step}))
+            right.append((step, state_sha256(state), {"step": step}))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {"w": jax.ShapeDtypeStruct((4000,), jnp.float32, sharding=here)}
     found, draw = set(), random.Random(0)
@@ -195,7 +196,7 @@ def test_without_digests_a_flipped_bit_is_a_silent_error(tmp_path, monkeypatch):
     def without_digest(path, array):
         return [array.dtype.name, list(array.shape), ""]
 
-    monkeypatch.setattr(checkpoint, "_describe", without_digest)
+    monkeypatch.setattr(checkpoint, "describe", without_digest)
     assert "silently wrong" in outcomes_of_flips(tmp_path, 8)
 
 
