@@ -49,8 +49,9 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from common.data import epoch_order, open_image
 from common.errors import DataError, LockedError, StorageError, UserError
+from common.images import open_image
+from common.order import epoch_order
 
 NAME, VERSION = "imagenet_256", "1.0.0"
 SIZE = 256  # pixels, both sides
@@ -134,7 +135,7 @@ def center_256(content: bytes) -> np.ndarray:
     become RGB, 16 bits a channel 8; transparency and the EXIF orientation are ignored.
 
     Args:
-      content: of a JPEG or PNG file of at most `common.data.MAX_PIXELS` pixels.
+      content: of a JPEG or PNG file of at most `common.images.MAX_PIXELS` pixels.
 
     Returns:
       (256, 256, 3) uint8.

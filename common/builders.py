@@ -1,4 +1,4 @@
-"""Writes image sets as TFDS does, without TensorFlow: array_record folders that `common.data.load`
+"""Writes image sets as TFDS does, without TensorFlow: array_record folders that `common.examples.load`
 and `tfds.data_source` read.
 
 `write_prepared` writes any labelled images; `read_split` reads the files of MNIST, Fashion-MNIST,

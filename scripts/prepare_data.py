@@ -47,8 +47,8 @@ from rich.progress import (
 
 from alexnet import imagenet
 from common import builders, launch
-from common.data import data_dirs
 from common.errors import DataError, StorageError, UserError
+from common.prepared import data_dirs
 
 SILENCE_S = 6.0  # a server that sends nothing for so long is given up
 ANSWER_S = (

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from common.damage import DamagedRecords
+from common.data import Examples, Records, epoch_order, open_records, split_sizes
 from PIL import Image
 
 from alexnet import data
 from common import builders
-from common.damage import DamagedRecords
-from common.data import Examples, Records, epoch_order, open_records, split_sizes
 from common.errors import DataError, UserError
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,9 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 from tensorflow_datasets.core import registered
 
-from common import builders, data
+from common import builders
 from common.errors import DataError
+from common.examples import load
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
@@ -252,7 +253,7 @@ def test_prepared_folder_gives_the_same_bits_through_our_reader_and_tfds(
     )
     assert folder == tmp_path / dataset / "1.2.0"
     for split, (images, labels) in arrays.items():
-        examples = data.load(dataset, split, [tmp_path])
+        examples = load(dataset, split, [tmp_path])
         assert (examples.images.dtype, examples.labels.dtype, examples.num_classes) == (
             np.uint8,
             np.int32,
@@ -284,7 +285,7 @@ def test_order_of_records_is_that_of_the_official_builders(tmp_path):
     # TFDS's rule, tensorflow_datasets/core/hashing.py: sorted by the MD5 of the split's name and
     # the index.
     expected = sorted(range(50), key=lambda index: hashlib.md5(f"train{index}".encode()).digest())
-    np.testing.assert_array_equal(data.load("tiny", "train", [tmp_path]).images.ravel(), expected)
+    np.testing.assert_array_equal(load("tiny", "train", [tmp_path]).images.ravel(), expected)
 
 
 def test_encoded_images_are_stored_as_they_are(tmp_path):
@@ -302,7 +303,7 @@ def test_encoded_images_are_stored_as_they_are(tmp_path):
         == buffer.getvalue()
     )
     np.testing.assert_array_equal(
-        data.load("tiny", "train", [tmp_path]).images[0], np.asarray(Image.open(buffer))
+        load("tiny", "train", [tmp_path]).images[0], np.asarray(Image.open(buffer))
     )
 
 
@@ -313,7 +314,7 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     builders.write_prepared(
         tmp_path / "sets", "tiny", "1.0.0", splits, (2, 2, 1), "a", keep_order=True
     )
-    data.load("tiny", "train", [tmp_path / "sets"])
+    load("tiny", "train", [tmp_path / "sets"])
     assert list((tmp_path / "temporary").iterdir()) == []
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tiny"]
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from common.data import Examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data import Examples
 from common.errors import DataError, UserError
 from lenet import data
 

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from rich import console
 
-from common import builders, data
+from common import builders
+from common.examples import load
 from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +124,7 @@ def assert_prepared(data_dir: Path) -> None:
         order = sorted(
             range(len(labels)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest()
         )
-        examples = data.load("mnist", split, [data_dir])
+        examples = load("mnist", split, [data_dir])
         np.testing.assert_array_equal(examples.images, images[order][..., None])
         np.testing.assert_array_equal(examples.labels, labels[order])
 
@@ -232,7 +233,7 @@ def test_a_sub_set_of_emnist(tmp_path, small_mnist, monkeypatch):
     )
     assert prepare_data.main(["--dataset=emnist/letters", f"--source={tmp_path}"]) == 0
     assert (small_mnist / "emnist" / "letters" / "4.0.0" / "dataset_info.json").exists()
-    examples = data.load("emnist/letters", "train", [small_mnist])
+    examples = load("emnist/letters", "train", [small_mnist])
     order = np.argsort(examples.labels)
     np.testing.assert_array_equal(examples.labels[order], range(10))
     np.testing.assert_array_equal(examples.images[order], images[..., None])
@@ -283,7 +284,7 @@ def test_cifar10(way, server, tmp_path, small_mnist, monkeypatch, capsys):
         order = sorted(
             range(len(labels)), key=lambda index: hashlib.md5(f"{split}{index}".encode()).digest()
         )
-        examples = data.load("cifar10", split, [small_mnist])
+        examples = load("cifar10", split, [small_mnist])
         np.testing.assert_array_equal(examples.images, images[order])
         np.testing.assert_array_equal(examples.labels, labels[order])
     folder = small_mnist / "cifar10" / "3.0.2"

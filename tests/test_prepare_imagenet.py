@@ -24,8 +24,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet import imagenet
-from common import data
 from common.errors import DataError, LockedError, StorageError
+from common.examples import load
+from common.prepared import find
+from common.records import open_records
 from scripts import prepare_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -501,7 +503,7 @@ def test_a_jpeg_record_has_quality_95_and_decodes_alike_everywhere(prepared):
 def test_the_projects_readers_read_it(prepared):
     folder, record_format, _ = prepared
     raw = records(folder, "train")
-    opened = data.open_records("imagenet_256", "train", [folder.parents[1]])
+    opened = open_records("imagenet_256", "train", [folder.parents[1]])
     images, labels = opened.read(np.arange(11))
     assert opened.num_classes == 1000
     np.testing.assert_array_equal(
@@ -510,7 +512,7 @@ def test_the_projects_readers_read_it(prepared):
     np.testing.assert_array_equal(labels, [record["label"] for record in raw])
     if record_format == "jpeg":
         np.testing.assert_array_equal(
-            data.load("imagenet_256", "train", [folder.parents[1]]).images, images
+            load("imagenet_256", "train", [folder.parents[1]]).images, images
         )
 
 
@@ -594,7 +596,7 @@ def test_a_shard_of_damaged_files_only(tmp_path, monkeypatch):
         imagenet.find_images(tmp_path / "tree"), tmp_path / "imagenet_256" / "1.0.0", "jpeg", 1
     )
     assert len(records(tmp_path / "imagenet_256" / "1.0.0", "train")) == 3
-    assert len(data.load("imagenet_256", "train", [tmp_path])) == 3
+    assert len(load("imagenet_256", "train", [tmp_path])) == 3
 
 
 def test_no_path_in_a_tar_leads_out_of_it(tmp_path):
@@ -698,7 +700,7 @@ def test_the_command_on_real_images(sample, tmp_path):
         f"{len(chosen)} images in validation, 1 damaged file, listed in {folder / 'damaged.txt'}; "
         in last
     )
-    examples = data.load("imagenet_256", "validation", [tmp_path / "sets"])
+    examples = load("imagenet_256", "validation", [tmp_path / "sets"])
     assert len(examples) == len(chosen)
     wnids = [list(imagenet.synsets())[label] for label in examples.labels]
     assert sorted(wnids) == sorted(name.split("/")[2] for name in chosen)
@@ -777,7 +779,7 @@ def test_killed_and_resumed(tmp_path, start):
     assert 1 <= len(finished) < 6
     assert not (work / "dataset_info.json").exists()
     with pytest.raises(DataError, match="not found"):
-        data.find("imagenet_256", [tmp_path / "sets"])
+        find("imagenet_256", [tmp_path / "sets"])
 
     refused = prepare_data.main(
         [

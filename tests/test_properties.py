@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from common.data import Examples, eval_batches
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
@@ -19,7 +20,6 @@ import alexnet.data
 import lenet.config
 import lenet.data
 from common.checkpoint import state_sha256
-from common.data import Examples, eval_batches
 from common.errors import UserError
 from common.flags import changes, define, read, to_flagfile
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from common.damage import DamagedRecords
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from common import builders, data
-from common.damage import DamagedRecords
 from common.errors import DataError
 
 SIZE = 256
