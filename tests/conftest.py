@@ -63,7 +63,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture
 def without_curves(monkeypatch):
-    """Runs in this process draw no curves.png, which takes longer than a tiny network's training."""
+    """Runs in this process draw no curves.png, which takes longer than training a tiny network."""
     monkeypatch.setattr("common.writer.draw_curves", lambda workdir: None)
 
 

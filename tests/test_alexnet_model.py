@@ -184,15 +184,6 @@ def test_parameters(name):
     assert total(rows, "parameters") == sum_of_layers == sum(layers.values())
 
 
-def test_the_modules_hold_as_many_parameters_as_the_table_says():
-    for name, (_, parameters) in PARAMETERS.items():
-        num_classes = 10 if name == "small" else 1000
-        state = nnx.state(
-            nnx.eval_shape(lambda name=name, n=num_classes: build_model(preset(name), n)), nnx.Param
-        )
-        assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state)) == parameters
-
-
 def test_multiply_adds():
     assert (
         total(table(preset("torchvision")), "multiply_adds") // 10**6 == 714
