@@ -18,9 +18,9 @@ import pytest
 
 from alexnet.config import Config
 from alexnet.train import load_run, train_and_evaluate
-from common import builders
 from common.errors import DataError, Interrupted
 from common.workdir import saved_steps
+from scripts.prepare import builders
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
