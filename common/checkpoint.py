@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import errno
 import gc
-import hashlib
 import json
 import logging
 import math
@@ -27,8 +26,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
+from common.digests import (
+    describe,
+    host_leaves,
+    json_sha256,
+    path_names,
+    require_same_shapes,
+    shapes,
+)
 from common.errors import NonFiniteError, StorageError, UserError
-from common.parallel import from_first_process, in_all_processes, is_first_process
+from common.processes import all_true, broadcast, is_first_process
+from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
 
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are
 # left as they are.
@@ -42,35 +50,6 @@ UNREADABLE = {
     errno.ESTALE,
     errno.ETIMEDOUT,
 }
-
-SMALLER_RATE = (
-    "The same command would fail again: try a smaller learning rate in another --workdir."
-)
-
-
-def state_sha256(state) -> str:
-    """SHA-256, in hex, over all leaves of a pytree sorted by path: each as path, dtype, shape and
-    little-endian bytes.
-
-    The path is `jax.tree_util.keystr`'s, the shape a Python tuple, each followed by a line break;
-    the bytes are in C order. A typed PRNG key counts as its `jax.random.key_data`.
-    """
-    digest = hashlib.sha256()
-    for path, array in _host_leaves(state).items():
-        _update(digest, path, array)
-    return digest.hexdigest()
-
-
-def saved_steps(workdir: Path) -> list[int]:
-    """The steps that have a finished checkpoint under `workdir`, oldest first; steps set aside as
-    damaged do not count.
-    """
-    directory = workdir / "checkpoints"
-    return (
-        sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
-        if directory.is_dir()
-        else []
-    )
 
 
 class Checkpointer:
@@ -96,7 +75,8 @@ class Checkpointer:
                 try:
                     self._manager = ocp.CheckpointManager(self._directory, options=options)
                     break
-                except FileNotFoundError:  # Orbax looks at all steps that it lists; the run beside us may remove one meanwhile
+                # Orbax opens all steps that it lists; a run may remove one in between.
+                except FileNotFoundError:
                     if not read_only or attempt == 9:
                         raise
 
@@ -114,23 +94,21 @@ class Checkpointer:
         """
         if step in self._manager.all_steps():
             return
-        leaves = _host_leaves(state)
+        leaves = host_leaves(state)
         for path, array in leaves.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not _is_finite(array):
-                from common.writer import last_finite  # here, because it imports this module
-
                 raise NonFiniteError(
-                    f"{path} is not finite at step {step}{last_finite(self._workdir)}; not saved. {last_good(self._workdir)} "
-                    f"{SMALLER_RATE}"
+                    f"{path} is not finite at step {step}{last_finite(self._workdir)}; not saved. "
+                    f"{last_good(self._workdir)} {SMALLER_RATE}"
                 )
 
         def description() -> dict:
             content = {
                 "step": step,
                 "meta": meta,
-                "leaves": {path: _describe(path, array) for path, array in leaves.items()},
+                "leaves": {path: describe(path, array) for path, array in leaves.items()},
             }
-            return content | {"sha256": _json_sha256(content)}
+            return content | {"sha256": json_sha256(content)}
 
         items = dict(state=ocp.args.StandardSave(state), meta=_Description(description))
         try:
@@ -160,34 +138,46 @@ class Checkpointer:
         """
         if not self._read_only:
             self._require_space(target)
-        steps = saved_steps(self._workdir)
+        return self._first_intact(
+            lambda step: self._restore(step, target), saved_steps(self._workdir)
+        )
+
+    def restore_part(self, target_of: Callable[[dict], dict], step: int | None = None):
+        """Some entries of the newest intact checkpoint, or of that of `step`; the rest is not read.
+
+        Args:
+          target_of: the `meta` of a checkpoint -> {"params": ...}: some fields of the state, with
+            a jax.ShapeDtypeStruct for each leaf, which are read to one device.
+
+        Returns, raises: as `restore_newest`, {"params": ...} in place of the state.
+        """
+        steps = saved_steps(self._workdir) if step is None else [step]
+        return self._first_intact(lambda step: self._restore_part(step, target_of), steps)
+
+    def _first_intact(self, restore: Callable[[int], tuple], steps: list[int]):
+        """(step, *restore(step)) of the last of `steps` where that succeeds, in all processes."""
         for step in reversed(steps):
             failure = None
             try:
                 with _one_failure_at_a_time():
-                    restored = self._restore(step, target)
-            except (
-                UserError,
-                MemoryError,
-                jax.errors.JaxRuntimeError,
-            ):  # says nothing about the files
+                    restored = restore(step)
+            except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # not about the files
                 raise
             except Exception as error:
                 failure = error
-            if in_all_processes(failure is None):
+            if all_true(failure is None):
                 return step, *restored
             reason = _unreadable(failure)
-            if not in_all_processes(reason is None):
-                raise self._cannot_read(step, reason or "another process says why") from failure
+            if not all_true(reason is None):
+                raise self._cannot_read(step, reason or "see the other process") from failure
             self._set_aside(
-                step, _one_line(failure) if failure else "another process could not read it"
+                step, _one_line(failure) if failure else "another process cannot read it"
             )
-        if steps or any(
-            self._directory.glob("*.corrupt*")
-        ):  # set aside by an earlier start: must not begin anew unasked
+        # What an earlier start set aside: training must not begin anew unasked.
+        if steps or any(self._directory.glob("*.corrupt*")):
             raise StorageError(
-                f"no checkpoint in {self._directory} is intact. To train from the start, use another --workdir; "
-                "to try a damaged one again, rename N.corrupt back to N."
+                f"no checkpoint in {self._directory} is intact. To train from the start, use "
+                "another --workdir; to retry a damaged one, rename N.corrupt back to N."
             )
         return None
 
@@ -207,13 +197,13 @@ class Checkpointer:
                 _read_every_byte(self._directory / str(step))
                 leaves = self.description(step)["leaves"]
                 arrays = {
-                    _names(path): array
-                    for path, array in _host_leaves(self._restore_to_host(step)).items()
+                    path_names(path): array
+                    for path, array in host_leaves(self._restore_to_host(step)).items()
                 }
                 damaged = [
                     path
                     for path, saved in leaves.items()
-                    if _describe(path, arrays[_names(path)]) != saved
+                    if describe(path, arrays[path_names(path)]) != saved
                 ]
         except MemoryError:  # says nothing about the files
             raise
@@ -222,15 +212,6 @@ class Checkpointer:
                 raise self._cannot_read(step, reason) from error
             return _one_line(error)
         return f"{', '.join(damaged)}: not what was saved" if damaged else None
-
-    def newest_meta(self) -> dict | None:
-        """The `meta` of the newest checkpoint that can be read, or None: what must be known before
-        there can be a target.
-        """
-        for step in reversed(saved_steps(self._workdir)):
-            with contextlib.suppress(Exception):  # the restore that follows says what is damaged
-                return self.description(step)["meta"]
-        return None
 
     def close(self) -> None:
         """Waits until the last save is on disk. Raises StorageError if it could not be written;
@@ -253,7 +234,7 @@ class Checkpointer:
         digest.
         """
         content = self._manager.restore(step, args=ocp.args.Composite(meta=_Description())).meta
-        if content.pop("sha256") != _json_sha256(content) or content["step"] != step:
+        if content.pop("sha256") != json_sha256(content) or content["step"] != step:
             raise ValueError("its description does not match its digest")
         return content
 
@@ -266,14 +247,37 @@ class Checkpointer:
             path: f"{dtype} {tuple(shape)}" for path, (dtype, shape, _) in content["leaves"].items()
         }
         advice = "Use its flags, or another --workdir."
-        _require_same_shapes(saved, _shapes(target), self._directory / str(step), advice)
+        require_same_shapes(saved, shapes(target), self._directory / str(step), advice)
         state = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         ).state
-        for path, array in _host_leaves(state).items():
-            if _describe(path, array) != content["leaves"][path]:
+        for path, array in host_leaves(state).items():
+            if describe(path, array) != content["leaves"][path]:
                 raise ValueError(f"{path} does not match its digest")
         return state, content["meta"]
+
+    def _restore_part(self, step: int, target_of: Callable[[dict], dict]):
+        """({"params": ...}, meta) of one step; raises as `_restore`."""
+        content = self.description(step)
+        target = jax.tree.map(_on_one_device, target_of(content["meta"]))
+        wanted = {path_names(path): shape for path, shape in shapes(target).items()}
+        paths = {path_names(path): path for path in content["leaves"]}
+        there = {}
+        for names in wanted.keys() & paths.keys():
+            dtype, shape, _ = content["leaves"][paths[names]]
+            there[names] = f"{dtype} {tuple(shape)}"
+        require_same_shapes(there, wanted, self._directory / str(step), "Its config was changed.")
+        restore = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        part = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
+        for path, array in host_leaves(part).items():
+            saved_path = paths[path_names(path)]
+            if describe(saved_path, array) != content["leaves"][saved_path]:
+                raise ValueError(f"{saved_path} does not match its digest")
+        return part, content["meta"]
 
     def _restore_to_host(self, step: int):
         """The state of one step as nested dicts and lists of NumPy arrays."""
@@ -289,16 +293,17 @@ class Checkpointer:
         """
         size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
         free = shutil.disk_usage(self._directory).free
-        if not in_all_processes(free >= 2 * size):
+        if not all_true(free >= 2 * size):
             raise StorageError(
-                f"{self._directory} has room for {free / 1e6:,.1f} MB; a checkpoint of this run takes {size / 1e6:,.1f} MB, "
-                "and twice that must be free. Free some space, then repeat the same command, or use another --workdir."
+                f"{self._directory} has {free / 1e6:,.1f} MB free; a checkpoint of this run takes "
+                f"{size / 1e6:,.1f} MB, and twice that is needed. Free some space and rerun the "
+                "same command, or use another --workdir."
             )
 
     def _cannot_read(self, step: int, reason: str) -> StorageError:
         return StorageError(
-            f"checkpoint {step} in {self._directory} cannot be read: {reason}. It is left as it is. "
-            "Mend that, then repeat the same command."
+            f"checkpoint {step} in {self._directory} cannot be read: {reason}. It is left as it "
+            "is. Fix that, then rerun the same command."
         )
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -319,7 +324,7 @@ class Checkpointer:
                 file=sys.stderr,
                 flush=True,
             )
-        from_first_process(step)  # the others wait for it here
+        broadcast(step)  # the others wait for it here
         self._manager.reload()  # or Orbax would silently refuse to save this step again
 
     def _explain(self, error: Exception) -> None:
@@ -329,8 +334,8 @@ class Checkpointer:
         if found := _storage_error(error):
             reason = found.strerror or str(found)
             raise StorageError(
-                f"a checkpoint could not be written to {self._directory}: {reason}. {last_good(self._workdir)} "
-                "Mend that, then repeat the same command: it resumes."
+                f"a checkpoint could not be written to {self._directory}: {reason}. "
+                f"{last_good(self._workdir)} Fix that, then rerun the same command: it resumes."
             ) from error
 
 
@@ -357,36 +362,26 @@ class _Description(ocp.args.CheckpointArgs):
     make: Callable[[], dict] | None = None
 
 
-def require_fit(params, target, workdir: Path) -> None:
-    """Raises UserError, naming the leaf, unless the weights `params` of the run in `workdir` have
-    the shapes of `target`.
+def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | str | None):
+    """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
+    running run.
+
+    `step` may be "newest" too. Raises UserError if there is no such checkpoint.
     """
-    _require_same_shapes(
-        _shapes(params), _shapes(target), workdir, "--init_from needs a run of the same network."
-    )
-
-
-def last_good(workdir: Path) -> str:
-    """One sentence for an error message: which checkpoint is safe."""
     steps = saved_steps(workdir)
-    return (
-        f"The checkpoint of step {steps[-1]} is safe."
-        if steps
-        else "No checkpoint was saved before."
-    )
+    if step not in (None, "newest", *steps):
+        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps or 'none'}")
+    step = None if step == "newest" else step
+    with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
+        restored = checkpointer.restore_part(target_of, step)
+    if restored is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    return restored
 
 
-def _host_leaves(state) -> dict[str, np.ndarray]:
-    """Path -> NumPy array of each leaf, sorted by path."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        leaves[jax.tree_util.keystr(path)] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    leaves = jax.device_get(leaves)  # starts all the copies before it waits for one
-    return {path: np.asarray(leaves[path]) for path in sorted(leaves)}
-
-
-def _is_key(leaf) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _on_one_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _is_finite(array: np.ndarray) -> bool:
@@ -396,58 +391,12 @@ def _is_finite(array: np.ndarray) -> bool:
         )  # a sum is four times as fast, but can overflow
 
 
-def _update(digest, path: str, array: np.ndarray) -> None:
-    digest.update(f"{path}\n{array.dtype.name}\n{array.shape}\n".encode())
-    little_endian = array.byteswap() if sys.byteorder == "big" else array
-    digest.update(np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8))
-
-
-def _describe(path: str, array: np.ndarray) -> list:
-    digest = hashlib.sha256()
-    _update(digest, path, array)
-    return [array.dtype.name, list(array.shape), digest.hexdigest()]
-
-
-def _json_sha256(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _read_every_byte(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 while file.read(2**24):
                     pass
-
-
-def _names(path: str) -> tuple[str, ...]:
-    """The names along a path of `keystr`: Orbax gives back a dict where a NamedTuple or a module
-    was saved.
-    """
-    return tuple(re.findall(r"\w+", path))
-
-
-def _shapes(tree) -> dict[str, str]:
-    """Path -> dtype and shape of each leaf of a pytree of arrays or jax.ShapeDtypeStructs."""
-    shapes = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        shapes[jax.tree_util.keystr(path)] = f"{leaf.dtype.name} {tuple(leaf.shape)}"
-    return shapes
-
-
-def _require_same_shapes(
-    theirs: dict[str, str], ours: dict[str, str], where: Path, advice: str
-) -> None:
-    """Raises UserError, naming the first leaf that differs, unless both have the same paths, dtypes
-    and shapes.
-    """
-    for path in sorted(theirs.keys() | ours.keys()):
-        there, here = theirs.get(path, "absent"), ours.get(path, "absent")
-        if there != here:
-            raise UserError(
-                f"{where} holds another model: {path} is {there} there and {here} here. {advice}"
-            )
 
 
 @contextlib.contextmanager

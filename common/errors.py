@@ -1,13 +1,21 @@
-"""What a user can get wrong or a machine can do to a run: one readable line each, with an exit code
-(sysexits.h).
+"""The ways a run can fail that are not bugs: one line on stderr and an exit code (sysexits.h).
 
-`common.launch` prints the message of a `UserError` as one line on stderr and exits with its code;
-every other exception is a bug and shows its traceback (exit code 1).
+`common.launch` prints the message of a `UserError` and exits with its code; every other exception
+is a bug and shows its traceback (exit code 1).
 """
+
+INTERRUPTED = "interrupted; rerun the same command to continue."
+
+
+class Interrupted(Exception):
+    """Raised by a training loop that was asked to stop, after it saved its state.
+
+    `Interrupted(signal_number)`.
+    """
 
 
 class UserError(Exception):
-    """A wrong flag, a combination that excludes itself, a refused resume. The message says what is
+    """A wrong flag, settings that exclude each other, a refused resume. The message says what is
     allowed.
     """
 
@@ -15,15 +23,13 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """The examples cannot be used: set not found, wrong shape, labels outside the classes, damaged
-    records.
-    """
+    """Unusable data: set not found, wrong shape, labels out of range, corrupt records."""
 
     exit_code = 65
 
 
 class NonFiniteError(UserError):
-    """The loss became NaN or infinite; the message names the step, the last finite loss and the
+    """A NaN or infinite loss or state. The message names the step, the last finite loss and the
     last good checkpoint.
     """
 
@@ -31,12 +37,12 @@ class NonFiniteError(UserError):
 
 
 class StorageError(UserError):
-    """The workdir cannot be written or read: permissions, full disk, no intact checkpoint."""
+    """The run's folder cannot be written or read: permissions, full disk, no intact checkpoint."""
 
     exit_code = 74
 
 
 class LockedError(UserError):
-    """Another process is training in the same workdir."""
+    """Another process is training in the same folder."""
 
     exit_code = 75

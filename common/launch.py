@@ -1,100 +1,42 @@
-"""The one `main()` of both networks: flags, lock, resume or refuse, signals, exit codes,
-result.json.
+"""The command line of both networks and of the tools: flags, exit codes, and one line for what is
+no bug.
 
 Exit codes: 0 done, 1 a bug (traceback), 2 usage or resume refused, 65 bad data, 70 non-finite, 74
 storage, 75 locked, 130 SIGINT, 143 SIGTERM.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import errno
-import importlib.metadata
-import json
-import os
-import platform
-import re
-import shlex
 import signal
-import subprocess
 import sys
 import textwrap
-import threading
-import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
-import filelock
 import jax
 from absl import app, flags, logging
 
 import common.flags
-from common.checkpoint import last_good
-from common.errors import LockedError, StorageError, UserError
-from common.parallel import (
-    FIXED_PARTS,
+from common import provenance, runtime
+from common.errors import INTERRUPTED, Interrupted, StorageError, UserError
+from common.processes import (
+    Processes,
     agreed,
-    from_first_process,
-    in_all_processes,
     is_first_process,
-    texts_of_all_processes,
+    require_same_flags,
+    require_same_workdir,
 )
-from common.writer import write_atomic
+from common.workdir import claimed, headline, last_good, write_result
 
-OF_THE_STORAGE = (
+# Errors of the disk, whatever raises them; any other OSError is a bug.
+STORAGE_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
     errno.EROFS,
     errno.EIO,
     errno.ESTALE,
-)  # no bug, whatever raises it
-INTERRUPTED = "interrupted; the same command goes on from here."
-OF_EACH_PROCESS = (
-    "data_dir",
-    "num_workers",
-)  # settings that the processes of one run may have of their own
-
-
-class Interrupted(Exception):
-    """Raised by a training loop that was asked to stop, once its state is saved.
-    `Interrupted(signal_number)`.
-    """
-
-
-class Processes(NamedTuple):
-    """The flags that make several processes one run; none of them is a setting of the run."""
-
-    multihost: bool
-    coordinator_address: str
-    num_processes: int
-    process_id: int
-
-    def start(self) -> None:
-        """Joins the processes. Raises UserError where that fails."""
-        if not self.multihost:
-            return
-        by_hand = {
-            name: value
-            for name, value in self._asdict().items()
-            if value not in ("", -1) and name != "multihost"
-        }
-        # By another thread: until all have come it waits in C, for minutes, where the main one
-        # would hear no Ctrl-C.
-        joining = ThreadPoolExecutor(1).submit(jax.distributed.initialize, **by_hand)
-        try:
-            joining.result()
-        except KeyboardInterrupt:
-            os._exit(
-                _fail(INTERRUPTED, 130, "")
-            )  # at once: nothing ends that thread, and there is nothing to lose
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"--multihost: {' '.join(str(error).split())[:200]}. Outside SLURM, Kubernetes and TPU slices add "
-                "--coordinator_address=HOST:PORT --num_processes=N --process_id=K, the same address in all, K from 0 to N - 1."
-            ) from error
+)
 
 
 def main(config_class, train_and_evaluate: Callable) -> None:
@@ -132,7 +74,7 @@ def run_tool(
       words: what the arguments that are no flags stand for, such as ("ls|verify", "DIR"): all of
         them are needed.
     """
-    keep_freed_memory()
+    runtime.keep_freed_memory()
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_string("flagfile", "", "Flags from a file, one a line.", flag_values=values)
@@ -162,87 +104,16 @@ def run_tool(
     return 0
 
 
-def keep_freed_memory() -> None:
-    """Makes glibc keep what is freed for what comes next, instead of giving it back to the system,
-    and in huge pages.
-
-    A step on a CPU takes hundreds of megabytes and frees them, and every page of 4 KiB that the
-    system hands out anew is a page fault and filled with zeros. Kept for the main thread alone, a
-    step of AlexNet's preset deck took 1.71 s, this way 1.50.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes, libc.madvise.argtypes = (
-        [ctypes.c_void_p],
-        [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int],
-    )
-    trim_threshold, mmap_max, arena_max, huge_page = -1, -4, -8, 14  # from malloc.h and mman.h
-    libc.mallopt(mmap_max, 0)  # large blocks come from the heap too, ...
-    libc.mallopt(arena_max, 1)  # ... in every thread from the same one, ...
-    libc.mallopt(trim_threshold, -1)  # ... of which the system gets nothing back.
-    # The heap grows once, by addresses alone: memory is behind a page from its first use on.
-    size, page = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 2**21
-    if block := libc.malloc(size):
-        start = -(-block // page) * page
-        libc.madvise(start, (block + size - start) // page * page, huge_page)
-        libc.free(block)
-
-
-def provenance(config) -> dict:
-    """Where a result comes from: command, commit, seed, dataset, versions and machine, without host
-    names and paths.
-    """
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
-    try:
-        device = jax.devices()[0]
-    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS names what is not here
-        raise UserError(
-            f"JAX finds no device: {str(error).splitlines()[0] if str(error) else 'see JAX_PLATFORMS'}"
-        ) from error
-    machine = {
-        "processor": _processor(),
-        "cores": _cores(),
-        "accelerator": device.device_kind,
-        "devices": jax.device_count(),
-    }
-    return {
-        "command": _command(),
-        "commit": commit(),
-        "seed": config.seed,
-        "dataset": config.dataset,
-        "versions": versions,
-        "machine": machine,
-    }
-
-
 def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tuple:
-    """(config, workdir, processes) of a command line. Raises UserError for whatever it gets wrong."""
+    """(config, workdir, processes) of a command line. Raises UserError for what it gets wrong."""
     common.flags.define(config_class, flag_values)
-    own = dict(flag_values=flag_values)
     flags.DEFINE_string(
-        "workdir", "", "The run's folder: made if absent, resumed if it holds the same run.", **own
+        "workdir",
+        "",
+        "The run's folder: made if absent, resumed if it holds the same run.",
+        flag_values=flag_values,
     )
-    flags.DEFINE_boolean(
-        "multihost", False, "Several processes, this being one of them, are one run.", **own
-    )
-    flags.DEFINE_string(
-        "coordinator_address", "", "--multihost by hand: HOST:PORT of process 0.", **own
-    )
-    flags.DEFINE_integer(
-        "num_processes", -1, "--multihost by hand: how many processes.", lower_bound=-1, **own
-    )
-    flags.DEFINE_integer(
-        "process_id",
-        -1,
-        "--multihost by hand: which of them this is, from 0.",
-        lower_bound=-1,
-        **own,
-    )
+    Processes.define(flag_values)
     try:
         leftover = flag_values(argv)[1:]
     except (flags.Error, UnicodeDecodeError) as error:
@@ -252,107 +123,72 @@ def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tupl
             f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value."
         )
     if not flag_values.workdir:
-        raise UserError(
-            "--workdir is required: the run's folder, for example --workdir=runs/first."
-        )
-    processes = Processes(*(flag_values[name].value for name in Processes._fields))
-    by_hand = [
-        bool(processes.coordinator_address),
-        processes.num_processes != -1,
-        processes.process_id != -1,
-    ]
-    if any(by_hand) and not (
-        processes.multihost and all(by_hand) and processes.process_id < processes.num_processes
-    ):
-        raise UserError(
-            "--coordinator_address, --num_processes and --process_id (0 to --num_processes - 1) need each other and --multihost"
-        )
-    if any(by_hand) and not re.fullmatch(r".+:\d+", processes.coordinator_address):
-        raise UserError(
-            f"--coordinator_address={processes.coordinator_address} must be HOST:PORT, such as host0:8476"
-        )
-    return (
-        common.flags.read(config_class, flag_values),
-        Path(flag_values.workdir).expanduser(),
-        processes,
-    )
+        raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first.")
+    processes = Processes.read(flag_values)
+    config = common.flags.read(config_class, flag_values)
+    return config, Path(flag_values.workdir).expanduser(), processes
 
 
 def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
+    """Trains, unless the run is finished; returns the exit code. A bug raises."""
     # Orbax logs what fails in its threads with a traceback; the same error reaches us as an
     # exception, and becomes one line.
     logging.set_verbosity(logging.FATAL)
-    _leave_abandoned_writes_unheard()
-    keep_freed_memory()
+    runtime.mute_orbax_tracebacks()
+    runtime.keep_freed_memory()
     if config.reduction == "fixed":
-        _repeat_the_same_bits()
+        runtime.use_deterministic_reductions()
     try:
         processes.start()
-        _require_same_flags(config)
-        with _claimed(config, workdir) as finished:
+        require_same_flags(config)
+        with claimed(config, workdir) as finished:
             if processes.multihost:
-                _require_same_workdir(workdir)
+                require_same_workdir(workdir)
             if not finished:
-                _use_compilation_cache()
-                source = provenance(config)
-                if is_first_process():
-                    print(_summary(source), file=sys.stderr, flush=True)
-                with _stop_signals() as stop_requested:
-                    metrics = train_and_evaluate(config, workdir, agreed(stop_requested))
-                    if is_first_process():
-                        write_atomic(workdir / "result.json", _result_text(metrics | source))
+                _train(config, workdir, train_and_evaluate)
             if is_first_process():
-                print(_headline(workdir))
+                print(headline(workdir))
             return 0
     except Interrupted as interrupted:
         number = interrupted.args[0]
         name = signal.Signals(number).name
-        return _fail(
-            f"stopped by {name}; everything is saved in {workdir}. The same command resumes.",
-            128 + number,
-            "",
-        )
+        message = f"stopped by {name}; saved in {workdir}. Rerun the same command to resume."
+        return _fail(message, 128 + number, "")
     except UserError as error:
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:  # before the training hears signals itself, or after
+    except KeyboardInterrupt:  # before the signal handlers of the training, or after
         return _fail(INTERRUPTED, 130, "")
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         return _fail(
-            f"the device has not enough memory ({' '.join(str(error).split())[:120]}). {last_good(workdir)} "
+            f"out of device memory ({' '.join(str(error).split())[:120]}). {last_good(workdir)} "
             "Use more devices, or a smaller --batch_size in another --workdir.",
             UserError.exit_code,
         )
     except OSError as error:
-        if error.errno not in OF_THE_STORAGE:
+        if error.errno not in STORAGE_ERRORS:
             raise
         try:
             safe = last_good(workdir)
         except OSError:  # the disk is gone
             safe = "Checkpoints cannot be read now either."
         return _fail(
-            f"{error}. {safe} Mend that, then repeat the same command: it resumes.",
+            f"{error}. {safe} Fix that, then rerun the same command: it resumes.",
             StorageError.exit_code,
         )
 
 
-def _leave_abandoned_writes_unheard() -> None:
-    """Where one write of a checkpoint fails, Orbax closes the loop that awaits those beside it, and
-    each of them would print a traceback of its own when it ends, from a thread of TensorStore.
-    """
-
-    def unless_abandoned(report):
-        def hook(*arguments):  # (type, error, traceback), or one object that has them
-            error = arguments[1] if len(arguments) > 1 else arguments[0].exc_value
-            if not (type(error) is RuntimeError and str(error) == "Event loop is closed"):
-                report(*arguments)
-
-        return hook
-
-    sys.excepthook = unless_abandoned(sys.excepthook)
-    sys.unraisablehook = unless_abandoned(sys.unraisablehook)
-    threading.excepthook = unless_abandoned(threading.excepthook)
+def _train(config, workdir: Path, train_and_evaluate: Callable) -> None:
+    """Trains and writes result.json."""
+    runtime.use_compilation_cache()
+    source = provenance.collect(seed=config.seed, dataset=config.dataset)
+    if is_first_process():
+        print(provenance.summary(source), file=sys.stderr, flush=True)
+    with runtime.stop_signals() as stop_requested:
+        result = train_and_evaluate(config, workdir, agreed(stop_requested))
+        if is_first_process():
+            write_result(workdir, result | source)
 
 
 def _flag_error(error: Exception) -> str:
@@ -365,200 +201,10 @@ def _fail(message: str, exit_code: int, kind: str = "error: ") -> int:
     return exit_code
 
 
-def _require_same_flags(config) -> None:
-    """Raises UserError, in all processes the same, unless they have the same settings: each would
-    train another network.
-    """
-    first, *others = map(json.loads, texts_of_all_processes(json.dumps(dataclasses.asdict(config))))
-    for number, other in enumerate(others, start=1):
-        for name, value in first.items():
-            if name not in OF_EACH_PROCESS and other.get(name) != value:
-                raise UserError(
-                    f"--{name} is {value} in process 0 and {other.get(name)} in process {number}: all processes of a run need "
-                    f"the same flags, but for {' and '.join(f'--{own}' for own in OF_EACH_PROCESS)}."
-                )
-
-
-def _require_same_workdir(workdir: Path) -> None:
-    """Raises UserError, in all processes the same, unless they share `workdir`: each writes its
-    part of a checkpoint there.
-    """
-    # A name that is new: no earlier run left it behind, and no network's file system remembers that
-    # it was not there.
-    mark = workdir / f".{texts_of_all_processes(uuid.uuid4().hex)[0]}"
-    if is_first_process():
-        mark.touch()
-    from_first_process(0)  # the others wait for it here
-    shared = in_all_processes(mark.exists())
-    if is_first_process():
-        mark.unlink()
-    if not shared:
-        raise UserError(
-            f"--workdir={workdir} is not the same folder in all processes: it must be on a disk that they share."
-        )
-
-
-@contextlib.contextmanager
-def _claimed(config, workdir: Path):
-    """Makes `workdir` this run's alone, its config written; gives whether the run is finished
-    already.
-
-    The first process does so for all, and the others raise UserError where it does.
-    """
-    with contextlib.ExitStack() as stack:
-        refusal, finished = None, False
-        if is_first_process():
-            try:
-                stack.enter_context(_locked(workdir))
-                _require_same_config(config, workdir)
-                finished = (workdir / "result.json").exists()
-                if not finished:
-                    write_atomic(
-                        workdir / "config.json",
-                        json.dumps(dataclasses.asdict(config), indent=2) + "\n",
-                    )
-                    write_atomic(workdir / "flags.txt", common.flags.to_flagfile(config))
-            except UserError as error:
-                refusal = error
-        refused, finished = from_first_process(refusal is not None, finished)
-        if refused:
-            raise refusal or UserError("the first process refuses this run; it says why.")
-        yield finished
-
-
-@contextlib.contextmanager
-def _locked(workdir: Path):
-    """Makes `workdir` if needed and holds its lock, which the system frees however this process
-    ends.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        entries = [entry.name for entry in workdir.iterdir() if not entry.name.startswith(".")]
-        if entries and "config.json" not in entries:
-            raise UserError(
-                f"{workdir} holds other files and no run (no config.json). Use another --workdir."
-            )
-        lock = filelock.FileLock(workdir / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        owner = workdir / ".pid"
-        process = owner.read_text() if owner.exists() else "unknown"
-        raise LockedError(
-            f"{workdir} is in use by process {process}. Wait for it, or use another --workdir."
-        ) from None
-    except OSError as error:
-        reason = "it is a file, not a folder" if workdir.is_file() else error.strerror or error
-        raise StorageError(
-            f"cannot write in {workdir}: {reason}. Use another --workdir."
-        ) from error
-    with lock:
-        write_atomic(workdir / ".pid", str(os.getpid()))
-        yield
-
-
-def _require_same_config(config, workdir: Path) -> None:
-    """Raises UserError unless `workdir` is new, or holds a run of this config up to settings that
-    leave the result alone.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        saved = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, OSError) as error:
-        raise StorageError(f"cannot read {path}: {error}. Use another --workdir.") from error
-    unknown = saved.keys() - {field.name for field in dataclasses.fields(config)}
-    if unknown:
-        raise UserError(
-            f"{workdir} holds a run of another program (it sets {sorted(unknown)[0]}). Use another --workdir."
-        )
-    changed = common.flags.changes(saved, config)
-    # A start that was refused, for want of the data perhaps, leaves a config and nothing that it
-    # would not fit.
-    if changed and any(
-        any(workdir.glob(name)) for name in ("metrics.jsonl", "checkpoints/*", "result.json")
-    ):
-        width = max(len(name) for name, _, _ in changed)
-        table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
-        raise UserError(
-            f"{workdir} holds a run with other settings:\n{table}\nUse the old settings to resume, or another --workdir; "
-            f"--init_from={workdir} there starts from the weights of this run."
-        )
-
-
-@contextlib.contextmanager
-def _stop_signals():
-    """Gives stop_requested() -> None or the number of the first SIGTERM or SIGINT. A second one
-    ends the process at once.
-
-    Python runs signal handlers only between bytecodes of the main thread, and a compilation can
-    hold that for a minute: so the numbers are read by a thread of their own, from the pipe that the
-    interpreter's C handler writes to.
-    """
-    received, stop_signals = [], (signal.SIGTERM, signal.SIGINT)
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-
-    def watch():
-        while number := os.read(read_end, 1)[0]:
-            if number not in stop_signals:
-                continue
-            if received:
-                os._exit(128 + number)
-            received.append(number)
-            name = signal.Signals(number).name
-            print(
-                f"{name}: finishing these steps and saving; once more stops at once.",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    old_wakeup = signal.set_wakeup_fd(write_end)
-    old_handlers = {number: signal.signal(number, lambda *_: None) for number in stop_signals}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in old_handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: installed by C code
-        signal.set_wakeup_fd(old_wakeup)
-        os.write(write_end, b"\0")  # ends the watcher
-        watcher.join()
-        os.close(write_end)
-        os.close(read_end)
-
-
-def _repeat_the_same_bits() -> None:
-    """Keeps XLA to what gives the same bits in every run, on any number of devices. Counts only
-    before JAX starts its backend.
-
-    On a GPU it takes what is fastest otherwise; a setting of the user's wins. On a CPU it cuts the
-    sums of a large product among its threads, of which it has one for each core or, if that is
-    more, each device: here always as many.
-    """
-    given = os.environ.get("XLA_FLAGS", "")
-    if "xla_gpu_deterministic_ops" not in given:
-        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
-    os.environ["NPROC"] = str(FIXED_PARTS)  # what XLA takes for the number of cores
-
-
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs across runs: a resume starts in seconds. A JAX_COMPILATION_CACHE_DIR
-    of the user's wins.
-    """
-    if not jax.config.jax_compilation_cache_dir:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "lenet-alexnet" / "jax"))
-    # The defaults would keep nothing of a small net.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def _help(config_class) -> str:
     """One paragraph per flag, in the order of the config's fields."""
     paragraphs = [
-        f"usage: {_program()} --workdir=DIR [--flagfile=PRESET] [--name=value ...]",
+        f"usage: {provenance.program()} --workdir=DIR [--flagfile=PRESET] [--name=value ...]",
         "  --workdir=DIR\n      The run's folder: made if absent, resumed if it holds the same run.",
         "  --flagfile=FILE\n      Flags from a file, one a line; flags after it on the command line override it.",
         "  --multihost [--coordinator_address=HOST:PORT --num_processes=N --process_id=K]\n"
@@ -592,86 +238,3 @@ def _tool_help(values: flags.FlagValues) -> list[str]:
         for name in sorted(values)
         if len(name) > 1
     ]
-
-
-def _program() -> str:
-    spec = sys.modules["__main__"].__spec__
-    return (
-        f"python -m {spec.name.removesuffix('.__main__')}"
-        if spec
-        else f"python {_relative(sys.argv[0])}"
-    )
-
-
-def _command() -> str:
-    """The command line as typed, its absolute paths made relative to here or to home."""
-    words = [_program()]
-    for argument in sys.argv[1:]:
-        name, equals, value = argument.rpartition("=")
-        words.append(shlex.quote(name + equals + _relative(value)))
-    return " ".join(words)
-
-
-def _relative(text: str) -> str:
-    path = Path(text)
-    if not path.is_absolute():
-        return text
-    if path.is_relative_to(Path.home()) and not path.is_relative_to(Path.cwd()):
-        return f"~/{path.relative_to(Path.home())}"
-    return os.path.relpath(path)
-
-
-def commit() -> str | None:
-    """The commit of this code, with -dirty if tracked files differ from it; None outside a git
-    checkout.
-    """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _summary(source: dict) -> str:
-    versions = " ".join(f"{name} {source['versions'][name]}" for name in ("python", "jax", "flax"))
-    machine = source["machine"]
-    return f"{versions}; {machine['devices']} x {machine['accelerator']}, {machine['cores']} cores; commit {source['commit']}"
-
-
-def _result_text(result: dict) -> str:
-    text = json.dumps(result, indent=2, allow_nan=False, default=lambda array: array.tolist())
-    # A list of numbers on one line.
-    return re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"
-
-
-def _headline(workdir: Path) -> str:
-    path = workdir / "result.json"
-    try:
-        result = json.loads(path.read_text())
-        num_steps = result["num_steps"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} is damaged; remove it, and the same command writes it again."
-        ) from error
-    errors = "".join(
-        f"{name.removesuffix('_error_pct')} error {value:.2f}%, "
-        for name, value in result.items()
-        if name.endswith("error_pct")
-        and name != "top1_error_pct"  # test_error_pct is the same number
-    )
-    return f"complete: {errors}{num_steps:,} steps; {path}"

@@ -21,10 +21,10 @@ import numpy as np
 import rich.progress
 from rich.console import Console
 
-from common.checkpoint import SMALLER_RATE, last_good
 from common.errors import NonFiniteError
 from common.metrics import summarize
-from common.parallel import is_first_process
+from common.processes import is_first_process
+from common.workdir import SMALLER_RATE, last_finite, last_good, read_metrics, write_atomic
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_DRAWINGS = 30
@@ -307,40 +307,6 @@ class _Events:
             self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()
         ]
         self._add(step=step, summary=self._summary(value=values))
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a whole file or nothing, even if the machine stops in between."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_metrics(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without one torn by a kill."""
-    path = workdir / "metrics.jsonl"
-    records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
-def last_finite(workdir: Path) -> str:
-    """For an error message: the newest training loss in metrics.jsonl, which takes finite ones
-    only; "" where there is none.
-    """
-    losses = [record for record in read_metrics(workdir) if record["split"] == "train"]
-    return (
-        f" (last finite loss: {losses[-1]['loss']:.4g} at step {losses[-1]['step']})"
-        if losses
-        else ""
-    )
 
 
 def _keep_lines(path: Path, first_step: int) -> set[tuple[int, str]]:

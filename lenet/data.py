@@ -1,4 +1,4 @@
-"""LeNet-5's examples: which ones, in which order, and what happens to an image on its way into C1."""
+"""LeNet-5's examples: which ones, in which order, and how an image is prepared for C1."""
 
 from pathlib import Path
 
@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import data
-from common.errors import DataError, UserError
+from common.errors import DataError
+from common.examples import Examples, load
+from common.order import hold_out, order_of_uses
+from common.prepared import data_dirs
 
 DIGITS = Path(__file__).parent / "digits"  # the embedded set mnist10k
 
@@ -18,49 +20,48 @@ SCALING = 0.15  # of the size
 SQUEEZING = 0.15  # one axis compressed, the other stretched
 SHEAR = 0.3  # horizontal pixels per vertical pixel
 ROTATION_RAD = 0.15  # elastic only
-WARP_PX = (
-    1.0  # elastic only: standard deviation of a random displacement at the nodes of a coarse grid
-)
+WARP_PX = 1.0  # elastic only: standard deviation of the displacements at the nodes of a coarse grid
 WARP_NODES = 6  # along each axis of the image
 
 
-def load_splits(dataset: str, data_dir: str, *, train_size: int, validation_size: int):
-    """The training, validation and test examples. Validation takes the last `validation_size` of
-    the training split.
+def load_splits(
+    dataset: str, data_dir: str, *, train_size: int, validation_size: int
+) -> tuple[Examples, Examples, Examples]:
+    """The training, validation and test examples.
 
-    Raises DataError if images are not 28x28 or 32x32, UserError if the sizes do not fit the set.
+    Args:
+      dataset: a prepared set of 28x28 or 32x32 images, gray or RGB.
+      data_dir: as for `common.prepared.data_dirs`.
+      train_size: train on the first N examples that validation leaves; 0: on all.
+      validation_size: validation takes the last N of the training split.
+
+    Raises:
+      DataError: the set cannot be read, or its images have another shape.
+      UserError: the sizes do not fit the set.
     """
-    folders = data.data_dirs(data_dir, DIGITS)
-    train, test = data.load(dataset, "train", folders), data.load(dataset, "test", folders)
+    folders = data_dirs(data_dir, DIGITS)
+    train, test = load(dataset, "train", folders), load(dataset, "test", folders)
     require_fit(train)
-    if train.images.shape[1:] != test.images.shape[1:]:
+    if train.image_shape != test.image_shape:
         raise DataError(
-            f"{dataset}: training images have shape {train.images.shape[1:]}, test images {test.images.shape[1:]}"
+            f"{dataset}: training images have shape {train.image_shape}, test images "
+            f"{test.image_shape}"
         )
-    return *data.hold_out(train, train_size=train_size, validation_size=validation_size), test
+    return *hold_out(train, train_size=train_size, validation_size=validation_size), test
 
 
-def require_fit(examples: data.Examples) -> None:
-    """Raises DataError unless the images are 28x28 or 32x32, grey or RGB."""
-    height, width, channels = examples.images.shape[1:]
+def require_fit(examples: Examples) -> None:
+    """Raises DataError unless the images are 28x28 or 32x32, gray or RGB."""
+    height, width, channels = examples.image_shape
     if (height, width) not in ((28, 28), (32, 32)) or channels not in (1, 3):
         raise DataError(
-            f"LeNet-5 takes images of 28x28 or 32x32 pixels, grey or RGB; those of {examples.name} have "
-            f"{height}x{width} pixels and {channels} channels"
+            "LeNet-5 takes images of 28x28 or 32x32 pixels, gray or RGB; those of "
+            f"{examples.name} have {height}x{width} pixels and {channels} channels"
         )
-
-
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Updates in one epoch: full batches only; the examples left over begin the next pass."""
-    if batch_size > num_examples:
-        raise UserError(
-            f"--batch_size={batch_size} is larger than the training set ({num_examples} examples)"
-        )
-    return num_examples // batch_size
 
 
 def training_chunk(
-    examples: data.Examples,
+    examples: Examples,
     *,
     first_step: int,
     num_steps: int,
@@ -70,56 +71,54 @@ def training_chunk(
     reshuffle: bool,
     copies: int,
     rows: slice = slice(None),
-):
-    """The batches of `num_steps` steps: {"image": (S, B, H, W, C) uint8, "label": (S, B) int32,
-    "draw": (S, B) uint32}, of each batch its `rows`.
+) -> dict[str, np.ndarray]:
+    """The `rows` of the batches of `num_steps` steps; batch k is a pure function of (seed, k).
 
-    S is `padded_to`, so that one compiled function serves every chunk; only the first `num_steps`
-    are meant to be used. Batch k is a pure function of (seed, k). `draw` says which distortion an
-    image gets, 0 for none: with copies, the training set is the originals and `copies` distorted
-    versions of each, and `draw` is the place in it; without, every use has its own number.
+    Args:
+      padded_to: S; steps after `num_steps` repeat the last one and are not to be used. So one
+        compiled function serves every chunk.
+      copies: with 0, each use of an image has its own distortion; otherwise the training set is the
+        originals and this many distorted versions of each.
+
+    Returns:
+      {"image": (S, B, H, W, C) uint8, "label": (S, B) int32, "draw": (S, B) uint32}. `draw`
+      determines the distortion, 0 for none: with copies it is the place in the training set,
+      without it counts the uses.
     """
     originals = len(examples)
-    population = originals * (1 + copies)  # a number n stands for example n % originals
+    population = originals * (1 + copies)  # number n is a version of example n % originals
     steps = first_step + np.minimum(np.arange(padded_to), num_steps - 1)
-    uses = (
-        steps[:, None] * batch_size + np.arange(batch_size)[rows]
-    )  # (S, B): how many examples came before this one
-    numbers = data.order_of_uses(population, uses, seed, reshuffle=reshuffle)
-    indices = numbers % originals
+    # (S, B): how many examples came before this one
+    uses = steps[:, None] * batch_size + np.arange(batch_size)[rows]
+    numbers = order_of_uses(population, uses, seed, reshuffle=reshuffle)
+    images, labels = examples.read(numbers % originals)
     draw = np.where(numbers < originals, 0, numbers) if copies else 1 + uses
-    return {
-        "image": examples.images[indices],
-        "label": examples.labels[indices],
-        "draw": draw.astype(np.uint32),
-    }
+    return {"image": images, "label": labels, "draw": draw.astype(np.uint32)}
 
 
 def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, seed: int = 0):
-    """Returns prepare(images, draw=None): (B, 28 or 32, ..., C) uint8 -> (B, 32, 32, C) float32,
-    inside the jitted step.
+    """Returns prepare(images, draw=None), to be called inside the jitted step.
 
-    28x28 is extended to 32x32 with the background (pixel 0). 'unit' scales to 0..1, 'paper' to -0.1
-    (background) to 1.175. Where `draw` (B,) is given and not 0, the image is distorted by the
-    numbers that (seed, draw) gives.
+    It maps (B, 28 or 32, 28 or 32, C) uint8 to (B, 32, 32, C) float32; 28x28 is padded with the
+    background (pixel 0). Where `draw` (B,) is given and not 0, an image is distorted by random
+    numbers that are a function of (seed, draw).
+
+    Args:
+      scaling: 'unit': 0 to 1; 'paper': -0.1 (background) to 1.175.
+      distortions: 'none', 'affine' or 'elastic'.
+      strength: of the distortions, as for `distort`.
+      seed: non-negative.
     """
 
     def distort_drawn(image, draw):
         key = jax.random.fold_in(jax.random.key(seed), draw)
-        return jnp.where(
-            draw > 0,
-            distort(key, image, strength=strength, elastic=distortions == "elastic"),
-            image,
-        )
+        distorted = distort(key, image, strength=strength, elastic=distortions == "elastic")
+        return jnp.where(draw > 0, distorted, image)
 
     def prepare(images, draw=None):
         margin = (32 - images.shape[1]) // 2
-        x = (
-            jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0))).astype(
-                jnp.float32
-            )
-            / 255
-        )  # (B, 32, 32, C)
+        x = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+        x = x.astype(jnp.float32) / 255  # (B, 32, 32, C)
         if draw is not None and distortions != "none":
             x = jax.vmap(distort_drawn)(x, draw)
         return x * 1.275 - 0.1 if scaling == "paper" else x
@@ -130,36 +129,25 @@ def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, s
 def distort(
     key: jax.Array, image: jax.Array, *, strength: float = 1.0, elastic: bool = False
 ) -> jax.Array:
-    """A random planar distortion of one image, (32, 32, C) of 0 to 1 with background 0: each output
-    pixel is read where the transformation about the centre puts it.
+    """A random planar distortion of one image, (32, 32, C) of 0 to 1 with background 0.
 
-    It is read by linear interpolation from a finer image, three cubically interpolated pixels for
-    one: read from the image itself, distorted digits would be blurred and the sharp ones of the
-    test set strange.
+    Each output pixel is sampled where the transformation about the center puts it: linearly, from
+    the image enlarged three times by cubic interpolation. Sampled from the image itself, distorted
+    digits would be blurred, unlike those of the test set.
 
     Translation, scaling, squeezing (x by 1 + q, y by 1 - q) and horizontal shear, each uniform
-    within +- its constant above times `strength` (LeCun et al. 1998, III.B); with `elastic` a
-    rotation and a smooth warp too: normal displacements at the nodes of a coarse grid, interpolated
+    within +- its constant above times `strength` (LeCun et al. 1998, III.B). With `elastic` also a
+    rotation and a smooth warp: normal displacements at the nodes of a coarse grid, interpolated
     linearly (in the manner of Simard, Steinkraus, Platt 2003).
     """
     scalars, warp_key = jax.random.split(key)
-    limits = jnp.array(
-        [
-            TRANSLATION_PX,
-            TRANSLATION_PX,
-            SCALING,
-            SQUEEZING,
-            SHEAR,
-            ROTATION_RAD if elastic else 0.0,
-        ]
-    )
-    right, down, scale, squeeze, shear, angle = (
-        strength * limits * jax.random.uniform(scalars, (6,), minval=-1, maxval=1)
-    )
-    centre = (image.shape[0] - 1) / 2
-    y, x = jnp.meshgrid(
-        jnp.arange(32.0) - centre, jnp.arange(32.0) - centre, indexing="ij"
-    )  # (32, 32), pixels from the centre
+    rotation = ROTATION_RAD if elastic else 0.0
+    limits = jnp.array([TRANSLATION_PX, TRANSLATION_PX, SCALING, SQUEEZING, SHEAR, rotation])
+    uniform = jax.random.uniform(scalars, (6,), minval=-1, maxval=1)
+    right, down, scale, squeeze, shear, angle = strength * limits * uniform
+    center = (image.shape[0] - 1) / 2
+    offsets = jnp.arange(32.0) - center
+    y, x = jnp.meshgrid(offsets, offsets, indexing="ij")  # (32, 32): pixels from the center
     y, x = y * jnp.cos(angle) - x * jnp.sin(angle), y * jnp.sin(angle) + x * jnp.cos(angle)
     y, x = (1 + scale - squeeze) * y + down, (1 + scale + squeeze) * x + shear * y + right
     if elastic:
@@ -167,13 +155,10 @@ def distort(
         down_warp, right_warp = jax.image.resize(nodes, (2, 32, 32), "linear")
         y, x = y + down_warp, x + right_warp
     fine = jnp.clip(jax.image.resize(image, (3 * 32, 3 * 32, image.shape[-1]), "cubic"), 0, 1)
-    places = [
-        3 * (y + centre) + 1,
-        3 * (x + centre) + 1,
-    ]  # pixel i of the image is pixel 3 i + 1 of the finer one
-    read = jax.vmap(
+    places = [3 * (y + center) + 1, 3 * (x + center) + 1]  # pixel i is pixel 3 i + 1 of `fine`
+    sample = jax.vmap(
         lambda plane: jax.scipy.ndimage.map_coordinates(plane, places, order=1),
         in_axes=-1,
         out_axes=-1,
     )
-    return read(fine)
+    return sample(fine)

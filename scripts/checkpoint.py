@@ -21,9 +21,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from common import launch
-from common.checkpoint import Checkpointer, saved_steps
+from common.checkpoint import Checkpointer
 from common.errors import StorageError, UserError
-from common.writer import read_metrics
+from common.workdir import read_metrics, saved_steps
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

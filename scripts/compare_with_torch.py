@@ -25,9 +25,9 @@ from flax import nnx
 import common.flags
 from alexnet.config import Config
 from alexnet.train import build_loss, build_model
-from common import launch
+from common import launch, provenance
 from common.errors import UserError
-from common.writer import write_atomic
+from common.workdir import write_atomic
 
 PRESET = "alexnet/presets/torchvision.flags"
 
@@ -49,9 +49,9 @@ def main(flag_values: flags.FlagValues) -> None:
         ) from error
     result = compare(torch, flag_values.batch_size, flag_values.seed)
     if flag_values.json:
-        source = launch.provenance(preset())
+        source = provenance.collect(seed=flag_values.seed, dataset=preset().dataset)
         source["versions"]["torch"] = torch.__version__
-        result = {"kind": "agreement", **result, **source, "seed": flag_values.seed}
+        result = {"kind": "agreement", **result, **source}
         write_atomic(Path(flag_values.json), json.dumps(result, indent=2) + "\n")
     print(
         f"relative difference of the logits {result['logits_relative_difference']:.1e}, of the gradients at most "

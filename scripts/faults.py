@@ -29,7 +29,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -41,10 +40,10 @@ import alexnet.train
 import common.flags
 import lenet.config
 import lenet.train
-from common import launch
-from common.checkpoint import Checkpointer, saved_steps, state_sha256
-from common.errors import LockedError, NonFiniteError, StorageError, UserError
-from common.writer import read_metrics, write_atomic
+from common import launch, provenance
+from common.checkpoint import Checkpointer, state_sha256
+from common.errors import Interrupted, LockedError, NonFiniteError, StorageError, UserError
+from common.workdir import read_metrics, saved_steps, write_atomic
 
 ROOT = Path(__file__).parents[1]
 AIMS = (
@@ -685,7 +684,7 @@ def save(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     original, Checkpointer.save = Checkpointer.save, timed_save
     try:
         alexnet.train.train_and_evaluate(config, folder / "run", stop_requested)
-    except launch.Interrupted:
+    except Interrupted:
         pass
     finally:
         Checkpointer.save = original
@@ -745,7 +744,7 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--only={unknown[0]} is none; allowed: {', '.join(FAULTS)}")
     if flag_values.json and not path.parent.is_dir():
         raise UserError(f"--json={flag_values.json}: no such folder")
-    source = launch.provenance(SimpleNamespace(seed=flag_values.seed, dataset=""))
+    source = provenance.collect(seed=flag_values.seed, dataset="")
     del source["dataset"]
     of_each = {"full": flag_values.full, "seed": source.pop("seed"), "commit": source.pop("commit")}
     earlier = json.loads(path.read_text())["rows"] if flag_values.json and path.exists() else []

@@ -17,7 +17,7 @@ from absl import flags
 import alexnet.config
 from common import launch
 from common.errors import UserError
-from common.writer import write_atomic
+from common.workdir import write_atomic
 from scripts import summarize
 
 ROOT = Path(__file__).parents[1]

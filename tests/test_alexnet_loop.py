@@ -16,8 +16,8 @@ from alexnet import train
 from alexnet.config import Config
 from alexnet.data import VIEWS, Noise, open_split
 from alexnet.optimizer import Plateau
-from common import checkpoint, data, launch, metrics
-from common.errors import DataError, UserError
+from common import checkpoint, data, metrics
+from common.errors import DataError, Interrupted, UserError
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
 
@@ -68,7 +68,7 @@ def run(config, workdir, stop_at=()):
     while True:
         try:
             return train.train_and_evaluate(config, workdir, stop_requested)
-        except launch.Interrupted:
+        except Interrupted:
             continue
 
 
@@ -203,7 +203,7 @@ def test_the_plateau_and_its_drops_survive_a_resume(tmp_path):
         5,
     ):  # the end of an epoch, before its score: asked after 4 steps, and for the score of the last one
         asked = iter([None] * (questions - 1) + [15])
-        with pytest.raises(launch.Interrupted):
+        with pytest.raises(Interrupted):
             train.train_and_evaluate(config, tmp_path / "stopped", lambda asked=asked: next(asked))
         drops.append(int(restored(config, tmp_path / "stopped").plateau.drops))
     stopped = train.train_and_evaluate(config, tmp_path / "stopped", lambda: None)
@@ -271,7 +271,7 @@ def test_a_training_set_that_changed_is_refused(tmp_path, write_set):
     config = dataclasses.replace(TINY, data_dir=str(tmp_path / "data"), dataset="changing")
     write_set(tmp_path / "data", "changing", random.integers(0, 256, (50, 40, 40, 3), np.uint8))
     (tmp_path / "run").mkdir()
-    with pytest.raises(launch.Interrupted):
+    with pytest.raises(Interrupted):
         train.train_and_evaluate(config, tmp_path / "run", lambda: 15)
     shutil.rmtree(tmp_path / "data" / "changing")
     write_set(tmp_path / "data", "changing", random.integers(0, 256, (50, 40, 40, 3), np.uint8))
@@ -728,7 +728,7 @@ def test_scores_against_forward_passes_one_by_one(finished):
 def test_noise_trains_and_says_so(tmp_path):
     config = dataclasses.replace(TINY, dataset="fake", test_split="", num_epochs=1, train_size=8)
     result = run(config, tmp_path / "run")
-    assert launch.provenance(config)["dataset"] == "fake"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["dataset"] == "fake"
     assert result["num_test_examples"] == 256 and result["num_train_examples"] == 8
     assert "confusion_matrix" not in result  # of 1,000 classes
     assert isinstance(

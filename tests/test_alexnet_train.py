@@ -18,9 +18,9 @@ import pytest
 
 from alexnet.config import Config
 from alexnet.train import load_run, train_and_evaluate
-from common import builders, launch
-from common.checkpoint import saved_steps
-from common.errors import DataError
+from common import builders
+from common.errors import DataError, Interrupted
+from common.workdir import saved_steps
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -583,7 +583,7 @@ def test_a_training_set_of_another_size_is_refused(tmp_path, write_set):
     """Where the mean image is the same."""
 
     def go_on():
-        with pytest.raises(launch.Interrupted):
+        with pytest.raises(Interrupted):
             train_and_evaluate(config, tmp_path, lambda: 15)
 
     data_dir = tmp_path / "data"

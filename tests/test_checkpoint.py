@@ -21,8 +21,9 @@ import pytest
 from flax import nnx
 
 from common import checkpoint
-from common.checkpoint import Checkpointer, _describe, _host_leaves, saved_steps, state_sha256
+from common.checkpoint import Checkpointer, _describe, _host_leaves, state_sha256
 from common.errors import NonFiniteError, StorageError, UserError
+from common.workdir import saved_steps
 
 
 class State(NamedTuple):

@@ -19,8 +19,9 @@ import alexnet.train
 import lenet.config
 import lenet.train
 from common import launch
-from common.checkpoint import Checkpointer, saved_steps
+from common.checkpoint import Checkpointer
 from common.errors import StorageError
+from common.workdir import saved_steps
 from scripts import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

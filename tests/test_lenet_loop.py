@@ -12,8 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from common import launch
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from lenet import train
 from lenet.config import Config
 
@@ -51,7 +50,7 @@ def run(config, workdir, stop_at=()):
     while True:
         try:
             return train.train_and_evaluate(config, workdir, stop_requested)
-        except launch.Interrupted:
+        except Interrupted:
             continue
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from common import builders, checkpoint, data, launch
-from common.checkpoint import saved_steps
-from common.errors import DataError
+from common import builders, checkpoint, data
+from common.errors import DataError, Interrupted
+from common.workdir import saved_steps
 from lenet.config import Config
 from lenet.data import DIGITS
 from lenet.train import (
@@ -334,7 +334,7 @@ def test_a_training_set_that_changed_is_refused(tmp_path, monkeypatch):
         )
 
     def go_on():
-        with pytest.raises(launch.Interrupted):
+        with pytest.raises(Interrupted):
             train_and_evaluate(config, tmp_path, lambda: 15)
 
     def save_as_once(checkpointer, step, state, meta):

@@ -13,7 +13,7 @@ from absl.flags import FlagValues
 
 import alexnet.config
 import lenet.config
-from common import launch
+from common.processes import Processes
 from scripts import compare_with_torch, evaluate, faults, prepare_data, report, summarize
 from scripts.benchmark import __main__ as benchmark
 
@@ -114,7 +114,7 @@ def test_the_faults_were_tried_in_full_from_a_commit():
 
 
 def test_every_flag_named_exists():
-    known = {"workdir", "flagfile", "help"} | set(launch.Processes._fields) | {"all"}  # of test.sh
+    known = {"workdir", "flagfile", "help"} | set(Processes._fields) | {"all"}  # of test.sh
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
     for tool in (benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize):

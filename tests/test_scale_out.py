@@ -22,8 +22,8 @@ import alexnet.train
 import lenet.config
 import lenet.train
 from common import builders, parallel
-from common.checkpoint import saved_steps
 from common.errors import UserError
+from common.workdir import saved_steps
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -143,9 +143,9 @@ def test_fixed_reduction_adds_up_a_large_product_the_same(monkeypatch):
     """
     code = """
 import hashlib, jax, numpy as np
-from common import launch
+from common import runtime
 if {fixed}:
-    launch._repeat_the_same_bits()
+    runtime.use_deterministic_reductions()
 x, y = (np.random.default_rng(0).normal(size=(4608, n)).astype(np.float32) for n in (90, 64))
 print(hashlib.sha256(np.asarray(jax.jit(lambda x, y: x.T @ y)(x, y)).tobytes()).hexdigest())
 """

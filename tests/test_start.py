@@ -19,10 +19,10 @@ import alexnet.config
 import alexnet.train
 import lenet.config
 import lenet.train
-from common import launch
-from common.checkpoint import Checkpointer, saved_steps
-from common.errors import UserError
+from common.checkpoint import Checkpointer
+from common.errors import Interrupted, UserError
 from common.flags import to_flagfile
+from common.workdir import saved_steps
 
 DIGITS = lenet.config.Config(
     dataset="mnist10k", train_size=40, validation_size=40, batch_size=4, num_epochs=1
@@ -75,7 +75,7 @@ def train(network, config, workdir, stop=False):
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     if not stop:
         return network.train_and_evaluate(config, workdir, lambda: None)
-    with pytest.raises(launch.Interrupted):
+    with pytest.raises(Interrupted):
         network.train_and_evaluate(config, workdir, lambda: 15)
 
 

@@ -20,7 +20,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from common import writer
 from common.errors import NonFiniteError, UserError
-from common.writer import Writer, draw_curves, read_metrics, write_atomic
+from common.workdir import read_metrics, write_atomic
+from common.writer import Writer, draw_curves
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from common import launch
+from common import launch, provenance
 from common.errors import UserError
 from scripts.benchmark.machine import load_average
 from scripts.benchmark.suites import ONLY_IF_NAMED, SUITES, in_fresh_process, run_suite
@@ -59,8 +59,8 @@ def main(flag_values: flags.FlagValues) -> None:
     # What the suites' own processes cannot see: the command, and the commit before the file that
     # they write changes the checkout.
     begun = {
-        "command": launch._command(),
-        "commit": launch.commit(),
+        "command": provenance.command(),
+        "commit": provenance.commit(),
         "load_average": load_average(),
     }
     smallest = flag_values.smallest

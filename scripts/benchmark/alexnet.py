@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 import alexnet.cifar
-import alexnet.data
+from alexnet.augment import color_axes
 from scripts.benchmark.lenet import predict_case
 from scripts.benchmark.machine import accelerated, has_bfloat16, matmul_peak
 from scripts.benchmark.measure import Case
@@ -107,7 +107,7 @@ def theirs(name: str, training: AlexNetTraining) -> tuple:
     as tensors.
     """
     peers, config, covariance = torch_peers(), training.config, training.statistics.covariance
-    axes = alexnet.data.color_axes(covariance) if config.color_pca else None
+    axes = color_axes(covariance) if config.color_pca else None
     scale = 1 / np.sqrt(np.diag(covariance)) if config.scaling == "standardized" else 1.0
     crops = peers.Crops(training.statistics.mean_image, config.crop_size, axes, scale, config.pad)
     if config.net == "alexnet":

@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Iterator
 
 import lenet.config
-from common import data, launch
+from common import runtime
+from common.order import READ_AHEAD
+from common.records import open_records
 from scripts.benchmark import sets
 from scripts.benchmark.machine import accelerated, matmul_peak, seconds
 from scripts.benchmark.measure import Case
-from scripts.benchmark.reading import READY, loaders, place_on_device, training_batches
+from scripts.benchmark.reading import loaders, place_on_device, training_batches
 from scripts.benchmark.timing import Setting, forms, in_process
 from scripts.benchmark.training import LeNetTraining, embedded_digits, lenet_operations
 
@@ -69,7 +71,7 @@ def stream_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
     limits = 1e6 / sets.reading_limit(sets.prepare_tiles(setting, count)), bare_mb
     num_batches = 2 if setting.smallest else 20
     contains = (
-        "Batches of 128 from JPEG records of 72x72 pixels, in random order, without workers, "
+        "Batches of 128 from JPEG records of 72x72 pixels, in random order, read by one thread, "
         f"{PEAK} All shards, of {count:,} records each, are the same file. Limits: the bare "
         f"decoder; {MEMORY_LIMIT}"
     )
@@ -111,7 +113,7 @@ def bare() -> float:
 
 def growth_of_training(batch_size: int, num_images: int) -> float:
     """Microseconds per image of LeNet-5's training on so many images, the median of three."""
-    launch.keep_freed_memory()  # as every command does
+    runtime.keep_freed_memory()  # as every command does
     steps = num_images // batch_size
     training = LeNetTraining(lenet.config.Config(batch_size=batch_size), embedded_digits(), steps)
     training.run()
@@ -119,15 +121,15 @@ def growth_of_training(batch_size: int, num_images: int) -> float:
 
 
 def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:
-    """Microseconds per image of reading batches of 128 without workers."""
-    launch.keep_freed_memory()
-    records = data.open_records("tiles", "train", [data_dir])
-    records = dataclasses.replace(records, stretches=records.stretches * repeats)
+    """Microseconds per image of reading batches of 128 in one thread."""
+    runtime.keep_freed_memory()
+    records = open_records("tiles", "train", [data_dir])
+    records = dataclasses.replace(records, slices=records.slices * repeats)
     with training_batches(records, 128) as batches:
 
         def read(num_batches: int) -> None:
             for _ in range(num_batches):
                 place_on_device(next(batches))
 
-        read(READY + 1)
+        read(READ_AHEAD + 1)
         return 1e6 * seconds(lambda: read(num_batches)) / (128 * num_batches)

@@ -6,7 +6,7 @@ from typing import Any
 
 import lenet.config
 import lenet.model
-from common import data
+from common.order import eval_batches
 from scripts.benchmark.machine import matmul_peak
 from scripts.benchmark.measure import Case
 from scripts.benchmark.timing import (
@@ -84,7 +84,7 @@ def predict(setting: Setting) -> Iterator[Case]:
     """Scores of the preset deck."""
     for batch_size, row in ((1, ("deck, batch 1", "us")), (1024, ("deck, batch 1024", "images/s"))):
         training = LeNetTraining(lenet.config.Config(), embedded_digits(), 1)
-        batch, peers = next(data.eval_batches(embedded_digits(), batch_size)), {}
+        batch, peers = next(eval_batches(embedded_digits(), batch_size)), {}
         for form in forms(setting, one_thread=batch_size == 1):
             mask = lenet.model.c3_mask(lenet.model.C3_TABLE)
             score = torch_peers().scorer(

@@ -54,14 +54,15 @@ def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     limit_s = training.config.batch_size * training.operations(training=True) / peak
     yield part(setting, f"{what}, in all", training.run, STEP_CONTAINS, limit_s)
 
-    prepare = jax.jit(training.prepare)
+    prepare = jax.jit(training.network.prepare)
     image, draw = (jnp.asarray(training.batch[name]) for name in ("image", "draw"))
     x = prepare(image, draw)
     limit_s = (image.nbytes + x.nbytes) / bandwidth
     run = functools.partial(prepare, image, draw)
     yield part(setting, f"{what}, crops", run, CROPS_CONTAINS, limit_s)
 
-    model, keys = training.model(), jax.vmap(jax.random.key)(draw)
+    model = training.network.bind(training.state.params)
+    keys = jax.vmap(jax.random.key)(draw)
     table = {row["name"]: row for row in training.layer_table()}
     for name in model.order:
         if isinstance(getattr(model, name, None), nnx.Module):

@@ -11,7 +11,8 @@ import numpy as np
 import alexnet.data
 import lenet.config
 from alexnet.imagenet import RECORD_FORMATS
-from common import data
+from common.order import READ_AHEAD
+from common.records import Records
 from scripts.benchmark import sets
 from scripts.benchmark.machine import CORES, copy_bandwidth
 from scripts.benchmark.measure import A_PART, ANOTHER_FORM, Case
@@ -29,19 +30,17 @@ from scripts.benchmark.training import LeNetTraining, embedded_digits
 BATCH = 32
 
 
-# ---- what depends on how we read: by worker processes (0: by a thread of this process)
-
-READERS = {0: "1 thread", 2: "2 workers"}  # num_workers -> what the row is called
+# Threads of ours, and worker processes of PyTorch's (1: none): what a row calls them.
+READERS = {1: "1 thread", 2: "2 workers"}
 if CORES > 4:
     READERS[CORES - 2] = f"{CORES - 2} workers"
-READY = 5  # batches that a reader may have ready
 
 
-def training_batches(records, batch_size: int, num_workers: int = 0) -> contextlib.closing:
+def training_batches(records: Records, batch_size: int, num_threads: int = 1):
     """A context that gives shuffled batches without end, as `alexnet.train` reads them."""
     return contextlib.closing(
         alexnet.data.training_batches(
-            records, first_step=0, batch_size=batch_size, seed=0, num_workers=num_workers
+            records, first_step=0, batch_size=batch_size, seed=0, num_threads=num_threads
         )
     )
 
@@ -53,35 +52,38 @@ def input_batches(setting: Setting) -> Iterator[Case]:
     """From records or memory to batches on the device."""
     record_sets = sets.prepare_images(setting)
     limits = {name: sets.reading_limit(records) for name, records in record_sets.items()}
-    for record_format, num_workers in itertools.product(RECORD_FORMATS, READERS):
+    for record_format, readers in itertools.product(RECORD_FORMATS, READERS):
         yield from stream_cases(
-            setting, record_format, record_sets[record_format], limits[record_format], num_workers
+            setting, record_format, record_sets[record_format], limits[record_format], readers
         )
     yield digits_case(setting)
 
 
 def stream_cases(
-    setting: Setting, record_format: str, records: data.Records, limit: float, num_workers: int
+    setting: Setting, record_format: str, records: Records, limit: float, readers: int
 ) -> Iterator[Case]:
-    """The case of one format and number of readers; they read until it is measured."""
-    batch_size, readers = 8 if setting.smallest else BATCH, max(num_workers, 1)
+    """The case of one format and number of readers, which stop once it is measured."""
+    batch_size = 8 if setting.smallest else BATCH
     contains = (
         f"Reading {sets.described(records)} in random order, decoding (both by simplejpeg), "
-        f"batches of {batch_size}, ours with the copy to the device. Batches that are ready when "
-        f"the clock starts are used up before. Limit: {sets.LIMITS[record_format]}"
+        f"batches of {batch_size}, ours with the copy to the device. Workers are threads in ours "
+        "and processes in PyTorch. Batches that are ready when the clock starts are used up "
+        f"before. Limit: {sets.LIMITS[record_format]}"
     )
     if record_format == "jpeg":  # a copy already has the bandwidth of all cores
-        limit, contains = limit * min(readers, CORES), contains + ", on one core per reader"
-    measured = dict(ahead=READY * readers, count=batch_size)
+        limit, contains = limit * min(readers, CORES), contains + ", on one core per worker"
+    # what may be ready: DataLoader reads two batches ahead per worker
+    measured = dict(ahead=max(READ_AHEAD, 2 * readers), count=batch_size)
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(training_batches(records, batch_size, num_workers))
+        ours = stack.enter_context(training_batches(records, batch_size, readers))
         peers = {}
         for form in loaders():
+            num_workers = readers if readers > 1 else 0
             theirs = torch_peers().loader_batches(form, records, batch_size, num_workers)
             stack.enter_context(contextlib.closing(theirs))
             peers[form] = functools.partial(drained_rate, setting, theirs, **measured)
         yield Case(
-            ((f"{record_format} records, {READERS[num_workers]}", "images/s"),),
+            ((f"{record_format} records, {READERS[readers]}", "images/s"),),
             functools.partial(drained_rate, setting, ours, **measured, use=place_on_device),
             peers,
             f"{contains}.",
@@ -139,7 +141,7 @@ def place_on_device(batch: dict[str, np.ndarray]) -> None:
 # ---- parts and other forms, for `profile` and `attempts`
 
 
-def reading_parts(setting: Setting, record_format: str, records: data.Records) -> Iterator[Case]:
+def reading_parts(setting: Setting, record_format: str, records: Records) -> Iterator[Case]:
     """A record on its way from disk to the device. In training the last copy overlaps with reading
     the next batch.
     """
@@ -169,7 +171,7 @@ def reading_parts(setting: Setting, record_format: str, records: data.Records) -
     )
     with training_batches(records, BATCH) as batches:
         read = functools.partial(
-            drained_rate, setting, batches, ahead=READY, count=BATCH, use=place_on_device
+            drained_rate, setting, batches, ahead=READ_AHEAD, count=BATCH, use=place_on_device
         )
         row = (f"{what}, in all", "us")
         yield Case((row,), lambda: (1e6 / read()[0],), {}, contains, (limit,), A_PART)
@@ -178,7 +180,7 @@ def reading_parts(setting: Setting, record_format: str, records: data.Records) -
         yield Case(((f"{what}, {name}", "us"),), ours, {}, contains, no_peer=A_PART)
 
 
-def reading_attempts(setting: Setting, record_format: str, records: data.Records) -> Iterator[Case]:
+def reading_attempts(setting: Setting, record_format: str, records: Records) -> Iterator[Case]:
     """Each form of reading."""
     contains = (
         f"Reading {sets.described(records)} in random order and decoding them, in batches of "
@@ -191,7 +193,7 @@ def reading_attempts(setting: Setting, record_format: str, records: data.Records
         yield Case((row,), ours, {}, contains, (limit,), ANOTHER_FORM)
 
 
-def reading_forms(records: data.Records) -> dict[str, Callable]:
+def reading_forms(records: Records) -> dict[str, Callable]:
     """Functions that each read and decode all records once. Those without checks also do without
     the check of sizes and labels and what names a damaged record.
     """

@@ -8,15 +8,17 @@ import PIL.Image
 import simplejpeg
 
 from alexnet import imagenet
-from common import builders, data
+from common import builders
 from common.errors import DataError
+from common.prepared import data_dirs
+from common.records import Records, open_records, parse
 from scripts.benchmark.machine import best_seconds, copy_bandwidth
 from scripts.benchmark.timing import Setting
 
 LIMITS = {"jpeg": "the bare decoder", "raw": "a copy of the pixels at the copy bandwidth"}
 
 
-def prepare_images(setting: Setting) -> dict[str, data.Records]:
+def prepare_images(setting: Setting) -> dict[str, Records]:
     """Record format -> records of `imagenet_256`.
 
     The user's own if there are any. Formats that are missing are made in the temporary folder: from
@@ -25,7 +27,7 @@ def prepare_images(setting: Setting) -> dict[str, data.Records]:
     own, count = None, 64 if setting.smallest else 512
     for split in ("train", "validation"):
         with contextlib.suppress(DataError):
-            own = own or data.open_records(imagenet.NAME, split, data.data_dirs(setting.data_dir))
+            own = own or open_records(imagenet.NAME, split, data_dirs(setting.data_dir))
     found = {"raw" if own.stored_raw else "jpeg": own} if own else {}
     folder = setting.work / "images" / "train" / "noise"
     folder.mkdir(parents=True)
@@ -38,12 +40,12 @@ def prepare_images(setting: Setting) -> dict[str, data.Records]:
             data_dir = setting.work / record_format
             place = data_dir / imagenet.NAME / imagenet.VERSION
             imagenet.prepare(source, place, record_format, num_workers=1)
-            records = data.open_records(imagenet.NAME, "train", [data_dir])
+            records = open_records(imagenet.NAME, "train", [data_dir])
             found[record_format] = records if own else dataclasses.replace(records, name="noise")
     return dict(sorted(found.items()))
 
 
-def prepare_tiles(setting: Setting, count: int) -> data.Records:
+def prepare_tiles(setting: Setting, count: int) -> Records:
     """The set 'tiles' in the temporary folder: JPEGs of 72x72 pixels in ten classes."""
     tiles = [
         (imagenet.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10)
@@ -53,7 +55,7 @@ def prepare_tiles(setting: Setting, count: int) -> data.Records:
     builders.write_prepared(
         setting.work, "tiles", "1.0.0", {"train": tiles}, (72, 72, 3), names, keep_order=True
     )
-    return data.open_records("tiles", "train", [setting.work])
+    return open_records("tiles", "train", [setting.work])
 
 
 def noise_image(seed: int) -> np.ndarray:
@@ -65,27 +67,27 @@ def noise_image(seed: int) -> np.ndarray:
     return np.clip(np.asarray(smooth) + random.normal(0, 6, (256, 256, 1)), 0, 255).astype(np.uint8)
 
 
-def described(records: data.Records) -> str:
+def described(records: Records) -> str:
     """How many images of which set."""
     return f"{len(records):,} images of 256x256 pixels ({records.name})"
 
 
-def stored(records: data.Records, index: int) -> bytes:
+def stored(records: Records, index: int) -> bytes:
     """One record as it is on disk, its checksum verified."""
     return records.source[index]
 
 
-def stored_at_once(records: data.Records, indices: list[int]) -> list[bytes]:
+def stored_at_once(records: Records, indices: list[int]) -> list[bytes]:
     """Several, by one call."""
     return records.source.__getitems__(indices)
 
 
 def encoded(record: bytes) -> bytes:
     """The image of a record, encoded."""
-    return data.parse(record)[0]
+    return parse(record)[0]
 
 
-def pixels(records: data.Records, content: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
+def pixels(records: Records, content: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     """Decodes a record's image, into `buffer` if given, without any check."""
     if not records.stored_raw:
         return simplejpeg.decode_jpeg(
@@ -98,7 +100,7 @@ def pixels(records: data.Records, content: bytes, buffer: np.ndarray | None = No
     return buffer
 
 
-def reading_limit(records: data.Records) -> float:
+def reading_limit(records: Records) -> float:
     """Images per second with one thread: the pixels at the copy bandwidth for raw records, else
     simplejpeg alone, the best of five.
     """

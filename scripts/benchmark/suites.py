@@ -9,11 +9,10 @@ import textwrap
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
-from common import launch
+from common import provenance, runtime
 from common.errors import UserError
-from common.writer import write_atomic
+from common.workdir import write_atomic
 from scripts.benchmark import alexnet, lenet
 from scripts.benchmark.attempts import attempts
 from scripts.benchmark.checkpoints import checkpoints
@@ -62,7 +61,7 @@ def run_suite(
 
     `begun` has the command, the commit and the load average of the whole benchmark's start.
     """
-    launch.keep_freed_memory()  # as every command does
+    runtime.keep_freed_memory()  # as every command does
     source = machine() | begun | {"rounds": rounds, "smallest": smallest}
     where = {key: source.pop(key) for key in ("command", "commit")}
     path = Path(json_path)
@@ -100,7 +99,7 @@ def print_rows(cases, rounds: int, smallest: bool) -> list[dict]:
 
 def machine() -> dict:
     """Versions, machine, command, commit, and the limits measured here."""
-    source = launch.provenance(SimpleNamespace(seed=0, dataset=""))
+    source = provenance.collect(seed=0, dataset="")
     del source["seed"], source["dataset"]
     torch = importlib.metadata.version("torch") if PEERS else "not installed"
     source["versions"]["torch"] = torch

@@ -13,13 +13,21 @@ from flax import nnx
 import alexnet.config
 import alexnet.data
 import alexnet.model
+import alexnet.network
 import alexnet.train
 import common.flags
 import lenet.config
 import lenet.data
 import lenet.model
+import lenet.network
 import lenet.train
-from common import data, parallel
+from alexnet.noise import Noise
+from alexnet.statistics import statistics
+from common import parallel
+from common.evaluation import evaluate
+from common.examples import Examples
+from common.network import Network
+from common.order import steps_per_epoch
 from scripts.benchmark.timing import ROOT
 
 
@@ -44,7 +52,7 @@ def operations(layers: list[dict], *, training: bool) -> int:
 
 
 @functools.cache
-def embedded_digits() -> data.Examples:
+def embedded_digits() -> Examples:
     """The training digits of the set that comes with the project."""
     return lenet.data.load_splits("mnist10k", "", train_size=0, validation_size=500)[0]
 
@@ -56,33 +64,34 @@ def steps_per_chunk(batch_size: int) -> int:
 
 def lenet_operations(config: lenet.config.Config, *, training: bool) -> int:
     """Floating-point operations per image."""
-    layers = lenet.model.layer_table(lenet.train.build_model(config))
+    layers = lenet.model.layer_table(lenet.network.build_model(config))
     return operations(layers, training=training)
 
 
 class LeNetTraining:
     """LeNet-5's training loop without its files: chunks of steps on examples in memory."""
 
-    def __init__(self, config: lenet.config.Config, examples: data.Examples, chunk_steps: int):
+    def __init__(self, config: lenet.config.Config, examples: Examples, chunk_steps: int):
         self.config, self.examples, self.chunk_steps = config, examples, chunk_steps
-        self.epoch_steps = lenet.data.steps_per_epoch(len(examples), config.batch_size)
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: lenet.train.build_model(config)))
-        loss, prepare = lenet.train.build_loss(config), lenet.train.build_prepare(config)
-        self.tx = lenet.train.build_optimizer(config, self.epoch_steps)
-        train_steps = lenet.train.make_train_steps(
-            graphdef, self.tx, loss, prepare, config.average_decay
-        )
+        self.epoch_steps = steps_per_epoch(len(examples), config.batch_size)
+        network, self.tx = self.network(), lenet.train.build_optimizer(config, self.epoch_steps)
         self.placement = parallel.place(
-            train_steps, mode="jit", batch_size=config.batch_size, batch_axis=1
+            lenet.train.make_train_steps(network, self.tx),
+            mode="jit",
+            batch_size=config.batch_size,
+            batch_axis=1,
         )
-        self.eval_step = lenet.train.make_eval_step(graphdef, loss, prepare)
+        self.eval_step = lenet.train.make_eval_step(network)
         self.restart(config.seed)
+
+    def network(self) -> Network:
+        return lenet.network.assemble(self.config, self.examples.num_classes)
 
     def restart(self, seed: int) -> None:
         """Back to step 0, with weights and order drawn from `seed`."""
         self.config, self.step = dataclasses.replace(self.config, seed=seed), 0
         new_state = jax.jit(
-            lambda: lenet.train.initial_state(self.config, self.tx, 1, self.examples.num_classes),
+            lambda: lenet.train.initial_state(self.network(), self.tx),
             out_shardings=self.placement.replicated,
         )
         self.state = self.placement.place_state(new_state())
@@ -116,9 +125,10 @@ class LeNetTraining:
         """The sums of one batch for evaluation."""
         return self.eval_step(self.state.params, self.placement.place_batch(batch))
 
-    def error_pct(self, examples: data.Examples) -> float:
+    def error_pct(self, examples: Examples) -> float:
         """The classification error on all examples."""
-        sums = lenet.train.evaluate(self.eval_step, self.state.params, examples)
+        batch_size = lenet.train.eval_batch_size()
+        sums = evaluate(self.eval_step, self.state.params, examples, batch_size=batch_size)
         return 100 * float(sums["errors"]) / float(sums["count"])
 
     def learning_rates(self, num_steps: int) -> np.ndarray:
@@ -138,30 +148,24 @@ class AlexNetTraining:
     def __init__(self, config: alexnet.config.Config, num_classes: int):
         self.config, self.num_classes = config, num_classes
         size = 32 if config.crop_size <= 32 else 256
-        noise = alexnet.data.Noise(
-            range(config.batch_size), (size, size, 3), config.seed, num_classes
-        )
-        self.statistics = jax.tree.map(np.float32, alexnet.data.statistics(noise))
+        noise = Noise(range(config.batch_size), (size, size, 3), config.seed, num_classes)
+        self.statistics = jax.tree.map(np.float32, statistics(noise))
         self.batch = alexnet.data.training_batch(
             noise, 0, batch_size=config.batch_size, seed=config.seed
         )
-        graphdef = nnx.graphdef(nnx.eval_shape(self.model))
-        tx, loss = alexnet.train.build_optimizer(config, 1000), alexnet.train.build_loss(config)
-        self.prepare = alexnet.train.build_prepare(config, self.statistics)
-        train_step = alexnet.train.make_train_step(
-            graphdef, tx, loss, self.prepare, config.average_decay, config.seed
+        self.network = alexnet.network.assemble(config, num_classes, self.statistics)
+        tx = alexnet.train.build_optimizer(config, epoch_steps=1000)
+        self.placement = parallel.place(
+            alexnet.train.make_train_step(self.network, tx),
+            mode="jit",
+            batch_size=config.batch_size,
         )
-        self.placement = parallel.place(train_step, mode="jit", batch_size=config.batch_size)
-        self.eval_step = alexnet.train.make_eval_step(graphdef, loss, self.prepare)
+        self.eval_step = alexnet.train.make_eval_step(self.network)
         new_state = jax.jit(
-            lambda: alexnet.train.initial_state(config, tx, num_classes, self.statistics),
+            lambda: alexnet.train.initial_state(self.network, tx, self.statistics),
             out_shardings=self.placement.replicated,
         )
         self.state = self.placement.place_state(new_state())
-
-    def model(self) -> alexnet.model.AlexNet:
-        """The network as a module, its weights drawn from the config's seed."""
-        return alexnet.train.build_model(self.config, self.num_classes)
 
     def run(self) -> tuple:
         """The next step: (state, sums)."""
@@ -178,7 +182,8 @@ class AlexNetTraining:
         return self.eval_step(self.state.params, self.placement.place_batch(batch))
 
     def layer_table(self) -> list[dict]:
-        return alexnet.model.layer_table(nnx.eval_shape(self.model), self.config.crop_size)
+        model = nnx.eval_shape(lambda: alexnet.network.build_model(self.config, self.num_classes))
+        return alexnet.model.layer_table(model, self.config.crop_size)
 
     def operations(self, *, training: bool) -> int:
         """Floating-point operations per image."""

@@ -25,10 +25,10 @@ def first_step(data_dir: str) -> None:
     """Reads the embedded digits, trains one eager step and prints a line: what `lenet.train` does
     when it starts.
     """
-    from common import data  # not for `growth_of_training`
+    from common import examples  # not for `growth_of_training`
 
-    train = data.load("mnist10k", "train", [data_dir])
-    data.load("mnist10k", "test", [data_dir])
+    train = examples.load("mnist10k", "train", [data_dir])
+    examples.load("mnist10k", "test", [data_dir])
     trainer = Trainer(lenet(DENSE_C3), sgd(0.1), FORMS["eager"], prepare=digits)
     trainer.step(torch.from_numpy(train.images[:128]), torch.from_numpy(train.labels[:128]).long())
     wait()
@@ -66,10 +66,10 @@ def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
 
 def growth_of_stream(form: str, data_dir: str, repeats: int, num_batches: int) -> float:
     """Microseconds per image of reading batches of 128 by DataLoader without workers."""
-    from common import data
+    from common.records import open_records
 
-    records = data.open_records("tiles", "train", [data_dir])
-    records = dataclasses.replace(records, stretches=records.stretches * repeats)
+    records = open_records("tiles", "train", [data_dir])
+    records = dataclasses.replace(records, slices=records.slices * repeats)
     batches = loader_batches(form, records, 128, 0)
     next(batches)
 

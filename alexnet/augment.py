@@ -1,0 +1,169 @@
+"""How an image is prepared for conv1: crops, mirroring and color noise, inside the jitted step."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from alexnet.statistics import Statistics
+from common.errors import DataError
+
+# Folded into key(seed) first: apart from the keys of initial weights (0, 1, ...) and of dropout.
+AUGMENTATION = 2**31
+
+VIEWS = 10  # four corners and the center, then their mirror images (section 4.1)
+COLOR_NOISE = 0.1  # standard deviation of the factors on the principal components (section 4.1)
+
+# The random region of `resized_crop_flip`, as in Szegedy et al. 2015 (Going deeper with
+# convolutions, section 6).
+REGION_AREA = (0.08, 1.0)  # of the image's
+REGION_ASPECT = (3 / 4, 4 / 3)  # width over height
+REGION_TRIES = 10  # to find one that fits the image, as in torchvision
+
+
+def color_axes(covariance: np.ndarray) -> np.ndarray:
+    """(3, 3) float64: column i is the i-th principal component of the RGB values times their
+    standard deviation along it.
+
+    The sign of a component is arbitrary; here its largest entry is positive, so that all machines
+    draw the same colors.
+    """
+    variances, components = np.linalg.eigh(np.asarray(covariance, np.float64))
+    largest = components[np.abs(components).argmax(axis=0), np.arange(3)]
+    return components * np.sign(largest) * np.sqrt(np.maximum(variances, 0))
+
+
+def prepare_function(
+    statistics: Statistics,
+    *,
+    crop_size: int,
+    scaling: str,
+    augmentation: str,
+    color_pca: bool,
+    pad: int,
+    seed: int,
+):
+    """Returns prepare(images, draw=None, view=None), to be called inside the jitted step.
+
+    It maps (B, H, W, 3) uint8 to (B, crop_size, crop_size, 3) float32.
+
+    Without `draw`, for evaluation: the center crop, or the `view` (0 to 9, an int or a traced
+    scalar) of section 4.1: top left, top right, center, bottom left, bottom right, then the mirror
+    images of these five, in the order of the 2012 code.
+
+    With `draw` (B,) each image is augmented by random numbers that are a function of (seed, draw),
+    whatever else is in the batch.
+
+    Color noise (section 4.1) adds sum_i p_i a_i s_i to all pixels of an image, p_i the principal
+    components of the RGB values and a_i drawn from N(0, 0.1^2) once for each use of an image. The
+    paper says that s_i is the eigenvalue lambda_i of the covariance, which would swamp an image of
+    0 to 255 (lambda_1 is about 10^4); here it is sqrt(lambda_i) in these units, as in the 2012
+    code, which calls it `color_stdevs`: 0.1 of a standard deviation.
+
+    Args:
+      statistics: of the training set, for images of this height and width.
+      crop_size: height and width of the result, at most those of the images.
+      scaling: 'mean_image': 0 to 255 minus the mean image, cropped like the image (section 2);
+        'standardized': each channel minus its mean, over its standard deviation, which scales the
+        color noise too.
+      augmentation: 'none': the center crop; 'crop_flip': a crop at any place, mirrored or not, all
+        equally likely (4.1); 'resized_crop_flip': a region of random area and aspect, resized with
+        antialiasing, mirrored or not.
+      color_pca: add color noise.
+      pad: pixels of the mean (0 after its subtraction) on each side of an image before a random
+        crop; unused with 'none'.
+      seed: non-negative.
+
+    Raises:
+      DataError: a color channel is constant and cannot be standardized.
+    """
+    mean, scale = np.asarray(statistics.mean_image, np.float32), np.float32(1)
+    if scaling == "standardized":
+        variances = np.diag(statistics.covariance)
+        if variances.min() <= 0:
+            raise DataError(
+                "--scaling=standardized would divide by zero: a color channel of the training "
+                "images is constant"
+            )
+        channel_means = mean.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)  # (3,)
+        mean = np.broadcast_to(channel_means, mean.shape)
+        scale = (1 / np.sqrt(variances)).astype(np.float32)  # (3,)
+    margins = ((pad, pad), (pad, pad), (0, 0))
+    padded_mean = np.pad(mean, margins)  # where image and mean are both 0, so is their difference
+    axes = color_axes(statistics.covariance).astype(np.float32)
+
+    def crop(image, mean, corner, mirrored):
+        # Cropped before the conversion to float, which is most of the work on a step's images.
+        corner, size = (*corner, 0), (crop_size, crop_size, 3)
+        x = lax.dynamic_slice(image, corner, size).astype(jnp.float32)
+        x -= lax.dynamic_slice(mean, corner, size)
+        return jnp.where(mirrored, x[:, ::-1], x)
+
+    def augment(image, draw):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), draw)
+        place_key, mirror_key, color_key = jax.random.split(key, 3)
+        mirrored = jax.random.bernoulli(mirror_key)
+        if augmentation == "none":
+            x = crop(image, mean, _center(image, crop_size), False)
+        elif augmentation == "crop_flip":
+            image = jnp.pad(image, margins)
+            height, width, _ = image.shape
+            places = jnp.array([height - crop_size + 1, width - crop_size + 1])
+            x = crop(image, padded_mean, jax.random.randint(place_key, (2,), 0, places), mirrored)
+        else:
+            x = resized_crop(place_key, jnp.pad(image, margins) - padded_mean, crop_size)
+            x = jnp.where(mirrored, x[:, ::-1], x)
+        if color_pca:
+            x += jnp.sum(axes * COLOR_NOISE * jax.random.normal(color_key, (3,)), axis=1)
+        return x * scale
+
+    def prepare(images, draw=None, view=None):
+        if draw is not None:
+            return jax.vmap(augment)(images, draw)
+        _, height, width, _ = images.shape
+        bottom, right = height - crop_size, width - crop_size
+        corners = [(0, 0), (0, right), (bottom // 2, right // 2), (bottom, 0), (bottom, right)]
+        corner, mirrored = corners[2], False
+        if view is not None:
+            corner, mirrored = jnp.array(corners)[view % 5], view >= 5
+        return jax.vmap(lambda image: crop(image, mean, corner, mirrored) * scale)(images)
+
+    return prepare
+
+
+def _center(image, crop_size: int) -> tuple[int, int]:
+    return (image.shape[0] - crop_size) // 2, (image.shape[1] - crop_size) // 2
+
+
+def resized_crop(key: jax.Array, image: jax.Array, crop_size: int) -> jax.Array:
+    """A random region of one image (H, W, C) float, resized to (crop_size, crop_size, C).
+
+    torchvision's RandomResizedCrop: area and aspect (log-uniform) are drawn from REGION_AREA and
+    REGION_ASPECT until the region fits, at most ten times, then its place; if none fits, it is the
+    largest central region of an allowed aspect. Resized linearly with antialiasing, as if the whole
+    image were resized and then cropped: at the border of the region, pixels beyond it count too.
+    """
+    height, width, channels = image.shape
+    area_key, aspect_key, place_key = jax.random.split(key, 3)
+    smallest, largest = REGION_AREA
+    shares = jax.random.uniform(area_key, (REGION_TRIES,), minval=smallest, maxval=largest)
+    area = height * width * shares
+    low, high = map(math.log, REGION_ASPECT)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, (REGION_TRIES,), minval=low, maxval=high))
+    # (10, 2): height and width of each
+    sizes = jnp.round(jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=1)))
+    sizes = sizes.astype(jnp.int32)
+    fits = jnp.all((sizes > 0) & (sizes <= jnp.array([height, width])), axis=1)
+    fallback = jnp.array(
+        [min(height, round(width / REGION_ASPECT[0])), min(width, round(height * REGION_ASPECT[1]))]
+    )
+    size = jnp.where(fits.any(), sizes[fits.argmax()], fallback)
+    free = jnp.array([height, width]) - size
+    corner = jnp.where(fits.any(), jax.random.randint(place_key, (2,), 0, free + 1), free // 2)
+    zoom = crop_size / size
+    shape = (crop_size, crop_size, channels)
+    return jax.image.scale_and_translate(
+        image, shape, (0, 1), zoom, -corner * zoom, "linear", antialias=True
+    )

@@ -1,0 +1,113 @@
+"""AlexNet assembled from its config, and loaded with the weights of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from alexnet.augment import prepare_function
+from alexnet.cifar import CifarNet
+from alexnet.config import Config
+from alexnet.model import AlexNet, loss_function
+from alexnet.statistics import Statistics
+from common import checkpoint, conv, parallel
+from common.network import Network, Trained, class_names
+from common.workdir import read_config
+
+
+def build_model(
+    config: Config, num_classes: int, before_fc: Callable = lambda x: x
+) -> AlexNet | CifarNet:
+    """The module, its weights drawn from `config.seed`; `before_fc` is for AlexNet alone."""
+    layers = dict(
+        input_size=config.crop_size,
+        num_classes=num_classes,
+        activation=config.activation,
+        pooling=config.pooling,
+        lrn=config.lrn,
+        lrn_size=config.lrn_size,
+        lrn_alpha=config.lrn_alpha,
+        lrn_alpha_over_n=config.lrn_alpha_over_n,
+        lrn_k=config.lrn_k,
+        convolution=conv.convolution(parallel.has_model_axis(config.mesh)),
+        dtype=jnp.dtype(config.compute_dtype),
+        rngs=nnx.Rngs(config.seed),
+    )
+    if config.net != "alexnet":
+        return CifarNet(config.net, **layers)
+    return AlexNet(
+        widths=config.widths,
+        conv1_padding=config.conv1_padding,
+        towers=config.towers,
+        norm_order=config.norm_order,
+        dropout=config.dropout,
+        dropout_at=config.dropout_at,
+        dropout_scaling=config.dropout_scaling,
+        initialization=config.initialization,
+        hidden_bias=config.hidden_bias,
+        before_fc=before_fc,
+        **layers,
+    )
+
+
+def assemble(
+    config: Config,
+    num_classes: int,
+    statistics: Statistics,
+    before_fc: Callable = lambda x: x,
+) -> Network:
+    """What `config` means for stored images of the shape that the `statistics` have.
+
+    `before_fc` is applied before the fully connected layers: in training with a model axis, what
+    gathers its inputs (common/parallel.py).
+    """
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, before_fc)))
+    return Network(
+        config=config,
+        num_classes=num_classes,
+        image_shapes=(statistics.mean_image.shape,),
+        init=lambda: nnx.to_pure_dict(nnx.state(build_model(config, num_classes), nnx.Param)),
+        bind=lambda params: nnx.merge(graphdef, params),
+        prepare=prepare_function(
+            statistics,
+            crop_size=config.crop_size,
+            scaling=config.scaling,
+            augmentation=config.augmentation,
+            color_pca=config.color_pca,
+            pad=config.pad,
+            seed=config.seed,
+        ),
+        loss=loss_function(config.label_smoothing),
+    )
+
+
+def load(workdir: str | Path, step: int | str | None = None) -> Trained:
+    """The network of a run, with the weights that its evaluation uses.
+
+    Args:
+      workdir: the run's folder.
+      step: that of a checkpoint; None or "newest": the newest intact one.
+
+    Raises:
+      UserError: it holds no AlexNet run, or no such checkpoint.
+      StorageError: no checkpoint is intact.
+    """
+    workdir = Path(workdir).expanduser()
+    config = read_config(Config, workdir, "an AlexNet")
+    weights = "average" if config.average_decay else "params"
+
+    def target(meta: dict) -> dict:
+        model = nnx.eval_shape(lambda: build_model(config, meta["num_classes"]))
+        statistics = Statistics(
+            mean_image=jax.ShapeDtypeStruct(tuple(meta["image_shape"]), jnp.float32),
+            covariance=jax.ShapeDtypeStruct((3, 3), jnp.float32),
+        )
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return {weights: params, "statistics": statistics}
+
+    step, state, meta = checkpoint.restore_part(workdir, target, step)
+    statistics = jax.device_get(state["statistics"])
+    network = assemble(config, meta["num_classes"], statistics)
+    return Trained(network, state[weights], step, class_names(meta))

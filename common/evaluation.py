@@ -1,0 +1,54 @@
+"""Scores of a network: sums over all examples, each counted once, divided at the end."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from common.errors import DataError, Interrupted
+from common.order import eval_batches
+from common.parallel import Placement
+
+
+def evaluate(
+    eval_step: Callable,
+    params,
+    examples,
+    *,
+    batch_size: int,
+    placement: Placement | None = None,
+    num_threads: int = 1,
+    stop_requested: Callable[[], int | None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """The sums of `eval_step(params, batch)` over all examples: {"loss", "errors", "count", ...}.
+
+    The next batch is on its way to the device before the sums of the last one are fetched.
+
+    Args:
+      eval_step: masks the places that hold no example, or a damaged one.
+      batch_size: examples on each device at a time.
+      placement: how the step was compiled; None: for one device.
+      num_threads: threads that read the examples.
+      stop_requested: asked before each batch.
+
+    Raises:
+      Interrupted: `stop_requested()` gave the number of a signal.
+      DataError: no record is intact.
+    """
+    num_devices = placement.num_devices if placement else 1
+    batch_size = min(batch_size, -(-len(examples) // num_devices)) * num_devices
+    rows, put = slice(None), jax.device_put
+    if placement:
+        rows, put = placement.rows(batch_size), placement.place_batch
+    fetched, waiting = [], None
+    for batch in eval_batches(examples, batch_size, rows, num_threads=num_threads):
+        if stop_signal := stop_requested():
+            raise Interrupted(stop_signal)
+        before, waiting = waiting, eval_step(params, put(batch))
+        if before is not None:
+            fetched.append(jax.device_get(before))
+    fetched.append(jax.device_get(waiting))
+    total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *fetched)
+    if not total["count"]:
+        raise DataError(f"{examples.name}: none of its {len(examples)} records is intact")
+    return total

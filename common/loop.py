@@ -1,0 +1,213 @@
+"""The training loop of both networks, read from top to bottom."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from common.checkpoint import Checkpointer
+from common.digests import state_sha256
+from common.errors import DataError, Interrupted
+from common.evaluation import evaluate
+from common.metrics import summarize
+from common.parallel import Placement
+from common.writer import Writer
+
+
+class Task(NamedTuple):
+    """One training, as values and functions that `fit` calls in order.
+
+    A state is a NamedTuple with `params` and `average`: {layer: {parameter: array}}, or () for no
+    average. A chunk is the batches of `count` consecutive steps of one epoch.
+
+    Attributes:
+      config: the settings; `fit` reads `track` and `save_every_epochs`.
+      num_steps, epoch_steps: updates in the run and in an epoch.
+      log_every_steps: a line of metrics after so many steps, and at the end of each epoch.
+      save_every_steps: a checkpoint after so many steps as well; 0: at the ends of epochs alone.
+      placement: where everything lies.
+      initial_state: (params, or None for new ones) -> the state before the first update; traced.
+      given_params: (their shapes) -> the params to start from, or None.
+      chunks: (first step) -> (count, chunk) without end, read ahead; closed at the end.
+      train: (state, chunk, count) -> (state, sums {"loss", "errors", "count"}); donates the state.
+      before_epoch: (state, epoch from 0) -> the state that the epoch starts with.
+      after_epoch: (state, metrics of the tracked split, say) -> the state that training goes on
+        with; `say` prints a line.
+      eval_step: (params, batch) -> sums; compiled by `placement`.
+      eval_batch_size: examples of one device in a batch of evaluation.
+      num_threads: that read the examples of an evaluation.
+      splits: "train", "validation" and "test" examples, scored at the end.
+      more_scores: (metrics of the test split, score(examples, eval_step, batch size) -> sums) ->
+        more entries of the result.
+      facts: what `load` must know of the data, saved with each checkpoint.
+      training_set: what tells one training set from another, compared after a restore.
+      restored: (state, meta) after a restore; raises where they do not fit the data.
+      notes: () -> more to save with a checkpoint.
+      learning_rate: step -> rate, to be shown; None where it depends on the errors.
+      chance_loss, hint: the loss of guessing, and what to say where training stays there.
+    """
+
+    config: Any
+    num_steps: int
+    epoch_steps: int
+    log_every_steps: int
+    save_every_steps: int
+    placement: Placement
+    initial_state: Callable[[Any], Any]
+    given_params: Callable[[Any], Any]
+    chunks: Callable[[int], Iterator[tuple[int, Any]]]
+    train: Callable
+    eval_step: Callable
+    eval_batch_size: int
+    num_threads: int
+    splits: dict[str, Any]
+    facts: dict[str, Any]
+    training_set: dict[str, Any]
+    before_epoch: Callable = lambda state, epoch: state
+    after_epoch: Callable = lambda state, scores, say: state
+    more_scores: Callable[[dict, Callable], dict] = lambda test_scores, score: {}
+    restored: Callable[[Any, dict], None] = lambda state, meta: None
+    notes: Callable[[], dict] = lambda: {}
+    learning_rate: Callable[[int], float] | None = None
+    chance_loss: float | None = None
+    hint: str = ""
+
+
+def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> dict:
+    """Trains from the newest checkpoint, or from the start, to the end.
+
+    Args:
+      workdir: the run's folder, which is this process's alone.
+      stop_requested: None, or the number of a signal: then the state is saved.
+
+    Returns:
+      The metrics of result.json.
+
+    Raises:
+      Interrupted: a signal came; the state is saved.
+      DataError: the checkpoint is of another training set.
+      NonFiniteError, StorageError: as `Writer` and `Checkpointer` raise them.
+    """
+    config, placement, splits = task.config, task.placement, task.splits
+
+    # ---- restore or start
+    target = placement.abstract(lambda: task.initial_state(None))
+    placement.state_shardings(target)  # refuses what it cannot split, before anything is compiled
+    checkpointer = Checkpointer(workdir)
+    if restored := checkpointer.restore_newest(target):
+        step, state, meta = restored
+        for name, value in task.training_set.items():
+            if meta.get(name, value) != value:  # older checkpoints lack some
+                raise other_training_set(config, workdir, name)
+        task.restored(state, meta)
+    else:
+        new_state = jax.jit(task.initial_state, out_shardings=placement.replicated)
+        step, state, meta = 0, new_state(task.given_params(target.params)), {}
+    state = placement.place_state(state)
+    unlogged = meta.get("unlogged", [])  # sums of the steps since the last line of metrics
+    log = Writer(
+        workdir,
+        first_step=step,
+        num_steps=task.num_steps,
+        steps_per_epoch=task.epoch_steps,
+        before=meta.get("totals"),
+        chance_loss=task.chance_loss,
+        hint=task.hint,
+        learning_rate=task.learning_rate,
+    )
+
+    def save() -> None:
+        log.flush()
+        notes = {"totals": log.totals, "unlogged": [numbers(sums) for sums in unlogged]}
+        notes |= task.notes() | task.facts | task.training_set
+        checkpointer.save(step, placement.replicate(state), notes)
+
+    def score(examples, eval_step=task.eval_step, batch_size=task.eval_batch_size) -> dict:
+        return evaluate(
+            eval_step,
+            evaluated_params(placement.replicate(state)),
+            examples,
+            batch_size=batch_size,
+            placement=placement,
+            num_threads=task.num_threads,
+            stop_requested=stop_requested,
+        )
+
+    def end_epoch():
+        log.flush()
+        sums = score(splits[config.track])
+        log.write(step, config.track, sums)
+        return task.after_epoch(state, summarize(sums), log.say) if step < task.num_steps else state
+
+    # ---- train
+    with (
+        contextlib.closing(checkpointer),
+        log,
+        contextlib.closing(task.chunks(step)) as chunks,
+    ):
+        try:
+            sums = ()
+            if step and step % task.epoch_steps == 0:
+                state = end_epoch()  # an epoch is saved before it is scored
+            while step < task.num_steps:
+                if step % task.epoch_steps == 0:
+                    state = task.before_epoch(state, step // task.epoch_steps)
+                count, chunk = next(chunks)
+                before, (state, sums) = sums, task.train(state, chunk, count)
+                jax.block_until_ready(before)  # one chunk at work, none in the queue
+                step += count
+                unlogged.append(sums)
+                end_of_epoch = step % task.epoch_steps == 0
+                if step % task.log_every_steps == 0 or end_of_epoch:
+                    log.write(step, "train", jax.tree.map(lambda *parts: parts, *unlogged))
+                    unlogged = []
+                if stop_signal := stop_requested():
+                    raise Interrupted(stop_signal)
+                due = end_of_epoch and step // task.epoch_steps % config.save_every_epochs == 0
+                due |= step == task.num_steps
+                if due or (task.save_every_steps and step % task.save_every_steps == 0):
+                    save()
+                if end_of_epoch:
+                    state = end_epoch()
+        except Interrupted:
+            save()
+            raise
+
+    # ---- the final scores; unless --track=test, the test split was not looked at before
+    scores = {"test": summarize(on_test := score(splits["test"]))}
+    for split in ("train", "validation"):
+        if len(splits[split]):
+            scores[split] = summarize(score(splits[split]))
+    return {
+        **{f"{split}_error_pct": each["error_pct"] for split, each in scores.items()},
+        **task.more_scores(scores["test"], score),
+        "num_test_examples": int(on_test["count"]),
+        "num_train_examples": task.training_set["train_examples"],
+        "tracked": config.track,
+        **({"confusion_matrix": on_test["confusion"]} if "confusion" in on_test else {}),
+        "num_steps": task.num_steps,
+        "state_sha256": state_sha256(placement.replicate(state)),
+        "images_per_s": log.images_per_s,
+        "wall_time_s": log.seconds,
+    }
+
+
+def evaluated_params(state) -> Any:
+    """The weights that evaluation uses: their average where there is one."""
+    return state.average if state.average != () else state.params
+
+
+def other_training_set(config, workdir: Path, what: str) -> DataError:
+    """The error of a resume on other data."""
+    return DataError(
+        f"{config.dataset} is not the training set that {workdir} was started with ({what} "
+        "differs). Point --data_dir at the old one, or use another --workdir."
+    )
+
+
+def numbers(sums: dict) -> dict[str, float | int]:
+    """Sums as JSON has them."""
+    return {name: np.asarray(value).item() for name, value in sums.items()}

@@ -1,0 +1,220 @@
+"""What a run's folder holds, and who may write in it.
+
+config.json, flags.txt  the settings; flags.txt is a flagfile that replays the run
+metrics.jsonl           losses and errors, a line per step and split (common/writer.py)
+checkpoints/N           the state after N steps (common/checkpoint.py)
+result.json             the final scores and where they come from: the run is finished
+.lock, .pid             held by the process that trains
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import filelock
+
+import common.flags
+from common.errors import LockedError, StorageError, UserError
+from common.processes import broadcast, is_first_process
+
+SMALLER_RATE = "A rerun would fail again: try a smaller learning rate in another --workdir."
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes the whole file or nothing, even if the machine stops in between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+# ---- metrics and checkpoints
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl, without one that was cut off by a kill."""
+    path = workdir / "metrics.jsonl"
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def last_finite(workdir: Path) -> str:
+    """For an error message: the newest training loss in metrics.jsonl, which holds finite ones
+    only; "" if there is none.
+    """
+    losses = [record for record in read_metrics(workdir) if record["split"] == "train"]
+    if not losses:
+        return ""
+    return f" (last finite loss: {losses[-1]['loss']:.4g} at step {losses[-1]['step']})"
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps that have a finished checkpoint, oldest first, without those set aside as
+    corrupt.
+    """
+    directory = workdir / "checkpoints"
+    entries = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+
+
+def last_good(workdir: Path) -> str:
+    """For an error message: a sentence that says which checkpoint is safe."""
+    steps = saved_steps(workdir)
+    return f"The checkpoint of step {steps[-1]} is safe." if steps else "No checkpoint was saved."
+
+
+# ---- config.json and flags.txt
+
+
+def read_config(config_class, workdir: Path, network_name: str):
+    """The config of the run in `workdir`.
+
+    Args:
+      config_class: the config of the network that the run must be of.
+      network_name: the network's name with its article, for the message: "a LeNet-5".
+
+    Raises:
+      UserError: `workdir` holds no run, or one of another network.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run (no config.json)")
+    try:
+        return common.flags.from_json(config_class, path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not that of {network_name} run: {error}") from error
+
+
+def write_config(config, workdir: Path) -> None:
+    """Writes config.json and flags.txt."""
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    write_atomic(workdir / "config.json", text)
+    write_atomic(workdir / "flags.txt", common.flags.to_flagfile(config))
+
+
+def require_same_config(config, workdir: Path) -> None:
+    """Raises UserError unless `workdir` is new, or holds a run whose settings differ from `config`
+    only where the result does not.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        saved = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        raise StorageError(f"cannot read {path}: {error}. Use another --workdir.") from error
+    unknown = saved.keys() - {field.name for field in dataclasses.fields(config)}
+    if unknown:
+        raise UserError(
+            f"{workdir} holds a run of another program (it sets {min(unknown)}). "
+            "Use another --workdir."
+        )
+    changed = common.flags.changes(saved, config)
+    # A start that was refused, perhaps because its data was missing, leaves a config and nothing
+    # else: any settings may follow it.
+    trained = any(
+        any(workdir.glob(name)) for name in ("metrics.jsonl", "checkpoints/*", "result.json")
+    )
+    if changed and trained:
+        width = max(len(name) for name, _, _ in changed)
+        table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
+        raise UserError(
+            f"{workdir} holds a run with other settings:\n{table}\n"
+            "Use the old settings to resume, or another --workdir; "
+            f"--init_from={workdir} there starts from the weights of this run."
+        )
+
+
+# ---- who may write
+
+
+@contextlib.contextmanager
+def claimed(config, workdir: Path):
+    """Locks `workdir` for the run of `config` and writes its config; gives whether the run is
+    finished.
+
+    The first process does so for all; the others raise UserError where it does.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal, finished = None, False
+        if is_first_process():
+            try:
+                stack.enter_context(_locked(workdir))
+                require_same_config(config, workdir)
+                finished = (workdir / "result.json").exists()
+                if not finished:
+                    write_config(config, workdir)
+            except UserError as error:
+                refusal = error
+        refused, finished = broadcast(refusal is not None, finished)
+        if refused:
+            raise refusal or UserError("process 0 refuses this run; its message says why.")
+        yield finished
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path):
+    """Makes `workdir` if needed and holds its lock, which the system releases however this process
+    ends.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        entries = [entry.name for entry in workdir.iterdir() if not entry.name.startswith(".")]
+        if entries and "config.json" not in entries:
+            raise UserError(
+                f"{workdir} holds other files and no run (no config.json). Use another --workdir."
+            )
+        lock = filelock.FileLock(workdir / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        owner = workdir / ".pid"
+        process = owner.read_text() if owner.exists() else "unknown"
+        raise LockedError(
+            f"{workdir} is in use by process {process}. Wait for it, or use another --workdir."
+        ) from None
+    except OSError as error:
+        reason = "it is a file, not a folder" if workdir.is_file() else error.strerror or error
+        raise StorageError(
+            f"cannot write in {workdir}: {reason}. Use another --workdir."
+        ) from error
+    with lock:
+        write_atomic(workdir / ".pid", str(os.getpid()))
+        yield
+
+
+# ---- result.json
+
+
+def write_result(workdir: Path, result: dict) -> None:
+    """Writes result.json; arrays become lists, a list of numbers stands on one line."""
+    text = json.dumps(result, indent=2, allow_nan=False, default=lambda array: array.tolist())
+    text = re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text)
+    write_atomic(workdir / "result.json", text + "\n")
+
+
+def headline(workdir: Path) -> str:
+    """result.json on one line. Raises StorageError if it is corrupt."""
+    path = workdir / "result.json"
+    try:
+        result = json.loads(path.read_text())
+        num_steps = result["num_steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{path} is corrupt; remove it and rerun the same command to write it again."
+        ) from error
+    errors = "".join(
+        f"{name.removesuffix('_error_pct')} error {value:.2f}%, "
+        for name, value in result.items()
+        if name.endswith("error_pct") and name != "top1_error_pct"  # test_error_pct is the same
+    )
+    return f"complete: {errors}{num_steps:,} steps; {path}"

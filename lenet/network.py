@@ -1,0 +1,83 @@
+"""LeNet-5 assembled from its config, and loaded with the weights of a run."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from common import checkpoint, conv
+from common.network import Network, Trained, class_names
+from common.workdir import read_config
+from lenet.codes import digit_codes
+from lenet.config import Config
+from lenet.data import prepare_function
+from lenet.model import LeNet5, c3_connections, loss_function
+
+
+def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> LeNet5:
+    """The module, its weights drawn from `config.seed`."""
+    return LeNet5(
+        connections=c3_connections(config.c3, config.seed),
+        activation=config.activation,
+        pooling=config.pooling,
+        output=config.output,
+        codes=digit_codes(),
+        initialization=config.initialization,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        convolution=conv.batch_last_convolution(),
+        dtype=jnp.dtype(config.compute_dtype),
+        rngs=nnx.Rngs(config.seed),
+    )
+
+
+def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Network:
+    """What `config` means for images of 28x28 or 32x32 pixels with `in_channels` channels."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, in_channels)))
+    return Network(
+        config=config,
+        num_classes=num_classes,
+        image_shapes=((28, 28, in_channels), (32, 32, in_channels)),
+        init=lambda: nnx.to_pure_dict(
+            nnx.state(build_model(config, num_classes, in_channels), nnx.Param)
+        ),
+        bind=lambda params: nnx.merge(graphdef, params),
+        prepare=prepare_function(
+            config.scaling,
+            config.distortions,
+            strength=config.distortion_strength,
+            seed=config.seed,
+        ),
+        loss=loss_function(
+            config.loss,
+            config.output,
+            map_constant=config.map_constant,
+            label_smoothing=config.label_smoothing,
+        ),
+    )
+
+
+def load(workdir: str | Path, step: int | str | None = None) -> Trained:
+    """The network of a run, with the weights that its evaluation uses.
+
+    Args:
+      workdir: the run's folder.
+      step: that of a checkpoint; None or "newest": the newest intact one.
+
+    Raises:
+      UserError: it holds no LeNet-5 run, or no such checkpoint.
+      StorageError: no checkpoint is intact.
+    """
+    workdir = Path(workdir).expanduser()
+    config = read_config(Config, workdir, "a LeNet-5")
+    weights = "average" if config.average_decay else "params"
+
+    def network_of(meta: dict) -> Network:
+        return assemble(config, meta["num_classes"], meta["in_channels"])
+
+    def target(meta: dict) -> dict:
+        return {weights: jax.eval_shape(network_of(meta).init)}
+
+    step, state, meta = checkpoint.restore_part(workdir, target, step)
+    return Trained(network_of(meta), state[weights], step, class_names(meta))
