@@ -10,7 +10,6 @@ import numpy as np
 
 import alexnet.data
 import lenet.config
-from alexnet.imagenet import RECORD_FORMATS
 from common.order import READ_AHEAD
 from common.records import Records
 from scripts.benchmark import sets
@@ -26,6 +25,7 @@ from scripts.benchmark.timing import (
     torch_peers,
 )
 from scripts.benchmark.training import LeNetTraining, embedded_digits
+from scripts.prepare.encode import RECORD_FORMATS
 
 BATCH = 32
 

@@ -7,13 +7,15 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
-from alexnet import imagenet
-from common import builders
 from common.errors import DataError
 from common.prepared import data_dirs
 from common.records import Records, open_records, parse
 from scripts.benchmark.machine import best_seconds, copy_bandwidth
 from scripts.benchmark.timing import Setting
+from scripts.prepare import imagenet
+from scripts.prepare.builders import write_prepared
+from scripts.prepare.encode import RECORD_FORMATS, encode_jpeg
+from scripts.prepare.layouts import find_images
 
 LIMITS = {"jpeg": "the bare decoder", "raw": "a copy of the pixels at the copy bandwidth"}
 
@@ -33,9 +35,9 @@ def prepare_images(setting: Setting) -> dict[str, Records]:
     folder.mkdir(parents=True)
     for i in range(min(count, len(own)) if own else count):
         image = own.read(np.array([i]))[0][0] if own else noise_image(i)
-        (folder / f"{i}.jpeg").write_bytes(imagenet.encode_jpeg(image))
-    source = imagenet.find_images(setting.work / "images")
-    for record_format in imagenet.RECORD_FORMATS:
+        (folder / f"{i}.jpeg").write_bytes(encode_jpeg(image))
+    source = find_images(setting.work / "images")
+    for record_format in RECORD_FORMATS:
         if record_format not in found:
             data_dir = setting.work / record_format
             place = data_dir / imagenet.NAME / imagenet.VERSION
@@ -48,11 +50,10 @@ def prepare_images(setting: Setting) -> dict[str, Records]:
 def prepare_tiles(setting: Setting, count: int) -> Records:
     """The set 'tiles' in the temporary folder: JPEGs of 72x72 pixels in ten classes."""
     tiles = [
-        (imagenet.encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10)
-        for i in range(count)
+        (encode_jpeg(np.ascontiguousarray(noise_image(i)[:72, :72])), i % 10) for i in range(count)
     ]
     names = [str(label) for label in range(10)]
-    builders.write_prepared(
+    write_prepared(
         setting.work, "tiles", "1.0.0", {"train": tiles}, (72, 72, 3), names, keep_order=True
     )
     return open_records("tiles", "train", [setting.work])
