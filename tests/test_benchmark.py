@@ -1,5 +1,5 @@
-"""The benchmark: PyTorch's networks and updates are ours, the ratios are right, and every suite gives
-its rows. No timing is asserted.
+"""The benchmark: PyTorch's networks and updates are ours, the ratios are right, and every suite
+gives its rows. No timing is asserted.
 """
 
 import itertools
@@ -38,6 +38,7 @@ SLOW = pytest.mark.slow
 # how programs are compiled where only their rows count
 QUICKLY = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SMALLEST = timing.Setting(True, "", Path())
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def assert_same_weights(params, model):
 
 
 def test_random_crops_are_cut_from_the_image(peers, torch):
-    """With pixel numbers as the image and mean 0, each crop is a window of it or its mirror image."""
+    """With pixel numbers as the image and mean 0, a crop is a window of it or its mirror image."""
     image = np.arange(20 * 20, dtype=np.float32).reshape(20, 20) % 256
     images = torch.from_numpy(image.astype(np.uint8)[None, :, :, None].repeat(3, 3).repeat(64, 0))
     crops = peers.Crops(np.zeros((20, 20, 3), np.float32), 8).random(images).numpy()[:, 0]
