@@ -14,7 +14,8 @@ from absl.flags import FlagValues
 import alexnet.config
 import lenet.config
 from common.processes import Processes
-from scripts import benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize
+from scripts import compare_with_torch, evaluate, faults, prepare_data, report, summarize
+from scripts.benchmark import __main__ as benchmark
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
@@ -133,4 +134,6 @@ def test_every_link_and_file_named_exists():
         for script in re.findall(r"(?:bash |--flagfile=)((?:scripts|lenet|alexnet)/[\w/.]+)", text):
             assert (ROOT / script).exists(), f"{page} names {script}"
         for module in re.findall(r"python -m ((?:scripts|lenet|alexnet)\.\w+)", text):
-            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{page} names {module}"
+            path = ROOT / module.replace(".", "/")
+            command = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+            assert command.exists(), f"{page} names {module}"
