@@ -106,7 +106,8 @@ def run_tool(define_flags: Callable, body: Callable, argv: list[str], words: tup
       body: called with the parsed FlagValues, and with the words. A UserError becomes one line and its exit code, Ctrl-C one
         line and 130.
       argv: the program's name and its arguments.
-      words: what the arguments that are no flags stand for, such as ("ls|verify", "DIR"): all of them are needed.
+      words: what the arguments that are not flags stand for, such as ("ls|verify", "DIR"): all are
+        required. A last word that ends in "...]" stands for any number of arguments.
     """
     keep_freed_memory()
     values = flags.FlagValues()
@@ -119,10 +120,11 @@ def run_tool(define_flags: Callable, body: Callable, argv: list[str], words: tup
         if values.help:
             print(sys.modules[body.__module__].__doc__, *_tool_help(values), sep="\n")
             return 0
-        if len(given) > len(words):
+        required = sum(not word.endswith("...]") for word in words)
+        if len(given) > len(words) == required:
             what = f"nothing comes after {' '.join(words)}" if words else "every setting is a flag, --name=value"
             raise UserError(f"unexpected argument {given[len(words)]!r}: {what}.")
-        if len(given) < len(words):
+        if len(given) < required:
             raise UserError(f"{words[len(given)]} is missing: the arguments are {' '.join(words)}.")
         body(values, *given)
     except (flags.Error, UnicodeDecodeError) as error:

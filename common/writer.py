@@ -315,7 +315,7 @@ def draw_curves(workdir: Path) -> None:
     from matplotlib.figure import Figure  # here, because importing it takes half a second
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    curves = _curves(read_metrics(workdir))
+    curves = error_curves(read_metrics(workdir))
     if not curves:
         return
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
@@ -352,7 +352,7 @@ def draw_curves(workdir: Path) -> None:
     write_atomic(workdir / "curves.png", image.getvalue())
 
 
-def _curves(records: list[dict]) -> dict[str, list[tuple[float, float]]]:
+def error_curves(records: list[dict]) -> dict[str, list[tuple[float, float]]]:
     """Split -> (epoch, error in percent): one point per evaluation, and for training the mean over each epoch."""
     curves, epochs, last_step = {}, {}, 0
     for record in records:

@@ -21,7 +21,9 @@ from alexnet.imagenet import encode_jpeg
 from common import launch, parallel
 from common.errors import UserError
 from lenet.model import C3_TABLE, c3_mask, layer_table
-from scripts import benchmark, report
+from scripts import benchmark
+from scripts.report import speed
+from scripts.report.results import Results
 from scripts import benchmark_suites as suites
 from scripts.benchmark import gain, measure
 from scripts.benchmark_suites import Case
@@ -272,13 +274,13 @@ def test_noise_is_as_large_as_a_photograph():
 def test_targets():
     row = {"suite": "a", "name": "b", "ratio": 1.2, "share_of_limit": 0.69, "ours": 4.0}
     targets = {("a", "b"): (1.2, 0.7, 4)}
-    assert report.target_of(row, targets) == "1.2x: met, 70% of the limit: missed, at most 4 s: met"
-    assert report.target_of(row | {"name": "c"}, targets) == ""
+    assert speed.target_of(row, targets) == "1.2x: met, 70% of the limit: missed, at most 4 s: met"
+    assert speed.target_of(row | {"name": "c"}, targets) == ""
 
 
 def test_every_target_names_a_row_that_was_measured():
     result = json.loads((ROOT / "results" / "benchmark.json").read_text())
-    assert set(report.TARGETS) <= {(row["suite"], row["name"]) for row in result["rows"]}
+    assert set(speed.TARGETS) <= {(row["suite"], row["name"]) for row in result["rows"]}
 
 
 def test_table():
@@ -295,39 +297,43 @@ def test_table():
             "processor": "X", "cores": 2, "accelerator": "cpu", "matmul_gflop_per_s": 200.4, "copy_gb_per_s": 30.2,
         },
     }  # fmt: skip
-    lines = report.benchmark_table({"benchmark": [result]}).splitlines()
+    lines = speed.benchmark_table(Results([], {"benchmark": result})).splitlines()
     assert lines[2] == "| `ops`: LRN | ms | 65.4 (60 to 70) | 1,234, eager | **18.88** | 15% |  |"
     assert lines[3] == "| `ops`: devices | ms | 65.4 (60 to 70) | none: no such thing | – | not measured |  |"
     assert "commit `01234567`" in lines[-1] and "200 GFLOP/s" in lines[-1]
-    assert "|" not in report.benchmark_table({})
+    assert "|" not in speed.benchmark_table(Results([], {}))
 
     def deck(suite, name, ours):
         return row | {"suite": suite, "name": name, "ours": ours}
 
     rows = [deck("input", "jpeg records, 1 thread", 2000.0), deck("input", "raw records, 1 thread", 5000.0)]
-    last = report.benchmark_table({"benchmark": [result | {"rows": rows}]}).splitlines()[-1]
+    last = speed.benchmark_table(Results([], {"benchmark": result | {"rows": rows}})).splitlines()[-1]
     assert last == "Raw records are read 2.5 times as fast as JPEG ones in one thread (target 3: missed)."
 
     readers = [deck("input", "jpeg records, 1 thread", 2000.0), deck("input", "jpeg records, 14 workers", 12000.0)]
     for trained, waits in ((18001.0, "training waits for its images"), (9001.0, "its images wait for training")):
         rows = [deck("alexnet_train", "deck, batch 128", trained), deck("alexnet_predict", "deck, batch 128", 1.0), *readers]
-        text = report.gpu_table({"benchmark_gpu": [result | {"rows": rows}]})
+        text = speed.gpu_table(Results([], {"benchmark_gpu": result | {"rows": rows}}))
         assert "target" not in text and f"| `alexnet_train`: deck, batch 128 | ms | {trained:,.0f}" in text
         assert (
             f"takes {trained:,.0f} images/s here, and 14 workers of this machine read 12,000/s from JPEG records: {waits}."
             in text
         )
     on_cpu = result | {"rows": [deck(suite, "a", 1.0) for suite in ("startup", "growth", "input")]}
-    text = report.gpu_table({"benchmark": [on_cpu], "benchmark_gpu": [result | {"rows": readers}]})
+    text = speed.gpu_table(
+        Results([], {"benchmark": on_cpu, "benchmark_gpu": result | {"rows": readers}})
+    )
     assert [line for line in text.splitlines() if line.endswith("| not measured | | | |")] == [
         "| `startup` | | not measured | | | |",
         "| `growth` | | not measured | | | |",
     ]
     errors = row | {"suite": "time_to_accuracy", "name": "mnist: test error then", "unit": "%"}
-    text = report.benchmark_table({"benchmark": [result | {"rows": [row, errors]}]})
+    text = speed.benchmark_table(
+        Results([], {"benchmark": result | {"rows": [row, errors]}})
+    )
     last = "mnist, the test error then: of our network 65.4 (60 to 70)%, of PyTorch's 1,234%."
     assert text.count("test error") == 1 and text.splitlines()[-1] == last
-    assert report.gpu_table({}) == "Not measured yet."
+    assert speed.gpu_table(Results([], {})) == "Not measured yet."
 
 
 # ---- the command

@@ -244,7 +244,7 @@ def test_curves_show_the_mean_error_of_each_epoch(tmp_path):
         log.write(10, "validation", sums(errors=64))
         log.write(20, "train", sums(errors=32))
         log.write(20, "test", sums(errors=16))
-    assert writer._curves(read_metrics(tmp_path)) == {
+    assert writer.error_curves(read_metrics(tmp_path)) == {
         "train": [(1.0, 60.0), (2.0, 25.0)],
         "validation": [(1.0, 50.0)],
         "test": [(2.0, 12.5)],
