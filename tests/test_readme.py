@@ -24,7 +24,8 @@ FOUND = results.load(report.RESULTS)
 LINKED_PAGES = (*report.PAGES, "lenet/digits/README.md", "CHANGELOG.md")
 CONTRACT = {
     "network", "preset", "study", "arm", "test_error_pct", "num_test_examples", "num_steps",
-    "state_sha256", "images_per_s", "wall_time_s", "command", "commit", "seed", "dataset", "versions", "machine",
+    "state_sha256", "images_per_s", "wall_time_s", "command", "commit", "seed", "dataset",
+    "versions", "machine",
 }  # fmt: skip
 OF_SHELL_SCRIPTS = {"quick", "ci", "all"}  # flags of test.sh
 BEING_BUILT = {"preset"}  # flags: until common.flags has them
