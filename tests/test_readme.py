@@ -126,6 +126,20 @@ def test_the_headline_is_the_mean_of_the_runs():
         assert f"| {len(paths)} |" in row and f"**{100 * statistics.mean(shares):.3f}%**" in row
 
 
+def test_the_recipes_show_what_came_out():
+    text = (ROOT / "README.md").read_text()
+    runs = {run["arm"]: run for run in FOUND.runs if run["study"] == "recipes"}
+    lines = re.findall(r"complete: test error (\S+)%.* (\S+) steps; runs/(\w+)/", text)
+    assert {name for *_, name in lines} == {"first", "dense", "stopped"}
+    for error, steps, name in lines:
+        result = runs[name]
+        assert (error, steps) == (f"{result['test_error_pct']:.2f}", f"{result['num_steps']:,}")
+    hashes = re.findall(r"runs/(\w+)/result.json:  .state_sha256.: .([0-9a-f]{64})", text)
+    assert [name for name, _ in hashes] == ["first", "stopped", "one", "eight"]
+    assert all(runs[name]["state_sha256"] == state for name, state in hashes)
+    assert hashes[0][1] == hashes[1][1] and hashes[2][1] == hashes[3][1]
+
+
 def test_a_missed_target_is_marked():
     arm = studies.Arm("", target=(0, 0.8))
     assert "missed" in studies.target_cell([{"x": 0.7}, {"x": 0.92}], "x", arm)
@@ -169,11 +183,10 @@ def test_runs_keep_the_contract(run):
     assert json.loads((report.RESULTS / f"{place}.json").read_text()) == run
     assert run.keys() >= CONTRACT
     assert re.fullmatch(r"[0-9a-f]{40}", run["commit"])
-    assert (
-        f"--seed={run['seed']}" in run["command"]
-        and f"python -m {run['network']}.train" in run["command"]
-    )
-    assert (ROOT / run["network"] / "presets" / f"{run['preset']}.flags").exists()
+    assert f"python -m {run['network']}.train" in run["command"]
+    assert f"--seed={run['seed']}" in run["command"] or run["seed"] == 0
+    presets = ROOT / run["network"] / "presets"
+    assert run["preset"] is None or (presets / f"{run['preset']}.flags").exists()
     if run["network"] == "alexnet":
         assert run["test_error_pct"] == run["top1_error_pct"] >= run["top5_error_pct"]
     if run["network"] == "lenet" or run["dataset"] == "cifar10":

@@ -59,6 +59,18 @@ STUDIES = {
         },
         ("validation_error_pct", "test_error_pct", "train_error_pct"),
     ),
+    ("lenet", "recipes"): Study(
+        "LeNet-5: the recipes of the README on mnist10k",
+        {
+            "first": Arm("`paper`"),
+            "stopped": Arm("`paper`, stopped and resumed"),
+            "dense": Arm("`paper` with `--c3=dense`"),
+            "one": Arm("`deck`, 5 epochs with `--reduction=fixed`, one device"),
+            "eight": Arm("`deck`, 5 epochs with `--reduction=fixed`, eight virtual devices"),
+        },
+        note="Test errors are those on the 2,000 test digits of mnist10k, which are not MNIST's test "
+        "set.",
+    ),
     ("alexnet", "cifar10"): Study(
         "AlexNet: small networks, 5 epochs of CIFAR-10",
         {
