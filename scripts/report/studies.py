@@ -209,7 +209,8 @@ def study_table(results: Results, network: str, study: str) -> str:
         cells += [row.paper or "–"] if papers else []
         if any(same.values()):
             state = f"`{min(states[arm])[:12]}`" if len(states[arm]) == 1 else "–"
-            equals = f"{state}, that of {' and '.join(f'`{other}`' for other in same[arm])}"
+            places = [list(arms).index(other) + 1 for other in same[arm]]
+            equals = f"{state}, that of row {' and '.join(map(str, places))}"
             cells.append(equals if same[arm] else state)
         rows.append(cells)
     return markdown(rows)
