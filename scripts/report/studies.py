@@ -68,8 +68,8 @@ STUDIES = {
             "one": Arm("`deck`, 5 epochs with `--reduction=fixed`, one device"),
             "eight": Arm("`deck`, 5 epochs with `--reduction=fixed`, eight virtual devices"),
         },
-        note="Test errors are those on the 2,000 test digits of mnist10k, which are not MNIST's test "
-        "set.",
+        note="Test errors are those on the 2,000 test digits of mnist10k, which are not MNIST's "
+        "test set.",
     ),
     ("alexnet", "cifar10"): Study(
         "AlexNet: small networks, 5 epochs of CIFAR-10",
