@@ -256,9 +256,7 @@ def test_the_order_of_records_is_that_of_the_official_builders(tmp_path):
     write_prepared(tmp_path, "tiny", "1.0.0", splits, (1, 1, 1), "a", keep_order=False)
     # tensorflow_datasets/core/hashing.py: sorted by the MD5 of the split's name and the index.
     expected = sorted(range(50), key=lambda index: hashlib.md5(f"train{index}".encode()).digest())
-    np.testing.assert_array_equal(
-        load("tiny", "train", [tmp_path]).images.ravel(), expected
-    )
+    np.testing.assert_array_equal(load("tiny", "train", [tmp_path]).images.ravel(), expected)
 
 
 def test_encoded_images_are_stored_unchanged(tmp_path):
