@@ -129,7 +129,7 @@ def _parsed(
     config_class=None,
     words: tuple[str, ...] = (),
 ) -> list[str] | None:
-    """The words of a command line, those that `words` names, its flags parsed into `values`; None if it
+    """The words of a command line that `words` names, its flags parsed into `values`; None if it
     asked for help, which is printed. Raises UserError for what is wrong.
     """
     given = common.flags.parse(values, argv, config_class)
