@@ -581,7 +581,7 @@ class _Prepared:
             )
         return shards
 
-    def intervals(self, split: str) -> list[tuple[str, int, int]]:
+    def intervals(self, split: str) -> list[tuple[str, int | None, int | None]]:
         """The parts (split name, start, stop) that a split as TFDS writes it is made of. Raises
         DataError.
         """
