@@ -1,5 +1,8 @@
 """What several test files share. Tests run on the one device that JAX finds; those that need eight
 start a subprocess.
+
+Annotations of the project's functions are checked at every call in this process: shapes and dtypes
+by jaxtyping, everything else by beartype.
 """
 
 import os
@@ -8,6 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import install_import_hook
+
+# Before the packages are imported. An int may stand for a float, as everywhere in Python.
+install_import_hook(
+    ["lenet", "alexnet", "common"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 @pytest.fixture(scope="module")

@@ -270,7 +270,7 @@ def test_too_small_images_are_refused(settings, smallest):
             input_size=smallest, num_classes=7, in_channels=1, **settings, rngs=nnx.Rngs(0)
         )
     )
-    rows = {row["name"]: row["output"] for row in layer_table(model, smallest, in_channels=1)}
+    rows = {row["name"]: row["output"] for row in layer_table(model, smallest)}
     assert rows["pool5"][:2] == [1, 1] and rows["fc8"] == [7]
 
 

@@ -292,4 +292,4 @@ def test_rgb_images_and_other_class_counts():
         in_channels=3, num_classes=47, convolution=batch_last_convolution(), rngs=nnx.Rngs(0)
     )
     assert model(jnp.zeros((2, 32, 32, 3))).shape == (2, 47)
-    assert layer_table(model, in_channels=3)[0]["parameters"] == 6 * (3 * 25 + 1)
+    assert layer_table(model)[0]["parameters"] == 6 * (3 * 25 + 1)
