@@ -192,7 +192,10 @@ class Config:
         "", "Devices per axis: data:4,model:2; model splits fc6 to fc8.", changes_result=False
     )
     num_workers: int = setting(
-        2, "Threads that read streamed sets; 0: read when asked.", lower_bound=0, changes_result=False
+        2,
+        "Threads that read streamed sets; 0: read when asked.",
+        lower_bound=0,
+        changes_result=False,
     )
     # Decides whether there is a result, not which: a run that ended by it may go on with more.
     max_bad_records: int = setting(

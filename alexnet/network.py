@@ -13,7 +13,7 @@ from alexnet.config import Config
 from alexnet.model import AlexNet, loss_function
 from alexnet.statistics import Statistics
 from common import checkpoint, conv, parallel
-from common.network import Network, Trained, class_names
+from common.network import Network, Trained, class_names, count
 from common.workdir import read_config
 
 
@@ -63,10 +63,13 @@ def assemble(
     `before_fc` is applied before the fully connected layers: in training with a model axis, what
     gathers its inputs (common/parallel.py).
     """
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, before_fc)))
+    graphdef, params = nnx.split(
+        nnx.eval_shape(lambda: build_model(config, num_classes, before_fc))
+    )
     return Network(
         config=config,
         num_classes=num_classes,
+        num_parameters=count(params),
         image_shapes=(statistics.mean_image.shape,),
         init=lambda: nnx.to_pure_dict(nnx.state(build_model(config, num_classes), nnx.Param)),
         bind=lambda params: nnx.merge(graphdef, params),

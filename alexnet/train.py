@@ -288,6 +288,7 @@ def make_task(config: Config) -> Task:
 
     return Task(
         config=config,
+        network=network,
         num_steps=config.num_epochs * epoch_steps,
         epoch_steps=epoch_steps,
         log_every_steps=config.log_every_steps,

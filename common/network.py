@@ -5,6 +5,7 @@ Shapes: B images; stored ones are (B, H, W, C) uint8, as the files have them, pr
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ class Network(NamedTuple):
     Attributes:
       config: the run's settings.
       num_classes: outputs of the last layer.
+      num_parameters: weights and biases; masked weights do not count.
       image_shapes: the (H, W, C) of stored images that `prepare` takes.
       init: () -> parameters, drawn from `config.seed`.
       bind: parameters -> the Flax module that has them.
@@ -31,6 +33,7 @@ class Network(NamedTuple):
 
     config: Any
     num_classes: int
+    num_parameters: int
     image_shapes: tuple[tuple[int, int, int], ...]
     init: Callable[[], Any]
     bind: Callable[[Any], nnx.Module]
@@ -106,6 +109,11 @@ def class_names(meta: dict) -> tuple[str, ...] | None:
     """The class names in what was saved with a checkpoint."""
     names = meta.get("class_names")
     return tuple(names) if names else None
+
+
+def count(params) -> int:
+    """The numbers in a tree of arrays, or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 @functools.partial(jax.jit, static_argnums=0)

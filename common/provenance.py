@@ -79,7 +79,7 @@ def start_up_lines(
         f"{num_parameters:,} parameters; {compute_dtype} on {num_devices} {devices} "
         f"({parallel}, {reduction} reduction)",
         f"{num_epochs:,} {epochs} of {steps_per_epoch:,} steps: {num_epochs * steps_per_epoch:,} "
-        f"steps of {batch_size:,} images",
+        f"steps, batch size {batch_size:,}",
     ]
     if first_step:
         epoch = first_step / steps_per_epoch

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from common import checkpoint, conv
-from common.network import Network, Trained, class_names
+from common.network import Network, Trained, class_names, count
 from common.workdir import read_config
 from lenet.codes import digit_codes
 from lenet.config import Config
 from lenet.data import prepare_function
-from lenet.model import LeNet5, c3_connections, loss_function
+from lenet.model import LeNet5, c3_connections, c3_mask, loss_function
 
 
 def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> LeNet5:
@@ -34,10 +34,14 @@ def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> 
 
 def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Network:
     """What `config` means for images of 28x28 or 32x32 pixels with `in_channels` channels."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, in_channels)))
+    graphdef, params = nnx.split(
+        nnx.eval_shape(lambda: build_model(config, num_classes, in_channels))
+    )
+    masked = c3_mask(c3_connections(config.c3, config.seed)) == 0
     return Network(
         config=config,
         num_classes=num_classes,
+        num_parameters=count(params) - int(masked.sum()),
         image_shapes=((28, 28, in_channels), (32, 32, in_channels)),
         init=lambda: nnx.to_pure_dict(
             nnx.state(build_model(config, num_classes, in_channels), nnx.Param)

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import alexnet.imagenet
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,6 @@ from jax import lax
 import alexnet.cifar
 import alexnet.config
 import alexnet.data
-import alexnet.imagenet
 import alexnet.lrn
 import alexnet.model
 import alexnet.pooling

@@ -18,7 +18,6 @@ from flax import nnx
 import alexnet.train
 import lenet.config
 import lenet.train
-from alexnet.imagenet import encode_jpeg
 from common import launch, parallel
 from common.errors import UserError
 from lenet.model import C3_TABLE, c3_mask, layer_table
@@ -26,6 +25,7 @@ from scripts import benchmark, report
 from scripts import benchmark_suites as suites
 from scripts.benchmark import gain, measure
 from scripts.benchmark_suites import Case
+from scripts.prepare.encode import encode_jpeg
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common import builders, data
+from common import data
 from common.errors import DataError
+from scripts.prepare import builders
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "lenet" / "digits"
@@ -338,7 +339,8 @@ def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path):
     code = """
 import importlib, sys
 import numpy as np
-from common import builders, data
+from common import data
+from scripts.prepare import builders
 assert len(data.load("tiny", "train[:2]", [sys.argv[1]])) == 2
 splits = {"train": [(np.zeros((4, 4, 1), np.uint8), 0)]}
 builders.write_prepared(sys.argv[1], "written", "1.0.0", splits, (4, 4, 1), "a", keep_order=True)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from common.data import Examples, eval_batches
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
@@ -19,9 +18,11 @@ import alexnet.config
 import alexnet.data
 import lenet.config
 import lenet.data
-from common.checkpoint import state_sha256
+from common.digests import state_sha256
 from common.errors import UserError
+from common.examples import Examples
 from common.flags import changes, define, read, to_flagfile
+from common.order import eval_batches
 
 CONFIG_CLASSES = pytest.mark.parametrize(
     "config_class", [lenet.config.Config, alexnet.config.Config], ids=["lenet", "alexnet"]

@@ -1,38 +1,36 @@
-"""Writes image sets as TFDS does, without TensorFlow: array_record folders that `common.examples.load`
-and `tfds.data_source` read.
-
-`write_prepared` writes any labelled images; `read_split` reads the files of MNIST, Fashion-MNIST,
-KMNIST, EMNIST and CIFAR-10 as published (addresses, sizes and checksums in `PUBLISHED_SETS`).
+"""MNIST, Fashion-MNIST, KMNIST, EMNIST and CIFAR-10 as published: where their files are, and how to
+read them.
 """
 
-import contextlib
 import dataclasses
 import gzip
-import io
+import json
 import struct
+import sys
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
-from common.errors import DataError
+from common.errors import DataError, StorageError
+from scripts.prepare.builders import write_prepared
+from scripts.prepare.download import download, verify
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedSet:
-    """Where a set comes from and what is in it.
+    """Where a data set comes from and what it contains.
 
     Attributes:
       version: of the prepared folder.
-      address: of the folder with the files, ending in a slash.
+      address: the URL of the folder with the files, ending in a slash.
       files: name -> (size in bytes, SHA-256), as in TFDS's url_checksums/*.txt (TFDS 4.9.10).
-      class_names: one name a class; label k is class_names[k].
+      class_names: label k is class_names[k].
       description, homepage: for dataset_info.json.
     """
 
@@ -47,12 +45,11 @@ class PublishedSet:
 _DIGITS = tuple("0123456789")
 _UPPER = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _LOWER = tuple("abcdefghijklmnopqrstuvwxyz")
-_MERGED = (
-    _DIGITS + _UPPER + tuple("abdefghnqrt")
-)  # the 15 other small letters look like their capitals (EMNIST paper, II-C)
+# The other 15 lowercase letters look like their capitals (EMNIST paper, II-C).
+_MERGED = _DIGITS + _UPPER + tuple("abdefghnqrt")
 
-# EMNIST as published is transposed, and the labels of `letters` start at 1. TFDS 3.1.0 keeps both;
-# our folders hold upright images and labels from 0, and so have another version.
+# EMNIST is published transposed, with `letters` labeled from 1. TFDS 3.1.0 keeps both; our folders
+# have upright images and labels from 0, hence another version number.
 _EMNIST_CLASSES = {
     "byclass": _DIGITS + _UPPER + _LOWER,
     "bymerge": _MERGED,
@@ -151,16 +148,8 @@ PUBLISHED_SETS = {
             ),
         },
         class_names=(
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
-            "truck",
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
         ),
         description="CIFAR-10: 32x32 colour images in ten classes.",
         homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -176,7 +165,8 @@ PUBLISHED_SETS = {
             )
         },
         class_names=class_names,
-        description=f"EMNIST {name}: handwritten characters, upright, labels from 0 (TFDS 3.1.0: transposed, letters from 1).",
+        description=f"EMNIST {name}: handwritten characters, upright, labels from 0 "
+        "(TFDS 3.1.0: transposed, letters from 1).",
         homepage="https://www.nist.gov/itl/products-and-services/emnist-dataset",
     )
     for name, class_names in _EMNIST_CLASSES.items()
@@ -184,7 +174,7 @@ PUBLISHED_SETS = {
 
 
 def read_idx(content: bytes, name: str) -> np.ndarray:
-    """Parses an IDX file of bytes, the format of the MNIST files: magic 0 0 8 d, d sizes as
+    """Parses an IDX file of bytes, the format of MNIST: the magic number 0 0 8 d, d sizes as
     big-endian uint32, the values.
 
     Args:
@@ -192,30 +182,31 @@ def read_idx(content: bytes, name: str) -> np.ndarray:
       name: of the file, for messages.
 
     Returns:
-      uint8 array with d axes.
+      A uint8 array of rank d.
 
     Raises:
-      DataError: not such a file, or longer or shorter than its header says.
+      DataError: not an IDX file, or longer or shorter than its header says.
     """
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(
-                f"{name} is damaged ({error}); delete it and download it again"
+                f"{name} is corrupt ({error}); delete it and download it again"
             ) from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise DataError(
-            f"{name} is no IDX file of bytes: it begins with {content[:4].hex(' ')}, not with 00 00 08 and its rank"
+            f"{name} is not an IDX file of bytes: it begins with {content[:4].hex(' ')}, "
+            "not with 00 00 08 and its rank"
         )
     shape = struct.unpack_from(f">{content[3]}I", content, 4)
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-    expected = int(
-        np.prod(shape, dtype=object)
-    )  # Python integers: a damaged header must not overflow
+    # dtype=object: Python integers, which a corrupt header cannot overflow.
+    expected = int(np.prod(shape, dtype=object))
     if len(values) != expected:
         raise DataError(
-            f"{name} is damaged: {len(values):,} values in place of {expected:,}; delete it and download it again"
+            f"{name} is corrupt: {len(values):,} values, expected {expected:,}; "
+            "delete it and download it again"
         )
     return values.reshape(shape)
 
@@ -226,32 +217,30 @@ def read_split(dataset: str, split: str, folder: str | Path) -> tuple[np.ndarray
     Args:
       dataset: a key of `PUBLISHED_SETS`.
       split: `train` or `test`.
-      folder: where the files lie under their official names.
+      folder: with the files under their official names.
 
     Returns:
-      images (N, H, W, C) uint8, upright; labels (N,) uint8, from 0; in the order of the files.
-      EMNIST is transposed and its `letters` shifted to that.
+      images (N, H, W, C) uint8, upright; labels (N,) uint8, from 0; in the files' order.
 
     Raises:
-      DataError: a file is damaged, or images and labels do not belong together.
+      DataError: a file is corrupt, or images and labels do not match.
     """
+    read = _read_cifar10_split if dataset == "cifar10" else _read_idx_split
     try:
-        return (_read_cifar10_split if dataset == "cifar10" else _read_idx_split)(
-            dataset, split, Path(folder)
-        )
+        return read(dataset, split, Path(folder))
     except (OSError, EOFError, KeyError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as error:
         raise DataError(
-            f"cannot read {dataset} from {folder} ({error}); delete its files and download them again"
+            f"cannot read {dataset} from {folder} ({error}); "
+            "delete its files and download them again"
         ) from error
 
 
 def _read_idx_split(dataset: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     name, _, config = dataset.partition("/")
-    prefix = (
-        f"gzip/emnist-{config}-{split}"
-        if name == "emnist"
-        else {"train": "train", "test": "t10k"}[split]
-    )
+    if name == "emnist":
+        prefix = f"gzip/emnist-{config}-{split}"
+    else:
+        prefix = {"train": "train", "test": "t10k"}[split]
     file_names = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
     if name == "emnist":
         with zipfile.ZipFile(folder / "gzip.zip") as archive:
@@ -261,7 +250,7 @@ def _read_idx_split(dataset: str, split: str, folder: Path) -> tuple[np.ndarray,
     images, labels = map(read_idx, contents, file_names)
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         shapes = f"{file_names[0]} {images.shape} and {file_names[1]} {labels.shape}"
-        raise DataError(f"{shapes} do not belong together; delete them and download them again")
+        raise DataError(f"{shapes} do not match; delete them and download them again")
     if name == "emnist":
         images = images.swapaxes(1, 2)
     if dataset == "emnist/letters":
@@ -270,149 +259,95 @@ def _read_idx_split(dataset: str, split: str, folder: Path) -> tuple[np.ndarray,
 
 
 def _read_cifar10_split(dataset: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    names = (
-        [f"data_batch_{number}.bin" for number in range(1, 6)]
-        if split == "train"
-        else ["test_batch.bin"]
-    )
+    names = {
+        "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
+        "test": ["test_batch.bin"],
+    }[split]
     with tarfile.open(folder / "cifar-10-binary.tar.gz", "r:gz") as archive:
         content = b"".join(
             archive.extractfile(f"cifar-10-batches-bin/{name}").read() for name in names
         )
     if len(content) % 3073:
         raise DataError(
-            f"{dataset}, split {split}: {len(content):,} bytes are no whole number of records of 3,073 bytes"
+            f"{dataset}, split {split}: {len(content):,} bytes are not a multiple of 3,073, "
+            "the size of a record"
         )
-    records = np.frombuffer(content, np.uint8).reshape(
-        -1, 3073
-    )  # label, then 32x32 of red, of green, of blue
+    # A record: the label, then the 32x32 red, green and blue planes.
+    records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]
 
 
-def write_prepared(
-    data_dir: str | Path,
-    dataset: str,
-    version: str,
-    splits: Mapping[str, Iterable[tuple[np.ndarray | bytes, int]]],
-    image_shape: tuple[int | None, int | None, int],
-    class_names: Iterable[str],
-    *,
-    keep_order: bool,
-    description: str = "",
-    homepage: str = "",
-) -> Path:
-    """Writes `<data_dir>/<dataset>/<version>/` in TFDS's array_record format, whole or not at all.
+def prepare_published(dataset: str, data_dir: Path, source: str = "", mirror: str = "") -> Path:
+    """Prepares a set of `PUBLISHED_SETS` in `<data_dir>/<dataset>/<version>/`, unless it is there
+    already; returns that folder.
 
     Args:
-      data_dir: made if needed.
-      dataset: `name` or `name/config`.
-      version: such as `1.0.0`.
-      splits: split name -> (image, label) pairs, such as `zip(images, labels)` of (N, H, W, C)
-        uint8 and (N,) integers. An image is a uint8 array, stored as PNG, or the bytes of a PNG or
-        JPEG file, stored as they are.
-      image_shape: (H, W, C); H and W may be None where they differ.
-      class_names: one a class, in the order of the labels.
-      keep_order: True stores the records as given; False in the order TFDS's official builders
-        store them, in which the i-th record of our `mnist` is the i-th of theirs and a slice such
-        as `train[:100]` is a fair sample.
-      description, homepage: for dataset_info.json.
-
-    Returns:
-      The folder. One that exists is left as it is.
+      dataset: a key of `PUBLISHED_SETS`.
+      data_dir: downloads are kept in its `downloads/`, for the other subsets of EMNIST.
+      source: a folder with the downloaded files; empty: download them.
+      mirror: the URL of a folder to download from instead of the official one.
 
     Raises:
-      DataError: a label outside the classes.
+      DataError: a file is missing in `source` or is not the published one; `<version>/` has another
+        format.
+      StorageError: no network, or `data_dir` cannot be written.
     """
-    builder = _Builder(
-        data_dir,
-        dataset,
-        version,
-        splits,
-        image_shape,
-        class_names,
-        keep_order,
-        description,
-        homepage,
+    published = PUBLISHED_SETS[dataset]
+    prepared = data_dir / dataset / published.version
+    if prepared.exists():
+        _require_array_record(prepared)
+        print(f"{dataset} is already prepared in {prepared}")
+        return prepared
+    if source and not Path(source).expanduser().is_dir():
+        raise DataError(f"--source={source} is not a folder")
+    downloads = data_dir / "downloads" / dataset.partition("/")[0]
+    folder = Path(source).expanduser() if source else downloads
+    mirror = f"{mirror.rstrip('/')}/" if mirror else published.address
+    try:
+        for file_name, (size, sha256) in published.files.items():
+            if source:
+                verify(folder / file_name, published.address + file_name, size, sha256)
+            else:
+                download(mirror + file_name, folder / file_name, size, sha256)
+        examples = {split: read_split(dataset, split, folder) for split in ("train", "test")}
+        print(f"writing {prepared}", flush=True)
+        write_prepared(
+            data_dir,
+            dataset,
+            published.version,
+            {split: _with_progress(split, *arrays) for split, arrays in examples.items()},
+            examples["train"][0].shape[1:],
+            published.class_names,
+            keep_order=False,
+            description=published.description,
+            homepage=published.homepage,
+        )
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {data_dir} ({error}); choose another folder with --data_dir"
+        ) from error
+    print(f"{dataset} is ready: --dataset={dataset} --data_dir={data_dir}")
+    return prepared
+
+
+def _require_array_record(prepared: Path) -> None:
+    try:
+        info = json.loads((prepared / "dataset_info.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{prepared} is incomplete (no dataset_info.json); delete it and rerun the command"
+        ) from None
+    if info.get("fileFormat") != "array_record":
+        raise DataError(
+            f"{prepared} is not in array_record format; choose another folder with --data_dir"
+        )
+
+
+def _with_progress(split: str, images: np.ndarray, labels: np.ndarray) -> Iterable:
+    return track(
+        zip(images, labels, strict=True),
+        description=split,
+        total=len(labels),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
     )
-    tfds.disable_progress_bar()  # its bars and prints speak of downloads, which are not made here
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        tempfile.TemporaryDirectory() as unused_download_dir,
-    ):
-        builder.download_and_prepare(file_format="array_record", download_dir=unused_download_dir)
-    return Path(builder.data_dir)
-
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    # One class for all sets, named by the instance and not registered: a registered class `Mnist`
-    # would make tfds.data_source("mnist") fail.
-
-    def __init__(
-        self,
-        data_dir,
-        dataset,
-        version,
-        splits,
-        image_shape,
-        class_names,
-        keep_order,
-        description,
-        homepage,
-    ):
-        self.name, _, config = dataset.partition("/")
-        self.VERSION = tfds.core.Version(version)
-        self.BUILDER_CONFIGS = (
-            [tfds.core.BuilderConfig(name=config, version=version)] if config else []
-        )
-        self._splits = splits
-        self._features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=image_shape),
-                "label": tfds.features.ClassLabel(names=list(class_names)),
-            }
-        )
-        self._texts = {"description": description, "homepage": homepage}
-        self._keeps_order = keep_order
-        super().__init__(data_dir=data_dir, config=self.BUILDER_CONFIGS[0] if config else None)
-
-    def _info(self):
-        info = tfds.core.DatasetInfo(
-            builder=self,
-            features=self._features,
-            supervised_keys=("image", "label"),
-            disable_shuffling=self._keeps_order,
-            **self._texts,
-        )
-        info.initialize_from_bucket = lambda: (
-            None
-        )  # it would only leave an empty folder in the system's temporary one
-        return info
-
-    def _split_generators(self, dl_manager):
-        return {
-            split: self._generate_examples(split, pairs) for split, pairs in self._splits.items()
-        }
-
-    def _generate_examples(self, split, pairs):
-        num_classes = self._features["label"].num_classes
-        for index, (image, label) in enumerate(pairs):
-            if not 0 <= label < num_classes:
-                raise DataError(
-                    f"{self.name}, split {split}, example {index}: label {label}; allowed: 0 to {num_classes - 1}"
-                )
-            yield (
-                index,
-                {
-                    "image": io.BytesIO(image if isinstance(image, bytes) else _png(image)),
-                    "label": int(label),
-                },
-            )
-
-
-def _png(image: np.ndarray) -> bytes:
-    # Encoded here because TFDS encodes arrays with TensorFlow.
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
-        buffer, format="png", optimize=True
-    )
-    return buffer.getvalue()
