@@ -20,7 +20,7 @@ def evaluate(
     placement: Placement | None = None,
     num_threads: int = NUM_THREADS,
     stop_requested: Callable[[], int | None] = lambda: None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | np.generic]:
     """The sums of `eval_step(params, batch)` over all examples: {"loss", "errors", "count", ...}.
 
     The next batch is on its way to the device before the sums of the last one are fetched.
