@@ -9,6 +9,8 @@ from alexnet.augment import VIEWS, color_axes, prepare_function, resized_crop
 from alexnet.image_statistics import Statistics
 from common.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def some_statistics(height=12, width=10, seed=0) -> Statistics:
     random = np.random.default_rng(seed)
@@ -74,7 +76,7 @@ def test_the_ten_views():
         np.testing.assert_allclose(prepare(images, view=jnp.int32(view)), expected[view], atol=1e-4)
 
 
-@pytest.mark.parametrize("scaling, pad", [("mean_image", 2), ("standardized", 0)])
+@pytest.mark.parametrize("scaling, pad", [("mean_image", 1), ("standardized", 0)])
 def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
     statistics, image = some_statistics(7, 7), some_images(1, 7, 7)
     margins = ((pad, pad), (pad, pad), (0, 0))
@@ -96,7 +98,10 @@ def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
     assert np.abs(matches.sum(axis=1) - 100).max() < 6 * np.sqrt(100)  # six standard deviations
 
 
-@pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize(
+    "augmentation",
+    ["crop_flip", pytest.param("resized_crop_flip", marks=pytest.mark.commands)],
+)
 def test_a_use_of_an_image_looks_the_same_in_any_batch(augmentation):
     statistics, images = some_statistics(), some_images(8)
     prepare = preparing(statistics, augmentation=augmentation, color_pca=True)
@@ -172,25 +177,21 @@ def test_color_axes_are_the_principal_components():
 # Random regions
 
 
-def regions(count, size=64):
+def regions(count, size=64, side=16):
     """(count, 4): height, width, top and left of regions, measured on images of coordinates in the
-    middle of the result, where linear interpolation is exact.
+    middle of the `side` pixels of the result, where linear interpolation is exact.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     ramps = jnp.asarray(np.stack([y, x], axis=-1))
     keys = jax.vmap(jax.random.key)(jnp.arange(count))
-    results = np.asarray(
-        jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, size)))(keys), np.float64
-    )
-    a, b = size // 4, size - size // 4
-    slopes = np.stack(
-        [results[:, b, a, 0] - results[:, a, a, 0], results[:, a, b, 1] - results[:, a, a, 1]],
-        axis=1,
-    ) / (b - a)
-    corners = (
-        np.stack([results[:, a, a, 0], results[:, a, a, 1]], axis=1) + 0.5 - (a + 0.5) * slopes
-    )
-    return np.concatenate([slopes * size, corners], axis=1)
+    crops = jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, side)))(keys)
+    a, b = side // 4, side - side // 4
+    first, below, beside = (
+        np.asarray(crops[:, row, column], np.float64) for row, column in ((a, a), (b, a), (a, b))
+    )  # (count, 2) each: the coordinates y, x in the images
+    slopes = np.stack([below[:, 0] - first[:, 0], beside[:, 1] - first[:, 1]], axis=1) / (b - a)
+    corners = first + 0.5 - (a + 0.5) * slopes
+    return np.concatenate([slopes * side, corners], axis=1)
 
 
 def torchvision_regions(count, size=64, seed=0):
@@ -268,6 +269,7 @@ def test_where_no_region_fits_the_largest_in_the_middle_is_taken():
     np.testing.assert_allclose(out[..., 0], expected, atol=1e-3)
 
 
+@pytest.mark.commands
 def test_resized_crops_are_scaled_and_mirrored():
     """A constant image less its constant mean is constant; columns rise or fall, as often."""
     statistics = Statistics(np.full((32, 32, 3), 10, np.float32), np.diag([4.0, 9.0, 16.0]))
