@@ -177,21 +177,21 @@ def test_color_axes_are_the_principal_components():
 # Random regions
 
 
-def regions(count, size=64, side=16):
+def regions(count, size=64):
     """(count, 4): height, width, top and left of regions, measured on images of coordinates in the
-    middle of the `side` pixels of the result, where linear interpolation is exact.
+    middle of the result, where linear interpolation is exact.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     ramps = jnp.asarray(np.stack([y, x], axis=-1))
     keys = jax.vmap(jax.random.key)(jnp.arange(count))
-    crops = jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, side)))(keys)
-    a, b = side // 4, side - side // 4
+    crops = jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, size)))(keys)
+    a, b = size // 4, size - size // 4
     first, below, beside = (
         np.asarray(crops[:, row, column], np.float64) for row, column in ((a, a), (b, a), (a, b))
     )  # (count, 2) each: the coordinates y, x in the images
     slopes = np.stack([below[:, 0] - first[:, 0], beside[:, 1] - first[:, 1]], axis=1) / (b - a)
     corners = first + 0.5 - (a + 0.5) * slopes
-    return np.concatenate([slopes * side, corners], axis=1)
+    return np.concatenate([slopes * size, corners], axis=1)
 
 
 def torchvision_regions(count, size=64, seed=0):
@@ -214,6 +214,7 @@ def torchvision_regions(count, size=64, seed=0):
     return np.array(found, np.float64)
 
 
+@pytest.mark.commands
 def test_random_regions_are_distributed_as_torchvisions():
     ours, theirs = regions(2000), torchvision_regions(2000)
     np.testing.assert_allclose(ours, np.round(ours), atol=0.01)  # whole pixels

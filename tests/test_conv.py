@@ -91,9 +91,9 @@ def test_lenets_convolutions(shape, kernel_shape):
     [
         pytest.param((2, 227, 227, 3), (11, 11, 3, 4), 4, NO_PADDING, marks=pytest.mark.nightly),
         # conv1 of smaller images: the deck and Caffe, the paper, torchvision
-        ((2, 59, 59, 3), (11, 11, 3, 4), 4, NO_PADDING),
+        in_commands((2, 59, 59, 3), (11, 11, 3, 4), 4, NO_PADDING),
         ((2, 56, 56, 3), (11, 11, 3, 4), 4, [(0, 3), (0, 3)]),
-        ((2, 56, 56, 3), (11, 11, 3, 4), 4, [(2, 2), (2, 2)]),
+        in_commands((2, 56, 56, 3), (11, 11, 3, 4), 4, [(2, 2), (2, 2)]),
         ((2, 30, 27, 1), (11, 11, 1, 4), 4, "VALID"),  # the last windows end before the image does
         ((2, 17, 15, 3), (5, 3, 3, 4), 2, [(1, 0), (0, 2)]),
         ((1, 12, 12, 2), (2, 3, 2, 4), 5, NO_PADDING),  # windows with gaps in between
@@ -283,9 +283,9 @@ def test_masked_weights_have_no_effect_and_exactly_zero_gradient(function):
     x, kernel, weight = draws((14, 6, 14, 2), (5, 5, 6, 16), (10, 16, 10, 2))
     mask = (np.random.default_rng(1).uniform(size=kernel.shape) < 0.6).astype(np.float32)
     convolve = masked(function, mask)
-    of_masked = [*map(np.asarray, values_and_gradients(convolve, x, kernel, weight))]
+    of_masked = [*map(np.array, values_and_gradients(convolve, x, kernel, weight))]
     moved = values_and_gradients(convolve, x, kernel + 7 * (1 - mask), weight)
-    plain = [*map(np.asarray, values_and_gradients(function, x, kernel * mask, weight))]
+    plain = [*map(np.array, values_and_gradients(function, x, kernel * mask, weight))]
     assert (of_masked[-1][mask == 0] == 0).all()
     plain[-1] *= mask
     for ours, after_a_move, expected in zip(of_masked, moved, plain, strict=True):
