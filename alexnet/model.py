@@ -1,17 +1,20 @@
-"""AlexNet as one Flax module, and its loss.
+"""AlexNet as one Flax module.
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS
 2012.
 
-    input       conv1 11x11/4  pool1  conv2 5x5  pool2  conv3 3x3  conv4 3x3  conv5 3x3  pool5  fc6
-    fc7   fc8 227x227x3   55x55x96       27x27  27x27x256  13x13  13x13x384  13x13x384  13x13x256
-    6x6    4096  4096  1000
+    input      conv1 11x11/4  pool1  conv2 5x5  pool2  conv3 3x3  conv4 3x3  conv5 3x3  pool5
+    227x227x3  55x55x96       27x27  27x27x256  13x13  13x13x384  13x13x384  13x13x256  6x6
+               fc6   fc7   fc8
+               4096  4096  1000
 
-Its descendants differ in the order of the small layers, in what a normalization sees, and in where
-dropout stands: so the order is a line of text here, and the forward pass walks along it. In shapes:
-B examples, height and width in pixels, then maps.
+Its descendants differ in the order of activation, normalization, pooling and dropout, so the order
+is a string here that the forward pass follows. In shapes: B examples, H rows and W columns of
+pixels, C channels or maps.
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,10 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float
 
 from alexnet import lrn as normalizations
 from alexnet import pooling as pools
+from alexnet.sequence import ACTIVATIONS, Keys, LayerSequence
 from common.errors import UserError
+from common.losses import Labels, Logits, Losses, cross_entropy
 
 # Kernels of conv1 to conv5, units of fc6 and fc7, and conv1's kernel size and stride.
 WIDTHS = {
@@ -30,11 +36,8 @@ WIDTHS = {
     "one_weird_trick": ((64, 192, 384, 256, 256), 4096, (11, 4)),  # Krizhevsky 2014, torchvision
     "small": ((16, 48, 64, 64, 48), 256, (5, 1)),  # for 32x32 images
 }
-CONV1_PADDING = {
-    "none": (0, 0),
-    "bottom_right": (0, 3),
-    "symmetric": (2, 2),
-}  # pixels before and after, in both directions
+# Pixels of zeros before and after, in both directions.
+CONV1_PADDING = {"none": (0, 0), "bottom_right": (0, 3), "symmetric": (2, 2)}
 
 # Section 3.5 says ReLU, normalization, pooling; the lecture deck has pooling first; 'code2012' is
 # the released configuration layers-145.cfg, in which conv1 is normalized before the ReLU and conv2
@@ -51,45 +54,40 @@ FC_ORDERS = {
     "before": "dropout6 fc6 activation6  dropout7 fc7 activation7  fc8",
     "after": "fc6 activation6 dropout6  fc7 activation7 dropout7  fc8",
 }
-TOWERS = (
-    "conv2",
-    "conv4",
-    "conv5",
-)  # with two towers these see only the maps of their own half; conv3 sees all (3.2)
-HIDDEN_BIAS = (
-    "conv2",
-    "conv4",
-    "conv5",
-    "fc6",
-    "fc7",
-)  # start at `hidden_bias`, the others at 0 (section 5)
-
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
+# With two towers, these see only the maps of their own half; conv3 sees all (section 3.2).
+TOWERS = ("conv2", "conv4", "conv5")
+# Biases start at `hidden_bias` here, at 0 elsewhere (section 5).
+HIDDEN_BIAS = ("conv2", "conv4", "conv5", "fc6", "fc7")
+# Standard deviations of initial weights that are not 0.01 (section 5).
+DEVIATIONS = {
+    "paper": {},
+    "caffe": {"fc6": 0.005, "fc7": 0.005},  # bvlc_alexnet/train_val.prototxt
+    "code2012": {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03},  # layers-145.cfg
+}
 
 
-class AlexNet(nnx.Module):
+class AlexNet(LayerSequence):
     """(B, input_size, input_size, in_channels) float images -> (B, num_classes) logits.
 
     Args:
       widths: a key of WIDTHS. conv1_padding: of CONV1_PADDING. activation: of ACTIVATIONS.
-      towers: 2 halves the inputs of each kernel in conv2, conv4 and conv5.
-      lrn: 'none', 'across' all maps, 'within_tower', or 'within_map' (alexnet/lrn.py has them, and
-        the four numbers).
+      towers: with 2, each kernel of conv2, conv4 and conv5 sees half of the maps.
+      lrn: 'none', 'across' all maps, 'within_tower' or 'within_map'; see alexnet/lrn.py, also for
+        the four numbers.
       norm_order: a key of CONV_ORDERS. dropout_at: of FC_ORDERS.
       pooling: 'overlapping' (3x3 windows, 2 apart) or 'non_overlapping' (2x2); both halve the size,
         rounded down.
-      dropout: share of values set to zero. dropout_scaling: 'test' multiplies by 1 - dropout where
-        nothing is dropped (the paper, 4.2); 'training' divides by it where something is. The
-        functions agree; the gradients in training do not.
+      dropout: the share of values set to zero. dropout_scaling: 'test' multiplies by 1 - dropout in
+        evaluation (the paper, 4.2), 'training' divides by it in training. They compute the same
+        function, with different gradients.
       initialization: a key of DEVIATIONS, 'he' (truncated normal, deviation sqrt(2 / F), F the
         inputs of a unit) or 'torch' (weights and biases from U(-1 / sqrt F, 1 / sqrt F)).
-      hidden_bias: where the biases of HIDDEN_BIAS start.
       convolution: a function with the signature of `lax.conv_general_dilated`.
-      dtype: what the layers compute in; parameters are float32, logits too.
-      before_fc: applied to the (B, values) that enter the fully connected layers; where these are
-        split over devices, it brings together what the convolutions split (common/parallel.py).
+      dtype: what the layers compute in; parameters and logits are float32.
+      before_fc: applied to the (B, units) inputs of fc6 to fc8; with a model axis it gathers what
+        the convolutions computed on several devices (common/parallel.py).
 
-    Raises UserError if nothing of an image is left after pool5.
+    Raises UserError if `input_size` leaves nothing after pool5.
     """
 
     def __init__(
@@ -114,19 +112,20 @@ class AlexNet(nnx.Module):
         hidden_bias: float = 0.1,
         num_classes: int = 1000,
         in_channels: int = 3,
-        convolution=lax.conv_general_dilated,
+        convolution: Callable = lax.conv_general_dilated,
         dtype=jnp.float32,
-        before_fc=lambda x: x,
+        before_fc: Callable = lambda x: x,
         rngs: nnx.Rngs,
     ):
         features, hidden, (kernel_size, stride) = WIDTHS[widths]
         padding = CONV1_PADDING[conv1_padding]
-        size = (input_size + sum(padding) - kernel_size) // stride + 1  # of conv1's maps; 55
-        size = size // 8  # three pools, each half the size rounded down; 6
+        size = (input_size + sum(padding) - kernel_size) // stride + 1  # of conv1's maps: 55
+        size = size // 8  # three pools, each half the size rounded down: 6
         if size < 1:
             smallest = 7 * stride + kernel_size - sum(padding)
             raise UserError(
-                f"--crop_size={input_size} leaves nothing after pool5; this conv1 needs at least {smallest}"
+                f"--crop_size={input_size} leaves nothing after pool5: "
+                f"--conv1_padding={conv1_padding} needs at least {smallest}"
             )
 
         def initial(name: str, fan_in: int) -> dict:
@@ -134,24 +133,12 @@ class AlexNet(nnx.Module):
             kernel_init, bias_init = initializers(initialization, name, fan_in, bias)
             return dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
 
-        def conv(
-            name: str,
-            inputs: int,
-            outputs: int,
-            size: int,
-            padding: tuple[int, int],
-            strides: int = 1,
-        ) -> nnx.Conv:
+        def conv(name: str, inputs: int, outputs: int, size: int, padding, strides=1) -> nnx.Conv:
             groups = towers if name in TOWERS else 1
-            settings = dict(
-                padding=[padding, padding],
-                feature_group_count=groups,
-                conv_general_dilated=convolution,
-            )
-            fan_in = size * size * inputs // groups
-            return nnx.Conv(
-                inputs, outputs, (size, size), strides, **settings, **initial(name, fan_in)
-            )
+            options = dict(feature_group_count=groups, conv_general_dilated=convolution)
+            options |= initial(name, size * size * inputs // groups)
+            padding = [padding, padding]
+            return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, **options)
 
         def fc(name: str, inputs: int, outputs: int) -> nnx.Linear:
             return nnx.Linear(inputs, outputs, **initial(name, inputs))
@@ -179,15 +166,9 @@ class AlexNet(nnx.Module):
             tuple(name for name in names if lrn != "none" or "norm" not in name)
         )
 
-    def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """`keys`: (B,) random keys, one an image, in training; without them nothing is dropped."""
-        x = images
-        for name in self.order:
-            x = self.layer(name, x, keys)
-        return x.astype(jnp.float32)  # (B, num_classes)
-
-    def layer(self, name: str, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """One layer of `order`."""
+    def layer(
+        self, name: str, x: Float[Array | np.ndarray, "B ..."], keys: Keys | None = None
+    ) -> Float[Array, "B ..."]:
         kind, number = name[:-1], int(name[-1])
         if kind == "dropout":
             return drop(x, self.dropout, self.dropout_scaling, keys, number)
@@ -198,10 +179,10 @@ class AlexNet(nnx.Module):
         return getattr(self, name)(x)
 
 
-def drop(x: jax.Array, rate: float, scaling: str, keys: jax.Array | None, number: int) -> jax.Array:
-    """Dropout of (B, ...): what is dropped from image i is a function of keys[i] and the layer's
-    `number` alone.
-    """
+def drop(
+    x: Float[Array, "B ..."], rate: float, scaling: str, keys: Keys | None, number: int
+) -> Float[Array, "B ..."]:
+    """Dropout. What is dropped from image i depends on keys[i] and the layer's `number` alone."""
     if keys is None:
         return x * (1 - rate) if scaling == "test" else x
     if not rate:
@@ -212,16 +193,11 @@ def drop(x: jax.Array, rate: float, scaling: str, keys: jax.Array | None, number
     return jnp.where(kept, x if scaling == "test" else x / (1 - rate), 0)
 
 
-DEVIATIONS = {  # of the normal distribution that weights start from
-    "paper": {},  # 0.01 in all layers (section 5)
-    "caffe": {"fc6": 0.005, "fc7": 0.005},  # bvlc_alexnet/train_val.prototxt
-    "code2012": {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03},  # layers-145.cfg
-}
-
-
-def initializers(initialization: str, name: str, fan_in: int, bias: float):
-    """(kernel_init, bias_init) of the layer `name` whose units have `fan_in` inputs; `bias` is
-    where its biases start.
+def initializers(
+    initialization: str, name: str, fan_in: int, bias: float
+) -> tuple[Callable, Callable]:
+    """(kernel_init, bias_init) of the layer `name`, whose units have `fan_in` inputs each and whose
+    biases start at `bias`.
     """
     if initialization == "torch":
 
@@ -235,55 +211,38 @@ def initializers(initialization: str, name: str, fan_in: int, bias: float):
     return nnx.initializers.normal(deviation), nnx.initializers.constant(bias)
 
 
-def loss_function(label_smoothing: float = 0.0):
-    """The loss of each example: (B, classes) logits and (B,) labels -> (B,): -log softmax(logits)
-    of the label (section 3.5).
+def loss_function(label_smoothing: float = 0.0) -> Callable[[Logits, Labels], Losses]:
+    """Cross-entropy (section 3.5)."""
+    return partial(cross_entropy, label_smoothing=label_smoothing)
 
-    `label_smoothing` is the share of the target that is spread over all classes.
+
+def layer_table(model: LayerSequence, input_size: int) -> list[dict]:
+    """One row per layer, activation functions aside: {"name", "output", "parameters",
+    "multiply_adds", "deck_parameters", "deck_computations"}.
+
+    `output` is [H, W, maps] or [units]. `multiply_adds` counts multiplications by a weight. The
+    lecture deck counts differently: the biases of convolutions count as parameters, and once per
+    output as computations; those of fully connected layers do not count.
+
+    Args:
+      model: may be abstract (`nnx.eval_shape`).
     """
-
-    def cross_entropy(logits, labels):
-        targets = (
-            jax.nn.one_hot(labels, logits.shape[-1]) * (1 - label_smoothing)
-            + label_smoothing / logits.shape[-1]
+    params, rows = nnx.to_pure_dict(nnx.state(model, nnx.Param)), []
+    in_channels = model.conv1.kernel.shape[2]
+    images = jax.ShapeDtypeStruct((1, input_size, input_size, in_channels), jnp.float32)
+    outputs = nnx.eval_shape(lambda model, images: model.activations(images), model, images)
+    for name, x in outputs.items():
+        weights, biases = (
+            math.prod(params[name][kind].shape) if name in params else 0
+            for kind in ("kernel", "bias")
         )
-        return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-
-    return cross_entropy
-
-
-def layer_table(model: nnx.Module, input_size: int, in_channels: int = 3) -> list[dict]:
-    """One row a layer, activations left out: {"name", "output", "parameters", "multiply_adds",
-    "deck_parameters", "deck_computations"}, computed from the module itself, which may be abstract
-    (`nnx.eval_shape`).
-
-    `multiply_adds` counts the multiplications of weights. The lecture deck counts otherwise: the
-    biases of convolutions are in, both as parameters and once per output as computations; those of
-    fully connected layers are left out of both.
-    """
-    graphdef, state = nnx.split(model)
-    params, rows = nnx.to_pure_dict(state), []
-    shape = (1, input_size, input_size, in_channels)
-    for name in model.order:
-        inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
-        shape = jax.eval_shape(
-            lambda state, x, name=name: nnx.merge(graphdef, state).layer(name, x), state, inputs
-        ).shape
-        if name.startswith("activation"):
-            continue
-        counts = dict.fromkeys(
-            ("parameters", "multiply_adds", "deck_parameters", "deck_computations"), 0
-        )
-        if name in params:
-            weights, biases = (
-                int(np.prod(params[name][kind].shape)) for kind in ("kernel", "bias")
-            )
-            uses = int(np.prod(shape[1:-1])) if name.startswith("conv") else 1  # of each weight
-            counts = {
-                "parameters": weights + biases,
-                "multiply_adds": uses * weights,
-                "deck_parameters": weights + biases * (not name.startswith("fc")),
-                "deck_computations": uses * (weights + biases * (not name.startswith("fc"))),
-            }
-        rows.append({"name": name, "output": list(shape[1:]), **counts})
+        uses = math.prod(x.shape[1:-1]) if name.startswith("conv") else 1  # of each weight
+        deck_parameters = weights + biases * (not name.startswith("fc"))
+        counts = {
+            "parameters": weights + biases,
+            "multiply_adds": uses * weights,
+            "deck_parameters": deck_parameters,
+            "deck_computations": uses * deck_parameters,
+        }
+        rows.append({"name": name, "output": list(x.shape[1:]), **counts})
     return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ from flax import nnx
 from alexnet.augment import prepare_function
 from alexnet.cifar import CifarNet
 from alexnet.config import Config
+from alexnet.image_statistics import Statistics
 from alexnet.model import AlexNet, loss_function
-from alexnet.statistics import Statistics
 from common import checkpoint, conv, parallel
-from common.network import Network, Trained, class_names
+from common.network import Network, Trained, class_names, count, source_of
 from common.workdir import read_config
 
 
@@ -63,10 +64,13 @@ def assemble(
     `before_fc` is applied before the fully connected layers: in training with a model axis, what
     gathers its inputs (common/parallel.py).
     """
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, before_fc)))
+    graphdef, params = nnx.split(
+        nnx.eval_shape(lambda: build_model(config, num_classes, before_fc))
+    )
     return Network(
         config=config,
         num_classes=num_classes,
+        num_parameters=count(params),
         image_shapes=(statistics.mean_image.shape,),
         init=lambda: nnx.to_pure_dict(nnx.state(build_model(config, num_classes), nnx.Param)),
         bind=lambda params: nnx.merge(graphdef, params),
@@ -111,3 +115,12 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     statistics = jax.device_get(state["statistics"])
     network = assemble(config, meta["num_classes"], statistics)
     return Trained(network, state[weights], step, class_names(meta))
+
+
+def given_params(config: Config, target) -> Any:
+    """The weights of the run --init_from, of the shapes of `target`; None without it.
+
+    Raises UserError if there is no such run, or its network is another one.
+    """
+    source = source_of(config, load, target)
+    return source.params if source else None

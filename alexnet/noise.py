@@ -30,6 +30,10 @@ class Noise:
         """The selected examples."""
         return dataclasses.replace(self, numbers=self.numbers[selection])
 
+    def fingerprint(self) -> dict:
+        """What tells this training set from another, as JSON: its length."""
+        return {"train_examples": len(self)}
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The examples at `indices` (n,): images (n, H, W, 3) uint8, uniform in 0 to 255, and
         labels (n,) int32.

@@ -1,35 +1,46 @@
-"""Trains AlexNet: `python -m alexnet.train --workdir=runs/a [--preset=paper] [--name=value]`."""
+"""Trains AlexNet (Krizhevsky et al. 2012), resumes it, or says that it is complete.
 
+python -m alexnet.train --workdir=runs/first --preset=small
+python -m alexnet.train --workdir=runs/paper --preset=paper --data_dir=/data/tfds
+python -m alexnet.train --workdir=runs/no_dropout --preset=small --dropout=0 --seed=1
+"""
+
+import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if find_spec("common") is None:  # python alexnet/train.py in a clone that is not installed
+    print("error: run pip install -e . first, or: python -m alexnet.train", file=sys.stderr)
+    sys.exit(2)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common.order import steps_per_epoch
 
 from alexnet.augment import VIEWS
-from alexnet.cifar import WEIGHT_DECAY_FACTORS
 from alexnet.config import Config
 from alexnet.data import load_splits, require_first_batch, training_batches
-from alexnet.network import assemble, load
+from alexnet.image_statistics import Statistics, statistics
+from alexnet.network import assemble, given_params
 from alexnet.optimizer import (
     Plateau,
+    build_optimizer,
     drop_on_plateau,
     learning_rate_schedule,
-    make_optimizer,
     new_plateau,
 )
-from alexnet.statistics import Statistics, statistics
 from common import launch, metrics, parallel, step
-from common.digests import require_fit
 from common.errors import DataError, UserError
 from common.loop import Task, fit
 from common.network import Network
+from common.order import steps_per_epoch
+from common.records import DamagedRecords
 
 DROPOUT = 2**31 + 1  # folded into key(seed): apart from the keys of initial weights, augmentation
 EVAL_VALUES = 10_000_000  # input values of a batch of evaluation: 64 crops of 227x227x3
@@ -57,32 +68,6 @@ class TrainState(NamedTuple):
     statistics: Statistics  # of the training set
 
 
-def build_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
-    """Updates done -> the learning rate of the next, in epochs of `epoch_steps` updates."""
-    return learning_rate_schedule(
-        config.schedule,
-        config.learning_rate,
-        steps_per_epoch=epoch_steps,
-        num_steps=config.num_epochs * epoch_steps,
-        drop_epochs=config.drop_epoch_numbers,
-        warmup_epochs=config.warmup_epochs,
-    )
-
-
-def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
-    return make_optimizer(
-        config.optimizer,
-        build_schedule(config, epoch_steps),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        decay_factors=WEIGHT_DECAY_FACTORS.get(config.net),
-        decay_biases=config.decay_biases,
-        bias_rate_factor=config.bias_rate_factor,
-        drop_bias_rate=config.drop_bias_rate,
-    )
-
-
 def initial_state(network: Network, tx, statistics: Statistics, params=None) -> TrainState:
     """The state before the first update; without `params`, with those drawn from the seed."""
     if params is None:
@@ -91,18 +76,6 @@ def initial_state(network: Network, tx, statistics: Statistics, params=None) -> 
     plateau = new_plateau() if network.config.schedule == "plateau" else ()
     start = jnp.zeros((), jnp.int32)
     return TrainState(start, params, tx.init(params), average, plateau, statistics)
-
-
-def given_params(config: Config, target) -> Any:
-    """The weights of the run --init_from, on the host; None without it.
-
-    Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
-    """
-    if not config.init_from:
-        return None
-    source = load(config.init_from)
-    require_fit(source.params, target, config.init_from)
-    return jax.device_get(source.params)
 
 
 def make_train_step(network: Network, tx) -> Callable:
@@ -120,15 +93,10 @@ def make_train_step(network: Network, tx) -> Callable:
         def sums_of(part):
             images = network.prepare(part["image"], part["draw"])  # (B, crop, crop, 3)
             keys = jax.vmap(dropout_key)(part["draw"])  # (B,): functions of the seed and the use
-            return step.gradient_sums(
-                lambda params: network.logits(params, images, keys),
-                network.loss,
-                state.params,
-                part["label"],
-            )
+            logits = partial(network.logits, images=images, keys=keys)
+            return step.gradient_sums(logits, network.loss, state.params, part["label"])
 
-        grads, sums = add_up(sums_of, batch)
-        grads = step.mean(grads, sums["count"])
+        grads, sums = step.mean_gradients(*add_up(sums_of, batch))
         drops = state.plateau.drops if state.plateau != () else 0
         updates, opt_state = tx.update(grads, state.opt_state, state.params, drops=drops)
         params = optax.apply_updates(state.params, updates)
@@ -191,6 +159,7 @@ def make_task(config: Config) -> Task:
     parallel.require_possible(**modes)  # before minutes go into the data
 
     # ---- data
+    damaged = DamagedRecords(config.dataset, config.max_bad_records)
     train, validation, test = load_splits(
         config.dataset,
         config.data_dir,
@@ -200,7 +169,7 @@ def make_task(config: Config) -> Task:
         validation_size=config.validation_size,
         crop_size=config.crop_size,
         seed=config.seed,
-        max_bad_records=config.max_bad_records,
+        damaged=damaged,
     )
     num_classes = config.num_classes or train.num_classes
     if num_classes < train.num_classes:
@@ -211,7 +180,7 @@ def make_task(config: Config) -> Task:
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
     for examples in (train, validation, test):
         require_first_batch(examples, config.batch_size, config.seed)
-    measured = jax.tree.map(np.float32, statistics(train))
+    measured = jax.tree.map(np.float32, statistics(train, config.num_workers))
 
     # ---- network, optimizer, steps
     before_fc = parallel.gather_before_split_layers(config.mesh)
@@ -222,7 +191,7 @@ def make_task(config: Config) -> Task:
     center, ten = (placement.over_devices(make_eval_step(network, views)) for views in (1, VIEWS))
 
     def chunks(first_step: int) -> Iterator[tuple[int, Any]]:
-        batches = training_batches(
+        reading = training_batches(
             train,
             first_step=first_step,
             batch_size=config.batch_size,
@@ -230,7 +199,7 @@ def make_task(config: Config) -> Task:
             num_threads=config.num_workers,
             rows=placement.rows(config.batch_size),
         )
-        with batches:
+        with contextlib.closing(reading) as batches:
             for batch in batches:
                 yield 1, batch
 
@@ -252,21 +221,26 @@ def make_task(config: Config) -> Task:
                 f"{config.dataset} is not the training set of this run: its mean image differs. "
                 "Point --data_dir at the old one, or use another --workdir."
             )
-        train.damaged.add(meta.get("damaged", ()))
+        damaged.add(meta.get("damaged", ()))
 
     def more_scores(test_scores: dict, score: Callable) -> dict:
         kinds = {"": test_scores}
         if config.ten_crop:
             sums = score(test, ten, eval_batch_size(config, VIEWS))
             kinds["ten_crop_"] = metrics.summarize(sums)
-        found = {"damaged_records": train.damaged.count}
+        found = {"damaged_records": damaged.count}
         for kind, scores in kinds.items():
             found[f"{kind}top1_error_pct"] = scores["error_pct"]
             found[f"{kind}top5_error_pct"] = scores["top5_error_pct"]
         return found
 
+    def notes() -> dict:
+        damaged.agree()
+        return {"damaged": damaged.listed}
+
     return Task(
         config=config,
+        network=network,
         num_steps=config.num_epochs * epoch_steps,
         epoch_steps=epoch_steps,
         log_every_steps=config.log_every_steps,
@@ -282,11 +256,17 @@ def make_task(config: Config) -> Task:
         num_threads=config.num_workers,
         splits={"train": train[:MAX_TRAIN_SCORED], "validation": validation, "test": test},
         more_scores=more_scores,
-        facts={"num_classes": num_classes, "image_shape": list(measured.mean_image.shape)},
+        facts={
+            "num_classes": num_classes,
+            "image_shape": list(measured.mean_image.shape),
+            "class_names": train.class_names,
+        },
         training_set=train.fingerprint(),
         restored=require_same_set,
-        notes=lambda: {"damaged": train.damaged.agree().listed},
-        learning_rate=build_schedule(config, epoch_steps) if config.schedule != "plateau" else None,
+        notes=notes,
+        learning_rate=learning_rate_schedule(config, epoch_steps)
+        if config.schedule != "plateau"
+        else None,
         chance_loss=math.log(num_classes),
         hint=NOT_LEARNING[config.net],
     )

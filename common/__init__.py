@@ -1,0 +1,3 @@
+"""What both networks share."""
+
+__version__ = "0.2.0"

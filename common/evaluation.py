@@ -1,12 +1,13 @@
 """Scores of a network: sums over all examples, each counted once, divided at the end."""
 
+import contextlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from common.errors import DataError, Interrupted
-from common.order import eval_batches
+from common.order import NUM_THREADS, eval_batches
 from common.parallel import Placement
 
 
@@ -17,9 +18,9 @@ def evaluate(
     *,
     batch_size: int,
     placement: Placement | None = None,
-    num_threads: int = 1,
+    num_threads: int = NUM_THREADS,
     stop_requested: Callable[[], int | None] = lambda: None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | np.generic]:
     """The sums of `eval_step(params, batch)` over all examples: {"loss", "errors", "count", ...}.
 
     The next batch is on its way to the device before the sums of the last one are fetched.
@@ -41,13 +42,17 @@ def evaluate(
     if placement:
         rows, put = placement.rows(batch_size), placement.place_batch
     fetched, waiting = [], None
-    for batch in eval_batches(examples, batch_size, rows, num_threads=num_threads):
-        if stop_signal := stop_requested():
-            raise Interrupted(stop_signal)
-        before, waiting = waiting, eval_step(params, put(batch))
-        if before is not None:
-            fetched.append(jax.device_get(before))
+    reading = eval_batches(examples, batch_size, rows, num_threads=num_threads)
+    with contextlib.closing(reading) as batches:
+        for batch in batches:
+            if stop_signal := stop_requested():
+                raise Interrupted(stop_signal)
+            before, waiting = waiting, eval_step(params, put(batch))
+            if before is not None:
+                fetched.append(jax.device_get(before))
     fetched.append(jax.device_get(waiting))
+    if examples.damaged is not None:
+        examples.damaged.agree()
     total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *fetched)
     if not total["count"]:
         raise DataError(f"{examples.name}: none of its {len(examples)} records is intact")

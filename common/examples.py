@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.digests import state_sha256
 from common.errors import DataError
 from common.images import decode
 from common.prepared import PreparedSet
@@ -55,6 +56,10 @@ class Examples:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of every image."""
         return self.images.shape[1:]
+
+    def fingerprint(self) -> dict:
+        """What tells this training set from another, as JSON: its length and its labels."""
+        return {"train_examples": len(self), "train_labels_sha256": state_sha256(self.labels)}
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The examples at `indices` (n,): images (n, H, W, C) uint8, labels (n,) int32."""

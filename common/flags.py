@@ -1,23 +1,30 @@
-"""A frozen, typed config <-> absl flags: one flag per dataclass field, declared when the program
-starts, never at import.
+"""A frozen, typed config <-> absl flags: one flag per field, declared when the program starts,
+never at import.
 
-A preset is an absl flagfile (`--flagfile=lenet/presets/paper.flags`); later flags override it;
-every run writes its own as `flags.txt`, which replays it. Unknown and ill-typed flags are refused
-by absl, in `common.launch`, with exit code 2.
+A preset is a flagfile beside the config class (`--preset=paper`: lenet/presets/paper.flags); later
+flags override it. Every run writes its own flagfile, flags.txt, which replays it.
 """
 
 import dataclasses
 import json
 import math
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 from absl import flags
+
+from common.errors import UserError
+
+WIDTH = 100  # columns of --help
 
 
 def setting(
     default,
     help_text: str,
     *,
+    section: str = "",
     choices=None,
     lower_bound=None,
     upper_bound=None,
@@ -27,14 +34,16 @@ def setting(
 
     Args:
       default: its value and, by its type (bool, int, float or str), the flag's type.
-      help_text: one sentence, with the unit or the source in the paper.
+      help_text: one sentence, with the unit or the section of the paper.
+      section: the heading in --help that starts with this flag.
       choices: the allowed strings.
       lower_bound, upper_bound: the allowed range, inclusive.
-      changes_result: False for what may differ when a run is resumed (cadences, where the data
-        lies, the devices).
+      changes_result: False for what may differ when a run is resumed (how often it saves, where
+        the data lies, the devices).
     """
     metadata = dict(
         help=help_text,
+        section=section,
         choices=choices,
         lower=lower_bound,
         upper=upper_bound,
@@ -75,6 +84,23 @@ def define(config_class, flag_values: flags.FlagValues) -> None:
             )
 
 
+def parse(flag_values: flags.FlagValues, argv: list[str], config_class=None) -> list[str]:
+    """Parses a command line into `flag_values`; returns its words that are no flags.
+
+    With a `config_class`, --preset=NAME stands for the flags of that network's preset.
+
+    Raises UserError, on one line, for whatever is wrong.
+    """
+    try:
+        arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=False)
+        if config_class:
+            arguments = _with_presets(arguments, config_class)
+        return flag_values([argv[0], *arguments])[1:]
+    except (flags.Error, UnicodeDecodeError) as error:
+        message = " ".join(str(error).split()).removeprefix("ERROR:: ")
+        raise UserError(f"{message} (--help lists the flags)") from error
+
+
 def read(config_class, flag_values: flags.FlagValues):
     """The config that the parsed flags describe. Raises UserError (from the config) where settings
     exclude each other.
@@ -82,6 +108,105 @@ def read(config_class, flag_values: flags.FlagValues):
     return config_class(
         **{field.name: flag_values[field.name].value for field in dataclasses.fields(config_class)}
     )
+
+
+# ---- presets
+
+
+def presets(config_class) -> dict[str, Path]:
+    """Name -> flagfile of the presets beside the module of `config_class`, sorted by name."""
+    folder = Path(sys.modules[config_class.__module__].__file__).parent / "presets"
+    return {path.stem: path for path in sorted(folder.glob("*.flags"))}
+
+
+def from_preset(config_class, name: str, *arguments: str):
+    """The config of a preset, with further flags that override it. Raises UserError."""
+    define(config_class, flag_values := flags.FlagValues())
+    parse(flag_values, ["preset", f"--preset={name}", *arguments], config_class)
+    return read(config_class, flag_values)
+
+
+def _with_presets(arguments: list[str], config_class) -> list[str]:
+    """The arguments with --flagfile=PATH in place of each --preset=NAME."""
+    expanded, rest = [], iter(arguments)
+    for argument in rest:
+        flag, equals, name = argument.partition("=")
+        if flag in ("--preset", "-preset"):
+            argument = f"--flagfile={_preset(name if equals else next(rest, ''), config_class)}"
+        expanded.append(argument)
+    return expanded
+
+
+def _preset(name: str, config_class) -> Path:
+    """The flagfile of a preset. Raises UserError if the network of `config_class` has none such."""
+    known = presets(config_class)
+    if name in known:
+        return known[name]
+    network = Path(sys.modules[config_class.__module__].__file__).parent
+    others = [
+        path.parents[1].name
+        for path in network.parent.glob("*/presets/*.flags")
+        if path.stem == name
+    ]
+    what = f"a preset of {others[0]}, not of {network.name}" if others else "no preset"
+    allowed = f"{network.name} has {', '.join(known)}" if known else f"{network.name} has none"
+    raise UserError(f"--preset={name} is {what}; {allowed}.")
+
+
+# ---- help
+
+
+def help_text(flag_values: flags.FlagValues, heading: str, config_class=None) -> str:
+    """What --help prints below its description: the presets, the flags that are no settings under
+    `heading`, and the settings in their sections.
+    """
+    sections, found = {heading: []}, {}
+    if config_class:
+        found = presets(config_class)
+        section = "Settings"
+        for field in dataclasses.fields(config_class):
+            section = field.metadata["section"] or section
+            sections.setdefault(section, []).append(field.name)
+    settings = {name for names in sections.values() for name in names}
+    sections[heading] = [name for name in flag_values if name not in settings | {"h", "help"}]
+    parts = []
+    if found:
+        width = max(map(len, found))
+        lines = [_filled(f"  {name:<{width}}  {_claim(found[name])}", width + 4) for name in found]
+        parts.append("\n".join(["Presets (--preset=NAME; flags after it override it):", *lines]))
+    for section, names in sections.items():
+        parts.append("\n".join([f"{section}:", *(_flag_help(flag_values[name]) for name in names)]))
+    return "\n\n".join(parts)
+
+
+def _claim(preset: Path) -> str:
+    """The lines of a preset's comment up to the first that ends a sentence."""
+    claim = []
+    for line in preset.read_text().splitlines():
+        if not line.startswith("#") or (claim and claim[-1].endswith(".")):
+            break
+        claim.append(line.lstrip("# ").rstrip())
+    return " ".join(claim)
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    """A flag with its default and choices on a line, and its help below."""
+    text = flag.help
+    if flag.boolean:
+        head = f"--[no]{flag.name}  (default: {str(flag.default).lower()})"
+    else:
+        head = f"--{flag.name}={'' if flag.default in (None, []) else flag.default}"
+    if isinstance(flag.parser, flags.EnumParser):
+        head += f"  (one of {', '.join(flag.parser.enum_values)})"
+        text = text.partition(">: ")[2]  # absl puts <the|choices>: before it
+    return f"{_filled(f'  {head}', 6)}\n{_filled(f'      {text}', 6)}"
+
+
+def _filled(text: str, indent: int) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+# ---- config.json and flags.txt
 
 
 def from_json(config_class, text: str):
@@ -113,17 +238,15 @@ def to_flagfile(config) -> str:
 
 
 def _text(value: Any) -> str:
-    return (
-        str(value).lower() if isinstance(value, bool) else str(value)
-    )  # repr of a float round-trips exactly
+    # str of a float round-trips exactly
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def changes(old: dict[str, Any], config) -> list[tuple[str, Any, Any]]:
     """(name, old value, new value) of each setting that differs from a saved config and would
     change the result.
 
-    A field that the saved config lacks counts with its default: an option added later does not lock
-    old runs out.
+    A field that the saved config lacks counts as its default, so that old runs survive new options.
     """
     found = []
     for field in dataclasses.fields(config):

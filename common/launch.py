@@ -5,16 +5,14 @@ Exit codes: 0 done, 1 a bug (traceback), 2 usage or resume refused, 65 bad data,
 storage, 75 locked, 130 SIGINT, 143 SIGTERM.
 """
 
-import dataclasses
 import errno
 import signal
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
 import common.flags
 from common import provenance, runtime
@@ -40,63 +38,51 @@ STORAGE_ERRORS = (
 
 
 def main(config_class, train_and_evaluate: Callable) -> None:
-    """Parses the command line and runs one training; never returns.
+    """Runs one training from the command line, and exits with its code.
 
     Args:
-      config_class: a frozen dataclass of `common.flags.setting` fields, with `seed` and `dataset`
-        among them.
+      config_class: a frozen dataclass of `common.flags.setting` fields, with `seed`, `dataset` and
+        `reduction` among them.
       train_and_evaluate: called as (config, workdir, stop_requested); stop_requested() is None or
         the signal's number. Returns the metrics of result.json; raises Interrupted after saving.
+        The docstring of its module is the description in --help.
     """
-
-    def parse(argv: list[str]):
-        if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv):
-            print(_help(config_class))
-            sys.exit(0)
-        try:
-            return _parse(config_class, flags.FLAGS, argv)
-        except UserError as error:
-            sys.exit(_fail(str(error), error.exit_code))
-
-    app.run(lambda parsed: _run(*parsed, train_and_evaluate), flags_parser=parse)
+    runtime.mute_library_logs()
+    try:
+        parsed = _parse(config_class, sys.argv, sys.modules[train_and_evaluate.__module__].__doc__)
+    except UserError as error:
+        sys.exit(_fail(str(error), error.exit_code))
+    sys.exit(_run(*parsed, train_and_evaluate) if parsed else 0)
 
 
 def run_tool(
-    define_flags: Callable, body: Callable, argv: list[str], words: tuple[str, ...] = ()
+    define_flags: Callable,
+    body: Callable,
+    argv: list[str],
+    words: tuple[str, ...] = (),
+    config_class=None,
 ) -> int:
     """Runs a command-line tool of scripts/; returns its exit code.
 
     Args:
       define_flags: called with a FlagValues, to declare the tool's flags in it.
       body: called with the parsed FlagValues, and with the words. A UserError becomes one line and
-        its exit code, Ctrl-C one line and 130.
+        its exit code, Ctrl-C one line and 130. The docstring of its module is the description in
+        --help.
       argv: the program's name and its arguments.
-      words: what the arguments that are no flags stand for, such as ("ls|verify", "DIR"): all of
-        them are needed.
+      words: the names of the arguments that are no flags, such as ("ls|verify", "DIR"); all are
+        required. A last one that ends in "...]" stands for any number of arguments.
+      config_class: the config whose settings are among the flags: --preset=NAME works.
     """
     runtime.keep_freed_memory()
     values = flags.FlagValues()
     define_flags(values)
-    flags.DEFINE_string("flagfile", "", "Flags from a file, one a line.", flag_values=values)
-    flags.DEFINE_boolean("help", False, "Prints this text.", short_name="h", flag_values=values)
+    _define_common(values, config_class)
     values.set_gnu_getopt()  # a flag may come after a word
     try:
-        given = values(argv)[1:]
-        if values.help:
-            print(sys.modules[body.__module__].__doc__, *_tool_help(values), sep="\n")
-            return 0
-        if len(given) > len(words):
-            what = (
-                f"nothing comes after {' '.join(words)}"
-                if words
-                else "every setting is a flag, --name=value"
-            )
-            raise UserError(f"unexpected argument {given[len(words)]!r}: {what}.")
-        if len(given) < len(words):
-            raise UserError(f"{words[len(given)]} is missing: the arguments are {' '.join(words)}.")
-        body(values, *given)
-    except (flags.Error, UnicodeDecodeError) as error:
-        return _fail(_flag_error(error), UserError.exit_code)
+        given = _parsed(values, argv, sys.modules[body.__module__].__doc__, config_class, words)
+        if given is not None:
+            body(values, *given)
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -104,41 +90,72 @@ def run_tool(
     return 0
 
 
-def _parse(config_class, flag_values: flags.FlagValues, argv: list[str]) -> tuple:
-    """(config, workdir, processes) of a command line. Raises UserError for what it gets wrong."""
-    common.flags.define(config_class, flag_values)
+def _parse(config_class, argv: list[str], description: str | None) -> tuple | None:
+    """(config, workdir, processes) of a command line; None if it asked for help, which is printed.
+
+    Raises UserError for what is wrong.
+    """
+    values = flags.FlagValues()  # new ones: a notebook may run several trainings
     flags.DEFINE_string(
         "workdir",
         "",
-        "The run's folder: made if absent, resumed if it holds the same run.",
-        flag_values=flag_values,
+        "Required: the run's folder; made if absent, resumed if it holds the same run.",
+        flag_values=values,
     )
-    Processes.define(flag_values)
-    try:
-        leftover = flag_values(argv)[1:]
-    except (flags.Error, UnicodeDecodeError) as error:
-        raise UserError(_flag_error(error)) from error
-    if leftover:
-        raise UserError(
-            f"unexpected argument {leftover[0]!r}: every setting is a flag, --name=value."
-        )
-    if not flag_values.workdir:
+    _define_common(values, config_class)
+    Processes.define(values)
+    common.flags.define(config_class, values)
+    if _parsed(values, argv, description, config_class) is None:
+        return None
+    if not values.workdir:
         raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first.")
-    processes = Processes.read(flag_values)
-    config = common.flags.read(config_class, flag_values)
-    return config, Path(flag_values.workdir).expanduser(), processes
+    config, processes = common.flags.read(config_class, values), Processes.read(values)
+    return config, Path(values.workdir).expanduser(), processes
+
+
+def _define_common(values: flags.FlagValues, config_class=None) -> None:
+    """Declares the flags of every command; --preset if it has the settings of `config_class`."""
+    own = dict(flag_values=values)
+    if config_class:
+        flags.DEFINE_string("preset", "", "One of the presets above: short for --flagfile.", **own)
+    flags.DEFINE_string("flagfile", "", "A file of flags, one a line; later flags override.", **own)
+    flags.DEFINE_boolean("help", False, "Print this text.", short_name="h", **own)
+
+
+def _parsed(
+    values: flags.FlagValues,
+    argv: list[str],
+    description: str | None,
+    config_class=None,
+    words: tuple[str, ...] = (),
+) -> list[str] | None:
+    """The words of a command line that `words` names, its flags parsed into `values`; None if it
+    asked for help, which is printed. Raises UserError for what is wrong.
+    """
+    given = common.flags.parse(values, argv, config_class)
+    if values.help:
+        print(
+            description or "",
+            common.flags.help_text(values, "Command line", config_class),
+            sep="\n",
+        )
+        return None
+    required = sum(not word.endswith("...]") for word in words)
+    if len(given) > len(words) == required:
+        allowed = f"only {' '.join(words)}" if words else "every setting is a flag, --name=value"
+        raise UserError(f"unexpected argument {given[len(words)]!r}: {allowed}.")
+    if len(given) < required:
+        raise UserError(f"{words[len(given)]} is missing: the arguments are {' '.join(words)}.")
+    return given
 
 
 def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
     """Trains, unless the run is finished; returns the exit code. A bug raises."""
-    # Orbax logs what fails in its threads with a traceback; the same error reaches us as an
-    # exception, and becomes one line.
-    logging.set_verbosity(logging.FATAL)
     runtime.mute_orbax_tracebacks()
     runtime.keep_freed_memory()
-    if config.reduction == "fixed":
-        runtime.use_deterministic_reductions()
     try:
+        if config.reduction == "fixed":
+            runtime.use_deterministic_reductions()
         processes.start()
         require_same_flags(config)
         with claimed(config, workdir) as finished:
@@ -191,50 +208,6 @@ def _train(config, workdir: Path, train_and_evaluate: Callable) -> None:
             write_result(workdir, result | source)
 
 
-def _flag_error(error: Exception) -> str:
-    """absl's message on one line."""
-    return f"{' '.join(str(error).split()).removeprefix('ERROR:: ')} (--help lists the flags)"
-
-
 def _fail(message: str, exit_code: int, kind: str = "error: ") -> int:
     print(kind + message, file=sys.stderr, flush=True)
     return exit_code
-
-
-def _help(config_class) -> str:
-    """One paragraph per flag, in the order of the config's fields."""
-    paragraphs = [
-        f"usage: {provenance.program()} --workdir=DIR [--flagfile=PRESET] [--name=value ...]",
-        "  --workdir=DIR\n      The run's folder: made if absent, resumed if it holds the same run.",
-        "  --flagfile=FILE\n      Flags from a file, one a line; flags after it on the command line override it.",
-        "  --multihost [--coordinator_address=HOST:PORT --num_processes=N --process_id=K]\n"
-        "      Several processes are one run; under SLURM and Kubernetes and on TPU slices --multihost is enough.",
-    ]
-    for field in dataclasses.fields(config_class):
-        if isinstance(field.default, bool):
-            head = f"  --[no]{field.name}  (default: {str(field.default).lower()})"
-        else:
-            choices = (
-                f"; one of {', '.join(field.metadata['choices'])}"
-                if field.metadata["choices"]
-                else ""
-            )
-            head = f"  --{field.name}={field.default}  (default{choices})"
-        indent = " " * 6
-        paragraphs.append(
-            head
-            + "\n"
-            + textwrap.fill(
-                field.metadata["help"], 100, initial_indent=indent, subsequent_indent=indent
-            )
-        )
-    return "\n\n".join(paragraphs)
-
-
-def _tool_help(values: flags.FlagValues) -> list[str]:
-    """A paragraph per flag, in alphabetical order."""
-    return [
-        f"  --{name}={values[name].default}\n      {values[name].help}"
-        for name in sorted(values)
-        if len(name) > 1
-    ]

@@ -13,7 +13,9 @@ from common.digests import state_sha256
 from common.errors import DataError, Interrupted
 from common.evaluation import evaluate
 from common.metrics import summarize
+from common.network import Network
 from common.parallel import Placement
+from common.provenance import start_up_lines
 from common.writer import Writer
 
 
@@ -24,7 +26,8 @@ class Task(NamedTuple):
     average. A chunk is the batches of `count` consecutive steps of one epoch.
 
     Attributes:
-      config: the settings; `fit` reads `track` and `save_every_epochs`.
+      config: the settings; `fit` reads those that both networks have.
+      network: what the config means.
       num_steps, epoch_steps: updates in the run and in an epoch.
       log_every_steps: a line of metrics after so many steps, and at the end of each epoch.
       save_every_steps: a checkpoint after so many steps as well; 0: at the ends of epochs alone.
@@ -51,6 +54,7 @@ class Task(NamedTuple):
     """
 
     config: Any
+    network: Network
     num_steps: int
     epoch_steps: int
     log_every_steps: int
@@ -119,6 +123,23 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         learning_rate=task.learning_rate,
     )
 
+    lines = start_up_lines(
+        dataset=config.dataset,
+        num_examples={split: len(examples) for split, examples in splits.items()}
+        | {"train": task.training_set["train_examples"]},
+        num_classes=task.network.num_classes,
+        num_channels=splits["train"].image_shape[-1],
+        num_parameters=task.network.num_parameters,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=task.epoch_steps,
+        batch_size=config.batch_size,
+        num_devices=placement.num_devices,
+        parallel=config.parallel,
+        reduction=config.reduction,
+        compute_dtype=config.compute_dtype,
+        first_step=step,
+    )
+
     def save() -> None:
         log.flush()
         notes = {"totals": log.totals, "unlogged": [numbers(sums) for sums in unlogged]}
@@ -149,6 +170,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         contextlib.closing(task.chunks(step)) as chunks,
     ):
         try:
+            log.say("\n".join(lines))
             sums = ()
             if step and step % task.epoch_steps == 0:
                 state = end_epoch()  # an epoch is saved before it is scored

@@ -5,12 +5,15 @@ Shapes: B images; stored ones are (B, H, W, C) uint8, as the files have them, pr
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+
+from common.digests import require_fit
 
 PREDICT_BATCH_SIZE = 256
 
@@ -21,6 +24,7 @@ class Network(NamedTuple):
     Attributes:
       config: the run's settings.
       num_classes: outputs of the last layer.
+      num_parameters: weights and biases; masked weights do not count.
       image_shapes: the (H, W, C) of stored images that `prepare` takes.
       init: () -> parameters, drawn from `config.seed`.
       bind: parameters -> the Flax module that has them.
@@ -31,6 +35,7 @@ class Network(NamedTuple):
 
     config: Any
     num_classes: int
+    num_parameters: int
     image_shapes: tuple[tuple[int, int, int], ...]
     init: Callable[[], Any]
     bind: Callable[[Any], nnx.Module]
@@ -102,10 +107,27 @@ class Trained(NamedTuple):
         return images
 
 
+def source_of(config, load: Callable[[str], Trained], target) -> Trained | None:
+    """The run --init_from, its weights on the host; None without it.
+
+    Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
+    """
+    if not config.init_from:
+        return None
+    source = load(config.init_from)
+    require_fit(source.params, target, config.init_from)
+    return source._replace(params=jax.device_get(source.params))
+
+
 def class_names(meta: dict) -> tuple[str, ...] | None:
     """The class names in what was saved with a checkpoint."""
     names = meta.get("class_names")
     return tuple(names) if names else None
+
+
+def count(params) -> int:
+    """The numbers in a tree of arrays, or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -147,8 +147,8 @@ class PreparedSet:
             )
         return shards
 
-    def intervals(self, split: str) -> list[tuple[str, int, int]]:
-        """The intervals (split name, start, stop) that a TFDS split expression consists of.
+    def intervals(self, split: str) -> list[tuple[str, int | None, int | None]]:
+        """The intervals (split name, start, stop; None: the end) that a TFDS split expression has.
 
         Raises DataError.
         """

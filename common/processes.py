@@ -90,7 +90,7 @@ class Processes(NamedTuple):
         flags.DEFINE_boolean(
             "multihost",
             False,
-            "Join several processes into one run; enough under SLURM, Kubernetes and on TPU slices.",
+            "Join several processes into one run: under SLURM, Kubernetes, or on TPU slices.",
             **own,
         )
         flags.DEFINE_string(

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import jax
 
+from common import __version__
 from common.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def collect(*, seed: int, dataset: str) -> dict:
-    """{"command", "commit", "seed", "dataset", "versions", "machine"} of this process.
+    """{"command", "version", "commit", "seed", "dataset", "versions", "machine"} of this process.
 
     Raises UserError if JAX finds no device.
     """
@@ -27,6 +28,7 @@ def collect(*, seed: int, dataset: str) -> dict:
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "command": command(),
+        "version": __version__,
         "commit": commit(),
         "seed": seed,
         "dataset": dataset,
@@ -43,6 +45,46 @@ def summary(source: dict) -> str:
         f"{versions}; {machine['devices']} x {machine['accelerator']}, {machine['cores']} cores; "
         f"commit {source['commit']}"
     )
+
+
+def start_up_lines(
+    *,
+    dataset: str,
+    num_examples: dict[str, int],
+    num_classes: int,
+    num_channels: int,
+    num_parameters: int,
+    num_epochs: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    num_devices: int,
+    parallel: str,
+    reduction: str,
+    compute_dtype: str,
+    first_step: int = 0,
+) -> list[str]:
+    """What a run is about to do, for stderr below `summary`: three lines, and a fourth if it
+    resumes.
+
+    Args:
+      num_examples: split -> number of examples, in the order in which they are printed.
+      first_step: the step of the checkpoint that the run resumes from; 0 for a new run.
+    """
+    splits = ", ".join(f"{count:,} {split}" for split, count in num_examples.items())
+    channels = "channel" if num_channels == 1 else "channels"
+    devices = "device" if num_devices == 1 else "devices"
+    epochs = "epoch" if num_epochs == 1 else "epochs"
+    lines = [
+        f"{dataset}: {splits} examples; {num_classes:,} classes, {num_channels} {channels}",
+        f"{num_parameters:,} parameters; {compute_dtype} on {num_devices} {devices} "
+        f"({parallel}, {reduction} reduction)",
+        f"{num_epochs:,} {epochs} of {steps_per_epoch:,} steps: {num_epochs * steps_per_epoch:,} "
+        f"steps, batch size {batch_size:,}",
+    ]
+    if first_step:
+        epoch = first_step / steps_per_epoch
+        lines.append(f"resuming from step {first_step:,} (epoch {epoch:.2f})")
+    return lines
 
 
 def program() -> str:
@@ -64,16 +106,17 @@ def command() -> str:
 
 def commit() -> str | None:
     """The commit of this code, with -dirty if tracked files differ from it; None outside a git
-    checkout.
+    checkout of it.
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    this = Path(__file__)
+    tracked = ["git", "ls-files", "--error-unmatch", this.name]  # not installed in another checkout
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    options = dict(cwd=this.parent, capture_output=True, text=True, check=True)
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        subprocess.run(tracked, **options)
+        return subprocess.run(describe, **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def machine() -> dict:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import parallel
 from common.errors import DataError
 from common.images import decode_into
 from common.prepared import PreparedSet, reason
+from common.processes import all_gather_text, is_first_process
 
 # What happens to a damaged record, in training and in scoring.
 REPLACED, SKIPPED = "replaced by the next intact record", "skipped"
@@ -81,7 +81,7 @@ class DamagedRecords:
             if damage[:3] in self._found:
                 continue
             self._found[damage[:3]] = damage
-            if consequence and parallel.is_first_process():
+            if consequence and is_first_process():
                 line = f"damaged data in {self.dataset}, {damage}: {consequence}"
                 print(line, file=sys.stderr, flush=True)
         if self.count > self.allowed:
@@ -98,7 +98,7 @@ class DamagedRecords:
         Raises DataError as `add` does.
         """
         if self.allowed:
-            for text in parallel.texts_of_all_processes(json.dumps(self.listed)):
+            for text in all_gather_text(json.dumps(self.listed)):
                 self.add(json.loads(text), SKIPPED)
 
 
@@ -142,6 +142,11 @@ class Records:
             if skip < end:
                 chosen.append(part._replace(skip=part.skip + skip, take=end - skip))
         return dataclasses.replace(self, slices=tuple(chosen))
+
+    def fingerprint(self) -> dict:
+        """What tells this training set from another, as JSON: its length and its shards."""
+        shards = [[Path(part.filename).name, *part[2:]] for part in self.slices]
+        return {"train_examples": len(self), "train_shards": shards}
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The examples at `indices` (n,): images (n, H, W, C) uint8, labels (n,) int32.

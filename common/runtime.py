@@ -4,6 +4,7 @@ messages of libraries are muted.
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import signal
@@ -12,7 +13,9 @@ import threading
 from pathlib import Path
 
 import jax
+from jax._src import xla_bridge  # nothing public says whether JAX has started
 
+from common.errors import UserError
 from common.parallel import FIXED_PARTS
 
 
@@ -82,13 +85,16 @@ def keep_freed_memory() -> None:
 
 
 def use_deterministic_reductions() -> None:
-    """Restricts XLA to what gives the same bits in every run, on any number of devices. Call it
-    before JAX starts its backend.
+    """Restricts XLA to what gives the same bits in every run, on any number of devices.
 
     On a GPU XLA otherwise picks what is fastest; a setting in the user's XLA_FLAGS wins. On a CPU
     it splits the sums of a large product among its threads, one for each core or device, whichever
     are more: here their number is fixed.
+
+    Raises UserError if JAX has started in this process, as in a notebook: it would be too late.
     """
+    if os.environ.get("NPROC") != str(FIXED_PARTS) and xla_bridge.backends_are_initialized():
+        raise UserError("--reduction=fixed must be set before JAX starts: restart this Python.")
     given = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in given:
         os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
@@ -105,6 +111,14 @@ def use_compilation_cache() -> None:
     # By default, JAX does not cache the programs of a small network.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def mute_library_logs() -> None:
+    """Mutes the logs of libraries: Orbax logs a failed write with its traceback, and the same error
+    is raised here, where it becomes one line.
+    """
+    logging.getLogger().setLevel(logging.CRITICAL)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def mute_orbax_tracebacks() -> None:

@@ -1,11 +1,10 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, curves.png, and a progress bar (plain lines
-without a terminal).
+"""The metrics of a run: metrics.jsonl, TensorBoard events, curves.png, and a progress bar (lines of
+text without a terminal).
 
-Numbers arrive as sums on the device and are fetched one call later, when the next steps are under
+Metrics arrive as sums on the device and are fetched one call later, when the next steps are under
 way: the device never waits.
 """
 
-import io
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import numpy as np
 import rich.progress
 from rich.console import Console
 
+from common.curves import draw_curves
 from common.errors import NonFiniteError
 from common.metrics import summarize
 from common.processes import is_first_process
@@ -28,28 +28,26 @@ from common.workdir import SMALLER_RATE, last_finite, last_good, read_metrics, w
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_DRAWINGS = 30
-SECONDS_BETWEEN_EVENTS = 120  # on disk, unless an evaluation or a checkpoint puts them there sooner
-CHANCE_STEPS = 200  # so long may a training loss stay within 1% of chance before it is spoken of; then twice as long, and so on
+SECONDS_BETWEEN_EVENTS = 120  # on disk, unless an evaluation or a checkpoint comes before
+CHANCE_STEPS = 200  # with a loss within 1% of chance before a warning; then twice as many, ...
 
 
 class Writer:
-    """Writes the metrics of one run; a context manager. Of several processes the first alone
+    """Writes the metrics of one run; a context manager. Of several processes only the first
     writes.
 
-    A line of metrics.jsonl holds `step`, `epoch`, `split` and the metrics. Each step stands there
-    once per split, whatever
-    happened before: lines after `first_step`, and a last line torn by a kill, are dropped at the
-    start.
+    A line of metrics.jsonl holds `step`, `epoch`, `split` and the metrics, one line per step and
+    split: lines after `first_step`, and a last line cut off by a kill, are dropped at the start.
 
     Args:
       workdir: the run's folder.
       first_step: the step to continue from; 0 for a new run.
       num_steps, steps_per_epoch: the length of the run and of an epoch, in steps.
       before: `totals` as saved with the checkpoint of `first_step`; None for a new run.
-      chance_loss: the loss of a network that knows nothing, such as ln(classes); where training
-        stays at it for long, this is said, with the advice `hint`.
-      learning_rate: the schedule, from the number of steps done to the rate of the next; only to
-        name it in an error.
+      chance_loss: the loss of guessing, such as ln(classes); a training loss that stays there is
+        reported, with the advice `hint`.
+      learning_rate: the schedule, from the number of steps done to the rate of the next, for
+        curves.png and error messages; None where there is none.
     """
 
     def __init__(
@@ -83,7 +81,9 @@ class Writer:
         self._chance_start, self._chance_steps = first_step, CHANCE_STEPS
         self._silent = not is_first_process()
         path = Path(os.devnull) if self._silent else self._workdir / "metrics.jsonl"
-        self._written = set() if self._silent else _keep_lines(path, first_step)
+        kept = [] if self._silent else _keep_lines(path, first_step)
+        self._written = {(record["step"], record["split"]) for record in kept}
+        self._best = min(map(_as_best, kept), default=(math.inf, 0.0))
         self._file = path.open("a")
         self._events = (
             None if self._silent else _Events(self._workdir, first_step + 1 if first_step else 0)
@@ -92,8 +92,14 @@ class Writer:
         if sys.stderr.isatty() and not self._silent:
             self._progress = _progress_bar()
             self._task = self._progress.add_task(
-                "", completed=first_step, total=num_steps, epoch=first_step / steps_per_epoch, speed="", metrics="",
-            )  # fmt: skip
+                "",
+                completed=first_step,
+                total=num_steps,
+                epoch=first_step / steps_per_epoch,
+                speed="",
+                metrics="",
+                best="",
+            )
             self._progress.start()
 
     def __enter__(self):
@@ -110,13 +116,12 @@ class Writer:
             if self._progress:
                 self._progress.stop()
             endings = [self._file.close]
-            endings += (
-                [] if self._silent else [self._events.close, lambda: draw_curves(self._workdir)]
-            )
+            if not self._silent:
+                endings += [self._events.close, self._draw_curves]
             for end in endings:
                 try:
                     end()
-                except OSError:  # such as a full disk: no news where another error has come first, which is to be told
+                except OSError:  # a full disk, perhaps; an earlier error is the one to report
                     if error is None:
                         raise
 
@@ -127,17 +132,13 @@ class Writer:
 
     @property
     def seconds(self) -> float:
-        """Wall time since the writers were made, over all resumes: compilation and evaluation
-        included, lost work not.
-        """
+        """Wall time over all resumes, with compilation and evaluation, without lost work."""
         return self._before["seconds"] + time.monotonic() - self._start
 
     @property
     def images_per_s(self) -> float:
-        """Training speed over all resumes. The first chunk after each start (compilation) and
-        evaluations do not count.
-
-        A run of a single chunk has nothing else: then it is images over wall time.
+        """Training speed over all resumes, without evaluations and without the first chunk after
+        each start, which is compiled. A run of a single chunk has only that: images over wall time.
         """
         seconds = self._before["timed_seconds"] + self._timed_seconds
         if not seconds:
@@ -146,7 +147,7 @@ class Writer:
 
     @property
     def totals(self) -> dict:
-        """What to save with a checkpoint, and to give to the next writer as `before`."""
+        """What to save with a checkpoint; the next writer's `before`."""
         return {
             "images": self.images,
             "seconds": self.seconds,
@@ -161,8 +162,7 @@ class Writer:
         Those of training are fetched by the next call. Call `flush` before an evaluation, so that
         its time does not count as training.
 
-        Raises:
-          NonFiniteError: a loss, this one or the one waiting, is NaN or infinite.
+        Raises NonFiniteError if a loss, this one or the pending one, is NaN or infinite.
         """
         self._write_pending()
         if split == "train":
@@ -170,13 +170,13 @@ class Writer:
             return
         self._record(step, split, summarize(jax.device_get(sums)))
         if not self._silent and time.monotonic() >= self._drawing_due:
-            draw_curves(self._workdir)
+            self._draw_curves()
             self._drawing_due = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
         self._chunk_start = time.monotonic()
 
     def flush(self) -> None:
-        """Puts everything given so far on disk. Call it before a checkpoint: a resume keeps the
-        lines up to its step.
+        """Puts all metrics so far on disk. Call it before a checkpoint: a resume keeps the lines up
+        to its step.
         """
         self._write_pending()
         self._file.flush()
@@ -206,29 +206,28 @@ class Writer:
             self._chance_start, self._chance_steps = step, CHANCE_STEPS
         elif step - self._chance_start >= self._chance_steps:
             self.say(
-                f"not learning: for {step - self._chance_start:,} steps the training loss has been {loss:.3f}; guessing gives "
-                f"{self._chance_loss:.3f}. {self._hint}"
+                f"not learning: the training loss has been {loss:.3f} for "
+                f"{step - self._chance_start:,} steps; guessing gives {self._chance_loss:.3f}. "
+                f"{self._hint}"
             )
             self._chance_steps *= 2
 
     def _record(self, step: int, split: str, metrics: dict) -> None:
         if not math.isfinite(metrics["loss"]):
-            rate = (
-                f", learning rate {float(self._learning_rate(step - 1)):.4g}"
-                if self._learning_rate
-                else ""
-            )
+            rate = ""
+            if self._learning_rate:
+                rate = f", learning rate {float(self._learning_rate(step - 1)):.4g}"
             raise NonFiniteError(
-                f"the {split} loss is {metrics['loss']} at step {step}{rate}{last_finite(self._workdir)}. "
-                f"{last_good(self._workdir)} {SMALLER_RATE}"
+                f"the {split} loss is {metrics['loss']} at step {step}{rate}"
+                f"{last_finite(self._workdir)}. {last_good(self._workdir)} {SMALLER_RATE}"
             )
         if (step, split) in self._written:
             return  # evaluated again after a resume at this very step
         epoch = step / self._steps_per_epoch
-        self._file.write(
-            json.dumps({"step": step, "epoch": epoch, "split": split} | metrics) + "\n"
-        )
+        record = {"step": step, "epoch": epoch, "split": split} | metrics
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        self._best = min(self._best, _as_best(record))
         if not self._silent:
             self._events.write(step, {f"{name}/{split}": value for name, value in metrics.items()})
             if time.monotonic() >= self._events_due:
@@ -241,6 +240,9 @@ class Writer:
         line = f"step {step:,}/{self._num_steps:,}  epoch {epoch:.2f}  {split} {text}"
         if self._progress:
             shown = {"metrics": text} if split == "train" else {}
+            error, best_epoch = self._best
+            if math.isfinite(error):
+                shown["best"] = f"best validation error {error:.2f}% (epoch {best_epoch:g})"
             self._progress.update(
                 self._task,
                 completed=step,
@@ -264,8 +266,11 @@ class Writer:
             )
             self.say(line + speed)
 
+    def _draw_curves(self) -> None:
+        draw_curves(self._workdir, self._learning_rate)
+
     def say(self, line: str) -> None:
-        """Prints a line, above the progress bar where there is one."""
+        """Prints a line on stderr, above the progress bar if there is one."""
         if self._silent:
             return
         if self._progress:
@@ -278,25 +283,21 @@ class _Events:
     """A new file of TensorBoard events in `workdir`; TensorBoard hides what older files hold from
     `purge_step` on.
 
-    tensorboardX's own writer leaves the file to a thread, which a full disk ends: then the training
-    would wait for it forever.
+    tensorboardX's own writer writes in a thread; a full disk ends that, and training would wait for
+    it forever.
     """
 
     def __init__(self, workdir: Path, purge_step: int):
-        from tensorboardX.proto import (
-            event_pb2,
-            summary_pb2,
-        )  # here, because it imports PyTorch if that is there: a second
+        # Not at the top: it imports PyTorch if that is installed, which takes a second.
+        from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._records = RecordWriter(
-            str(workdir / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}")
-        )
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._records = RecordWriter(str(workdir / name))
         self._add(file_version="brain.Event:2")
-        self._add(
-            step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        )
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(step=purge_step, session_log=start)
         self.flush, self.close = self._records.flush, self._records.close
 
     def _add(self, **content) -> None:
@@ -309,17 +310,20 @@ class _Events:
         self._add(step=step, summary=self._summary(value=values))
 
 
-def _keep_lines(path: Path, first_step: int) -> set[tuple[int, str]]:
-    """Drops what lies beyond the checkpoint we continue from. Returns the (step, split) of the
-    lines that stay.
-    """
-    kept = [
-        record
-        for record in read_metrics(path.parent)
-        if first_step and record["step"] <= first_step
-    ]
+def _keep_lines(path: Path, first_step: int) -> list[dict]:
+    """Drops the lines after the checkpoint that we continue from; returns those that stay."""
+    records = read_metrics(path.parent) if first_step else []
+    kept = [record for record in records if record["step"] <= first_step]
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return {(record["step"], record["split"]) for record in kept}
+    return kept
+
+
+def _as_best(record: dict) -> tuple[float, float]:
+    """(validation error, epoch) of a line of metrics, which compares larger than any if it is of
+    another split.
+    """
+    is_validation = record["split"] == "validation"
+    return (record["error_pct"] if is_validation else math.inf, record["epoch"])
 
 
 def _progress_bar() -> rich.progress.Progress:
@@ -330,78 +334,7 @@ def _progress_bar() -> rich.progress.Progress:
         rich.progress.TextColumn("{task.fields[speed]}"),
         rich.progress.TimeRemainingColumn(),
         rich.progress.TextColumn("{task.fields[metrics]}"),
+        rich.progress.TextColumn("{task.fields[best]}"),
         console=Console(stderr=True),
         refresh_per_second=4,
     )
-
-
-def draw_curves(workdir: Path) -> None:
-    """Draws curves.png from metrics.jsonl: the error in percent over the epochs, for each split
-    that was tracked.
-    """
-    from matplotlib.figure import Figure  # here, because importing it takes half a second
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    curves = _curves(read_metrics(workdir))
-    if not curves:
-        return
-    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    looks = {
-        "train": ("training (while learning)", "#8a9bb0"),
-        "validation": ("validation", "#c8452d"),
-        "test": ("test", "#1f5a92"),
-    }
-    for split, (label, color) in looks.items():
-        if split in curves:
-            epochs, errors = zip(*curves[split], strict=True)
-            marker = "o" if len(epochs) <= 30 else None
-            axes.plot(
-                epochs,
-                errors,
-                color=color,
-                label=f"{label}: {errors[-1]:.2f}%",
-                linewidth=1.8,
-                marker=marker,
-                markersize=3.5,
-            )
-    positive = [error for curve in curves.values() for _, error in curve if error > 0]
-    if positive and max(positive) > 4 * min(positive):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{error:g}%"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(left=0)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("error")
-    axes.set_title(workdir.absolute().name, loc="left", fontsize=11)
-    axes.grid(which="major", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    write_atomic(workdir / "curves.png", image.getvalue())
-
-
-def _curves(records: list[dict]) -> dict[str, list[tuple[float, float]]]:
-    """Split -> (epoch, error in percent): one point per evaluation, and for training the mean over
-    each epoch.
-    """
-    curves, epochs, last_step = {}, {}, 0
-    for record in records:
-        if record["split"] == "train":
-            steps = record["step"] - last_step
-            last_step = record["step"]
-            epochs.setdefault(math.ceil(record["epoch"]), []).append(
-                (record["epoch"], record["error_pct"], steps)
-            )
-        else:
-            curves.setdefault(record["split"], []).append((record["epoch"], record["error_pct"]))
-    for points in epochs.values():
-        error = sum(error * steps for _, error, steps in points) / sum(
-            steps for _, _, steps in points
-        )
-        curves.setdefault("train", []).append((points[-1][0], error))
-    return curves

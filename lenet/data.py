@@ -1,5 +1,6 @@
 """LeNet-5's examples: which ones, in which order, and how an image is prepared for C1."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -94,6 +95,24 @@ def training_chunk(
     images, labels = examples.read(numbers % originals)
     draw = np.where(numbers < originals, 0, numbers) if copies else 1 + uses
     return {"image": images, "label": labels, "draw": draw.astype(np.uint32)}
+
+
+def training_chunks(
+    examples: Examples, first_step: int, *, epoch_steps: int, chunk_steps: int, **settings
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(number of steps, chunk) from `first_step` on, without end; no chunk crosses an epoch's end.
+
+    Args:
+      epoch_steps: updates in an epoch.
+      chunk_steps: updates in a chunk, at most.
+      settings: further arguments of `training_chunk`.
+    """
+    padded_to, step = min(chunk_steps, epoch_steps), first_step
+    while True:
+        count = min(padded_to, epoch_steps - step % epoch_steps)
+        sizes = dict(first_step=step, num_steps=count, padded_to=padded_to)
+        yield count, training_chunk(examples, **sizes, **settings)
+        step += count
 
 
 def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, seed: int = 0):

@@ -6,22 +6,26 @@ of the IEEE, 1998.
     input   C1 conv 5x5   S2 2x2     C3 conv 5x5, Table I   S4 2x2    C5 conv 5x5   F6    output
     32x32   28x28x6       14x14x6    10x10x16               5x5x16    1x1x120       84    10
 
-In shapes: B examples, H rows and W columns of pixels. Between C1 and C5 arrays are (H, maps, W, B):
-with the batch last, a vector instruction works on sixteen images at once, where the few maps of
-LeNet-5 would not fill it (common/conv.py).
+In shapes: B examples, H rows and W columns of pixels, C channels or maps. Up to C5, arrays are
+(H, C, W, B): LeNet-5 has too few maps to fill a vector register, a batch does (common/conv.py).
 """
 
 import functools
-from collections.abc import Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from common.conv import lax_convolution, masked
+from common.losses import Labels, Logits, Losses, cross_entropy
 
-LAYERS = ("c1", "s2", "c3", "s4", "c5", "f6", "output")
+Images = Float[Array | np.ndarray, "B 32 32 C"]
+Maps, HalfMaps = Float[Array | np.ndarray, "H C W B"], Float[Array, "H//2 C W//2 B"]
 
 # Table I: the S2 maps that each of the 16 C3 maps sees. Every S2 map feeds exactly ten C3 maps.
 C3_TABLE = (
@@ -33,9 +37,7 @@ C3_TABLE = (
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
-    "scaled_tanh": lambda a: (
-        1.7159 * jnp.tanh(2 / 3 * a)
-    ),  # eq. 6 and appendix A: f(1) = 1, f(-1) = -1
+    "scaled_tanh": lambda a: 1.7159 * jnp.tanh(2 / 3 * a),  # eq. 6: f(1) = 1, f(-1) = -1
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "sigmoid": jax.nn.sigmoid,
@@ -43,23 +45,18 @@ ACTIVATIONS = {
 
 
 class LeNet5(nnx.Module):
-    """(B, 32, 32, in_channels) float images -> (B, num_classes) logits, the largest wins.
+    """(B, 32, 32, in_channels) float images -> (B, num_classes) logits; the largest wins.
 
     Args:
-      connections: for each of the 16 C3 maps the S2 maps that it sees; `c3_connections` gives Table
-        I and its alternatives.
-      activation: a key of ACTIVATIONS; the squashing function of every layer up to F6.
-      pooling: 'average' (no parameters, followed by the activation: the lecture deck), 'trainable'
-        (the paper's subsampling: average, times a coefficient, plus a bias, then the activation) or
-        'max' (no parameters; the activation follows it, and only it).
+      connections: for each C3 map, the S2 maps that it sees (see `c3_connections`).
+      activation: a key of ACTIVATIONS, used by every layer up to F6.
+      pooling: 'average' (no parameters, as in the lecture deck), 'trainable' (the paper's
+        subsampling: average, times a coefficient, plus a bias) or 'max' (no parameters).
       output: 'softmax' (a linear layer with biases) or 'rbf' (the logits are minus the squared
-        distances to `codes`, eq. 7).
-      codes: (num_classes, 84), the fixed centres of the RBF output.
-      initialization: weights from U(-2.4 / F, 2.4 / F) ('fan_in', the paper's text, section III.B)
-        or U(-2.4 / sqrt F, 2.4 / sqrt F) ('sqrt_fan_in'), F the inputs of the unit, in C3 those of
-        the map: 75, 100 or 150. Coefficients start at 1, biases at 0.
-      convolution: `lax_convolution` or a faster form of it (common/conv.py).
-      dtype: what the layers compute in; parameters are float32, logits too.
+        distances to `codes`, the fixed centers; eq. 7).
+      initialization: see `uniform_by_fan_in`. Coefficients start at 1, biases at 0.
+      convolution: `lax_convolution` or an equivalent (common/conv.py).
+      dtype: what the layers compute in; parameters and logits are float32.
     """
 
     def __init__(
@@ -69,70 +66,69 @@ class LeNet5(nnx.Module):
         activation: str = "tanh",
         pooling: str = "average",
         output: str = "softmax",
-        codes: np.ndarray | None = None,
+        codes: Float[np.ndarray, "classes 84"] | None = None,
         initialization: str = "sqrt_fan_in",
         in_channels: int = 1,
         num_classes: int = 10,
-        convolution=lax_convolution,
+        convolution: Callable = lax_convolution,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.connections = nnx.static(tuple(map(tuple, connections)))
-        mask = c3_mask(connections)
 
         def conv(inputs: int, features: int, mask: np.ndarray | None = None) -> Convolution:
             function = convolution if mask is None else masked(convolution, mask)
-            return Convolution(
-                inputs,
-                features,
-                function,
-                uniform_by_fan_in(initialization, mask),
-                dtype,
-                rngs=rngs,
-            )
+            kernel_init = uniform_by_fan_in(initialization, mask)
+            return Convolution(inputs, features, function, kernel_init, dtype, rngs=rngs)
+
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            kernel_init = uniform_by_fan_in(initialization)
+            return nnx.Linear(inputs, outputs, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
         def subsampling(maps: int) -> Subsampling:
-            return Subsampling(
-                maps,
-                trainable=pooling == "trainable",
-                pool=max_2x2 if pooling == "max" else mean_2x2,
-            )
+            pool = max_2x2 if pooling == "max" else mean_2x2
+            return Subsampling(maps, trainable=pooling == "trainable", pool=pool)
 
         self.c1 = conv(in_channels, 6)
         self.s2 = subsampling(6)
-        self.c3 = conv(6, 16, mask)
+        self.c3 = conv(6, 16, c3_mask(connections))
         self.s4 = subsampling(16)
         self.c5 = conv(16, 120)
-        self.f6 = nnx.Linear(
-            120, 84, kernel_init=uniform_by_fan_in(initialization), dtype=dtype, rngs=rngs
-        )
-        if output == "rbf":
-            self.output = EuclideanRBF(codes)
-        else:
-            kernel_init = uniform_by_fan_in(initialization)
-            self.output = nnx.Linear(
-                84, num_classes, kernel_init=kernel_init, dtype=dtype, rngs=rngs
-            )
+        self.f6 = linear(120, 84)
+        self.output = EuclideanRBF(codes) if output == "rbf" else linear(84, num_classes)
         self.activation = ACTIVATIONS[activation]
-        # The maximum of four squashed values is the squashed maximum, if the function is monotone
-        # (silu is not, and the order makes a difference there): squash once, after pooling.
+        # Monotonic functions commute with the maximum: apply them once, after it. (silu does not.)
         self.before_pooling = (lambda a: a) if pooling == "max" else self.activation
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        x = images.transpose(1, 3, 2, 0)  # (32, in, 32, B)
-        x = self.before_pooling(self.c1(x))  # (28, 6, 28, B)
-        x = self.activation(self.s2(x))  # (14, 6, 14, B)
-        x = self.before_pooling(self.c3(x))  # (10, 16, 10, B)
-        x = self.activation(self.s4(x))  # (5, 16, 5, B)
-        x = self.activation(self.c5(x))  # (1, 120, 1, B)
-        x = self.activation(self.f6(x.reshape(120, -1).T))  # (B, 84)
-        return self.output(x).astype(jnp.float32)  # (B, num_classes)
+    def forward(self, images: Images) -> dict[str, Float[Array, "..."]]:
+        """What each layer passes on to the next: (H, maps, W, B) up to C5, then (B, units)."""
+        c1 = self.before_pooling(self.c1(images.transpose(1, 3, 2, 0)))  # (28, 6, 28, B)
+        s2 = self.activation(self.s2(c1))  # (14, 6, 14, B)
+        c3 = self.before_pooling(self.c3(s2))  # (10, 16, 10, B)
+        s4 = self.activation(self.s4(c3))  # (5, 16, 5, B)
+        c5 = self.activation(self.c5(s4))  # (1, 120, 1, B)
+        f6 = self.activation(self.f6(c5.reshape(120, -1).T))  # (B, 84)
+        output = self.output(f6).astype(jnp.float32)  # (B, num_classes)
+        return dict(c1=c1, s2=s2, c3=c3, s4=s4, c5=c5, f6=f6, output=output)
+
+    def __call__(self, images: Images) -> Float32[Array, "B classes"]:
+        return self.forward(images)["output"]
+
+    def activations(self, images: Images) -> OrderedDict[str, Float32[Array, "B ..."]]:
+        """Every layer of `layer_table` by name, in order, as the next layer sees it: after the
+        activation, (B, H, W, maps) up to C5, then (B, units).
+
+        With max pooling, C1 and C3 pass on weighted sums: the activation follows the maximum.
+        """
+        # An OrderedDict, because jax.jit would sort the keys of a dict.
+        return OrderedDict(
+            (name, (x.transpose(3, 0, 2, 1) if x.ndim == 4 else x).astype(jnp.float32))
+            for name, x in self.forward(images).items()
+        )
 
 
 class Convolution(nnx.Module):
-    """(H, in, W, B) -> (H - 4, features, W - 4, B): 5x5 without padding, plus a bias a map.
-    `kernel`: (5, 5, in, features).
-    """
+    """A 5x5 convolution without padding, plus one bias per map."""
 
     def __init__(
         self, inputs: int, features: int, convolution, kernel_init, dtype, *, rngs: nnx.Rngs
@@ -141,82 +137,68 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
         self.convolution, self.dtype = convolution, dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Maps) -> Float[Array, "H-4 features W-4 B"]:
         x = self.convolution(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return (x + self.bias[:, None, None]).astype(
-            self.dtype
-        )  # added in float32, for its gradient is a sum over all units
+        # The bias is added in float32 because its gradient is a sum over all units of the map.
+        return (x + self.bias[:, None, None]).astype(self.dtype)
 
 
 class Subsampling(nnx.Module):
-    """(H, maps, W, B) -> (H/2, maps, W/2, B): `pool`, the mean or maximum of each 2x2 square.
+    """`pool` of each 2x2 square; if `trainable`, times a coefficient plus a bias, one per map each.
 
-    If `trainable`, times a coefficient plus a bias, one of each per map. The paper says both that a
-    unit takes the average (II.A) and that it adds its four inputs (II.B); this is the average.
+    The paper has both the average (II.A) and the sum (II.B) of the four; here it is the average.
     """
 
-    def __init__(self, maps: int, *, trainable: bool, pool):
-        self.pool = pool
-        self.trainable = trainable
+    def __init__(self, maps: int, *, trainable: bool, pool: Callable):
+        self.pool, self.trainable = pool, trainable
         if trainable:
             self.coefficient = nnx.Param(jnp.ones(maps))
             self.bias = nnx.Param(jnp.zeros(maps))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Maps) -> HalfMaps:
         pooled = self.pool(x)
-        if self.trainable:
-            return (pooled * self.coefficient[:, None, None] + self.bias[:, None, None]).astype(
-                x.dtype
-            )  # added in float32
-        return pooled
+        return self.scale(pooled).astype(x.dtype) if self.trainable else pooled
+
+    def scale(self, pooled: Maps) -> Maps:  # in float32, as in a convolution
+        return pooled * self.coefficient[:, None, None] + self.bias[:, None, None]
 
 
-def mean_2x2(x: jax.Array) -> jax.Array:
-    """(H, maps, W, B) -> (H/2, maps, W/2, B)."""
+def mean_2x2(x: Maps) -> HalfMaps:
     return sum(corners(x)) * 0.25
 
 
-def max_2x2(x: jax.Array) -> jax.Array:
-    """(H, maps, W, B) -> (H/2, maps, W/2, B)."""
+def max_2x2(x: Maps) -> HalfMaps:
     return functools.reduce(jnp.maximum, corners(x))
 
 
-def corners(x: jax.Array) -> list[jax.Array]:
-    """The four pixels of each 2x2 square of (H, maps, W, B), each (H/2, maps, W/2, B); slices,
-    which XLA is faster with than with a reduction.
-    """
+def corners(x: Maps) -> list[HalfMaps]:
+    """The four pixels of each 2x2 square: XLA is faster with slices than with a reduction."""
     height, maps, width, batch = x.shape
     squares = x.reshape(height // 2, 2, maps, width // 2, 2, batch)
     return [squares[:, i, :, :, j] for i in (0, 1) for j in (0, 1)]
 
 
 class EuclideanRBF(nnx.Module):
-    """(B, 84) -> (B, 10): minus the squared distance to each class's fixed code, -y_i of eq. 7. No
-    trainable parameters.
-    """
+    """Minus the squared distance to each class's fixed code, -y_i of eq. 7."""
 
-    def __init__(self, codes: np.ndarray):
-        self.codes = nnx.static(
-            tuple(map(tuple, codes.tolist()))
-        )  # constants of the program, not state
+    def __init__(self, codes: Float[np.ndarray, "classes 84"]):
+        self.codes = nnx.static(tuple(map(tuple, codes.tolist())))  # constants, not state
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        codes = jnp.asarray(self.codes, jnp.float32)  # (10, 84)
+    def __call__(self, x: Float[Array, "B 84"]) -> Float32[Array, "B classes"]:
+        codes = jnp.asarray(self.codes, jnp.float32)  # (classes, 84)
         return -jnp.sum((x[:, None, :] - codes) ** 2, axis=-1)
 
 
 def c3_connections(c3: str, seed: int = 0) -> Sequence[Sequence[int]]:
-    """For each of the 16 C3 maps the S2 maps that it sees.
+    """For each of the 16 C3 maps, the S2 maps that it sees.
 
-    'table': Table I, 1,516 parameters in C3. 'dense': all six, 2,416 parameters. 'random': each map
-    keeps its number of inputs in Table I, so C3 keeps its 1,516 parameters; which inputs is drawn
-    from `seed`.
+    'table': Table I, 1,516 parameters in C3. 'dense': all six, 2,416 parameters. 'random': as many
+    inputs per map as in Table I, 1,516 parameters, drawn from `seed`.
     """
     if c3 == "dense":
         return [range(6)] * 16
     if c3 == "random":
-        # Raw Philox numbers, because NumPy promises their stream for all its versions: the table
-        # must outlive an upgrade.
+        # NumPy promises that raw Philox output never changes; checkpoints depend on it.
         draws = np.random.Philox(np.random.SeedSequence(seed)).random_raw(16 * 6).reshape(16, 6)
         return [
             sorted(draw.argsort()[: len(inputs)].tolist())
@@ -225,17 +207,17 @@ def c3_connections(c3: str, seed: int = 0) -> Sequence[Sequence[int]]:
     return C3_TABLE
 
 
-def c3_mask(connections) -> np.ndarray:
-    """(5, 5, 6, 16) of 0 and 1: which weights of the C3 kernel exist."""
+def c3_mask(connections: Sequence[Sequence[int]]) -> Float32[np.ndarray, "5 5 6 maps"]:
+    """1 where a weight of the C3 kernel exists, 0 elsewhere."""
     mask = np.zeros((5, 5, 6, len(connections)), np.float32)
     for feature_map, inputs in enumerate(connections):
         mask[:, :, list(inputs), feature_map] = 1
     return mask
 
 
-def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None):
-    """An initializer: U(-2.4 / F, 2.4 / F) or U(-2.4 / sqrt F, 2.4 / sqrt F), F each unit's own;
-    masked weights are zero.
+def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None) -> Callable:
+    """An initializer: U(-2.4 / F, 2.4 / F) ('fan_in', the paper's text, III.B) or U(-2.4 / sqrt F,
+    2.4 / sqrt F) ('sqrt_fan_in'), F the unit's number of inputs. Masked weights are zero.
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -243,87 +225,66 @@ def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None):
         fan_in = exists.reshape(-1, shape[-1]).sum(axis=0)  # (out,)
         bound = 2.4 / (fan_in if initialization == "fan_in" else np.sqrt(fan_in))
         kernel = jax.random.uniform(key, shape, dtype, -1, 1) * bound
-        return jnp.where(exists == 1, kernel, 0).astype(
-            dtype
-        )  # a product would make some zeros -0, which sums turn into 0
+        # A product with the mask would make some zeros -0.0, which a sum turns into 0.0.
+        return jnp.where(exists == 1, kernel, 0).astype(dtype)
 
     return init
 
 
+# The losses, per example. D is the label; the penalties of eq. 7 are y = -logits of the RBF output.
+
+
+def penalty(logits: Logits, labels: Labels) -> Losses:
+    """y_D, eq. 8."""
+    return -jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+
+def maximum_a_posteriori(logits: Logits, labels: Labels, *, map_constant: float) -> Losses:
+    """y_D + log(exp(-j) + sum of exp(-y_i)), eq. 9; j = `map_constant`, of a rubbish class."""
+    rubbish = jnp.full_like(logits[:, :1], -map_constant)
+    desired = penalty(logits, labels)
+    all_classes = jnp.concatenate([logits, rubbish], axis=-1)
+    return desired + jax.nn.logsumexp(all_classes, axis=-1)
+
+
+def squared_error(logits: Logits, labels: Labels) -> Losses:
+    """Sum of (p_i - target_i)^2, p the softmax of the logits."""
+    targets = jax.nn.one_hot(labels, logits.shape[-1])
+    return jnp.sum((jax.nn.softmax(logits) - targets) ** 2, axis=-1)
+
+
 def loss_function(
     loss: str, output: str, *, map_constant: float | None = None, label_smoothing: float = 0.0
-):
-    """The loss of each example: (B, classes) logits and (B,) labels -> (B,).
-
-    With the RBF output the penalties of eq. 7 are y = -logits. D is the desired class.
-
-    'mse': eq. 8, y_D, for the RBF output; sum over i of (p_i - target_i)^2 of the softmax's
-    probabilities otherwise.
-    'map': eq. 9, y_D + log(exp(-j) + sum over i of exp(-y_i)), j = `map_constant`: a rubbish class
-    with the penalty j.
-    'cross_entropy': -log softmax(logits)_D, eq. 9 without the rubbish class; `label_smoothing` is
-      the share of the target that is spread over all classes.
-    """
-
-    def cross_entropy(logits, labels):
-        targets = (
-            jax.nn.one_hot(labels, logits.shape[-1]) * (1 - label_smoothing)
-            + label_smoothing / logits.shape[-1]
-        )
-        return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-
-    def penalty(logits, labels):
-        return -jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-
-    def squared_error(logits, labels):
-        return jnp.sum(
-            (jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])) ** 2, axis=-1
-        )
-
-    def maximum_a_posteriori(logits, labels):
-        rubbish = jnp.full_like(logits[:, :1], -map_constant)
-        return penalty(logits, labels) + jax.nn.logsumexp(
-            jnp.concatenate([logits, rubbish], axis=-1), axis=-1
-        )
-
+) -> Callable[[Logits, Labels], Losses]:
+    """'mse' (eq. 8; of a softmax, the squared error), 'map' (eq. 9) or 'cross_entropy'."""
     if loss == "mse":
         return penalty if output == "rbf" else squared_error
-    return maximum_a_posteriori if loss == "map" else cross_entropy
+    if loss == "map":
+        return functools.partial(maximum_a_posteriori, map_constant=map_constant)
+    return functools.partial(cross_entropy, label_smoothing=label_smoothing)
 
 
-def layer_table(model: LeNet5, in_channels: int = 1) -> list[dict]:
-    """One row a layer: {"name", "output", "parameters", "connections", "multiply_adds"}, computed
-    from the module itself.
+def layer_table(model: LeNet5) -> list[dict]:
+    """One row per layer: {"name", "output", "parameters", "connections", "multiply_adds"}.
 
-    `connections` as the paper counts them: each output unit's inputs and its bias. `multiply_adds`
-    counts the weights' multiplications only.
+    `output` is [H, W, maps] or [units]. Like the paper, `connections` counts each output unit's
+    inputs and its bias; `multiply_adds` counts multiplications by a weight.
     """
-    shape, rows = (32, in_channels, 32, 1), []
-    for name in LAYERS:
-        layer = getattr(model, name)
-        inputs = shape
-        if name == "f6":
-            inputs = (1, 120)
-        shape = jax.eval_shape(layer, jax.ShapeDtypeStruct(inputs, jnp.float32)).shape
-        height, maps, width = shape[:3] if len(shape) == 4 else (1, shape[-1], 1)
-        positions = height * width  # units in each map
+    images = jax.ShapeDtypeStruct((1, 32, 32, model.c1.kernel.shape[2]), jnp.float32)
+    outputs, rows = nnx.eval_shape(lambda model, x: model.activations(x), model, images), []
+    for name, x in outputs.items():
+        layer, maps, positions = getattr(model, name), x.shape[-1], math.prod(x.shape[1:-1])
         if isinstance(layer, Subsampling):
-            parameters = 2 * maps if layer.trainable else 0
-            connections = positions * maps * (5 if layer.trainable else 4)
-            multiply_adds = positions * maps if layer.trainable else 0
+            parameters = 2 * maps * layer.trainable
+            connections = positions * maps * (4 + layer.trainable)
+            multiply_adds = positions * maps * layer.trainable
         elif isinstance(layer, EuclideanRBF):
-            parameters, connections, multiply_adds = 0, inputs[-1] * maps, inputs[-1] * maps
+            parameters, connections, multiply_adds = 0, 84 * maps, 84 * maps
         else:
-            weights = (
-                layer.kernel[...].size if name != "c3" else int(c3_mask(model.connections).sum())
-            )
+            masked_weights = int((c3_mask(model.connections) == 0).sum()) if name == "c3" else 0
+            weights = math.prod(layer.kernel.shape) - masked_weights
             parameters = weights + maps
             connections, multiply_adds = positions * parameters, positions * weights
-        counts = dict(
-            parameters=int(parameters),
-            connections=int(connections),
-            multiply_adds=int(multiply_adds),
-        )
-        output = [height, width, maps] if len(shape) == 4 else [maps]
-        rows.append({"name": name, "output": output, **counts})
+        counts = dict(parameters=parameters, connections=connections, multiply_adds=multiply_adds)
+        rows.append({"name": name, "output": list(x.shape[1:]), **counts})
     return rows

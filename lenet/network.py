@@ -1,18 +1,20 @@
 """LeNet-5 assembled from its config, and loaded with the weights of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from common import checkpoint, conv
-from common.network import Network, Trained, class_names
+from common.errors import UserError
+from common.network import Network, Trained, class_names, count, source_of
 from common.workdir import read_config
 from lenet.codes import digit_codes
 from lenet.config import Config
 from lenet.data import prepare_function
-from lenet.model import LeNet5, c3_connections, loss_function
+from lenet.model import LeNet5, c3_connections, c3_mask, loss_function
 
 
 def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> LeNet5:
@@ -34,10 +36,14 @@ def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> 
 
 def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Network:
     """What `config` means for images of 28x28 or 32x32 pixels with `in_channels` channels."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes, in_channels)))
+    graphdef, params = nnx.split(
+        nnx.eval_shape(lambda: build_model(config, num_classes, in_channels))
+    )
+    masked = c3_mask(c3_connections(config.c3, config.seed)) == 0
     return Network(
         config=config,
         num_classes=num_classes,
+        num_parameters=count(params) - int(masked.sum()),
         image_shapes=((28, 28, in_channels), (32, 32, in_channels)),
         init=lambda: nnx.to_pure_dict(
             nnx.state(build_model(config, num_classes, in_channels), nnx.Param)
@@ -81,3 +87,20 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
 
     step, state, meta = checkpoint.restore_part(workdir, target, step)
     return Trained(network_of(meta), state[weights], step, class_names(meta))
+
+
+def given_params(config: Config, target) -> Any:
+    """The weights of the run --init_from, of the shapes of `target`; None without it.
+
+    Raises UserError if there is no such run, or its network is another one.
+    """
+    source = source_of(config, load, target)
+    if source is None:
+        return None
+    theirs = source.config
+    if c3_connections(theirs.c3, theirs.seed) != c3_connections(config.c3, config.seed):
+        raise UserError(
+            f"--init_from={config.init_from} has other connections in C3 (--c3={theirs.c3}); "
+            "use its --c3 and --seed"
+        )
+    return source.params

@@ -1,5 +1,6 @@
-"""Scores a run again, from its checkpoint alone: `python -m scripts.evaluate --workdir=RUN
-[--dataset=NAME] [--split=test]`.
+"""Scores a run again, from its checkpoint alone:
+
+python -m scripts.evaluate --workdir=RUN [--dataset=NAME] [--split=test]
 """
 
 import json
@@ -8,48 +9,42 @@ from pathlib import Path
 
 from absl import flags
 
+import alexnet.augment
 import alexnet.data
+import alexnet.network
 import alexnet.train
 import lenet.data
+import lenet.network
 import lenet.train
-from common import data, launch, metrics
-from common.damage import DamagedRecords
+from common import examples as in_memory
+from common import launch, metrics
 from common.errors import DataError, UserError
+from common.evaluation import evaluate
+from common.network import Trained
+from common.prepared import data_dirs
+from common.records import DamagedRecords
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", "", "The run's folder; required.", flag_values=flag_values)
-    flags.DEFINE_string(
-        "dataset", "", "A prepared set; the run's own if empty.", flag_values=flag_values
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        "",
-        "Folder of the prepared sets; the run's own if empty.",
-        flag_values=flag_values,
-    )
-    split_help = "A split or a slice of one: test, train[55000:]; the run's test split if empty."
-    flags.DEFINE_string("split", "", split_help, flag_values=flag_values)
-    flags.DEFINE_enum(
-        "crops",
-        "center",
-        ["center", "ten"],
-        "AlexNet: what it sees of an image.",
-        flag_values=flag_values,
-    )
+    for name, what in (
+        ("workdir", "The run's folder; required."),
+        ("dataset", "A prepared set; the run's own if empty."),
+        ("data_dir", "Folder of the prepared sets; the run's own if empty."),
+        ("split", "A split or a slice: test, train[55000:]; the run's test split if empty."),
+    ):
+        flags.DEFINE_string(name, "", what, flag_values=flag_values)
+    crops = "AlexNet: the part of an image that it sees."
+    flags.DEFINE_enum("crops", "center", ["center", "ten"], crops, flag_values=flag_values)
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=flag_values)
 
 
 def main(flag_values: flags.FlagValues) -> None:
     if not flag_values.workdir:
-        raise UserError("--workdir is required: the run's folder, for example --workdir=runs/first")
+        raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first")
     workdir = Path(flag_values.workdir).expanduser()
     score = score_alexnet if is_alexnet(workdir) else score_lenet
     result, sums = score(workdir, flag_values)
-    result |= {"num_examples": int(sums["count"])}
-    result |= metrics.summarize(
-        {name: value for name, value in sums.items() if name != "confusion"}
-    )
+    result |= {"num_examples": int(sums["count"])} | metrics.summarize(sums)
     if "confusion" in sums:
         result["confusion_matrix"] = sums["confusion"].tolist()
     if flag_values.json:
@@ -57,15 +52,12 @@ def main(flag_values: flags.FlagValues) -> None:
         return
     top5 = f" ({result['top5_error_pct']:.2f}% top-5)" if "top5_error_pct" in result else ""
     what, count = f"{result['dataset']} {result['split']}", f"{result['num_examples']:,} examples"
-    print(
-        f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, after {result['step']:,} steps"
-    )
+    steps = f"after {result['step']:,} steps"
+    print(f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, {steps}")
 
 
 def is_alexnet(workdir: Path) -> bool:
-    """Whether the run in `workdir` is one of alexnet.train; what is no run is left to the networks'
-    own messages.
-    """
+    """Whether the run is one of alexnet.train; what is no run is left to the networks' messages."""
     try:
         return "net" in json.loads((workdir / "config.json").read_text())
     except (OSError, ValueError):
@@ -75,51 +67,56 @@ def is_alexnet(workdir: Path) -> bool:
 def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
     """What was scored, and its sums."""
     if flag_values.crops != "center":
-        raise UserError(
-            f"--crops={flag_values.crops} is for AlexNet; {workdir} holds a LeNet-5 run"
-        )
-    run = lenet.train.load_run(workdir)
-    dataset, split = flag_values.dataset or run.config.dataset, flag_values.split or "test"
-    folders = data.data_dirs(flag_values.data_dir or run.config.data_dir, lenet.data.DIGITS)
-    examples = data.load(dataset, split, folders)
+        raise UserError(f"--crops={flag_values.crops} is for AlexNet; {workdir} is a LeNet-5 run")
+    trained = lenet.network.load(workdir)
+    config = trained.config
+    dataset, split = flag_values.dataset or config.dataset, flag_values.split or "test"
+    folders = data_dirs(flag_values.data_dir or config.data_dir, lenet.data.DIGITS)
+    examples = in_memory.load(dataset, split, folders)
     lenet.data.require_fit(examples)
-    if not len(examples):
-        raise UserError(f"--split={split} is empty")
-    if examples.images.shape[-1] != run.in_channels or examples.num_classes > run.num_classes:
-        raise DataError(
-            f"{dataset} has {examples.images.shape[-1]} channels and {examples.num_classes} classes; "
-            f"the run in {workdir} takes {run.in_channels} and {run.num_classes}"
-        )
-    sums = lenet.train.evaluate(run.eval_step, run.params, examples)
-    return {"dataset": dataset, "split": split, "step": run.step}, sums
+    require_same_kind(examples, trained, workdir)
+    eval_step = lenet.train.make_eval_step(trained.network)
+    batch_size = lenet.train.EVAL_BATCH_SIZE
+    sums = evaluate(eval_step, trained.params, examples, batch_size=batch_size)
+    return {"dataset": dataset, "split": split, "step": trained.step}, sums
 
 
 def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
     """What was scored, and its sums."""
-    run = alexnet.train.load_run(workdir)
-    dataset = flag_values.dataset or run.config.dataset
-    data_dir = flag_values.data_dir or run.config.data_dir
-    split = flag_values.split or alexnet.data.find_test_split(
-        dataset, data_dir, run.config.test_split
-    )
+    trained = alexnet.network.load(workdir)
+    config = trained.config
+    dataset = flag_values.dataset or config.dataset
+    data_dir = flag_values.data_dir or config.data_dir
+    split = flag_values.split or alexnet.data.find_test_split(dataset, data_dir, config.test_split)
+    damaged = DamagedRecords(dataset, config.max_bad_records)
     examples = alexnet.data.open_split(
-        dataset, data_dir, split, crop_size=run.config.crop_size, seed=run.config.seed
+        dataset, data_dir, split, crop_size=config.crop_size, seed=config.seed, damaged=damaged
     )
-    if not len(examples):
-        raise UserError(f"--split={split} is empty")
-    if examples.image_shape != run.image_shape or examples.num_classes > run.num_classes:
-        raise DataError(
-            f"{dataset} has images of shape {examples.image_shape} and {examples.num_classes} classes; "
-            f"the run in {workdir} takes {run.image_shape} and {run.num_classes}"
-        )
-    views = alexnet.data.VIEWS if flag_values.crops == "ten" else 1
-    batch_size = alexnet.train.eval_batch_size(run.config, views)
-    damaged = DamagedRecords(dataset, run.config.max_bad_records)
-    sums = alexnet.train.evaluate(
-        run.eval_steps[views], run.params, examples, batch_size=batch_size, damaged=damaged
+    require_same_kind(examples, trained, workdir)
+    views = alexnet.augment.VIEWS if flag_values.crops == "ten" else 1
+    sums = evaluate(
+        alexnet.train.make_eval_step(trained.network, views),
+        trained.params,
+        examples,
+        batch_size=alexnet.train.eval_batch_size(config, views),
+        num_threads=config.num_workers,
     )
-    about = {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": run.step}
+    about = {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": trained.step}
     return about | {"damaged_records": damaged.count}, sums
+
+
+def require_same_kind(examples, trained: Trained, workdir: Path) -> None:
+    """Raises UserError for no examples, DataError for images or classes of another kind."""
+    if not len(examples):
+        raise UserError(f"the --split of {examples.name} is empty")
+    network = trained.network
+    fits = examples.image_shape in network.image_shapes
+    if not fits or examples.num_classes > network.num_classes:
+        raise DataError(
+            f"{examples.name} has images of {examples.image_shape} and {examples.num_classes} "
+            f"classes; the run in {workdir} takes {' or '.join(map(str, network.image_shapes))} "
+            f"and {network.num_classes}"
+        )
 
 
 if __name__ == "__main__":

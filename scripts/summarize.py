@@ -24,12 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 import alexnet.config
+import alexnet.image_statistics
 import alexnet.model
+import alexnet.network
 import alexnet.train
 import common.flags
 import lenet.config
 import lenet.model
-import lenet.train
+import lenet.network
 from common import launch, parallel
 from common.errors import UserError
 
@@ -66,9 +68,11 @@ def summarize(config) -> dict:
     "conv_pct" too: the convolutions' share of each count.
     """
     if isinstance(config, lenet.config.Config):
-        layers = lenet.model.layer_table(lenet.train.build_model(config))
+        layers = lenet.model.layer_table(lenet.network.build_model(config))
     else:
-        model = nnx.eval_shape(lambda: alexnet.train.build_model(config, number_of_classes(config)))
+        model = nnx.eval_shape(
+            lambda: alexnet.network.build_model(config, number_of_classes(config))
+        )
         layers = alexnet.model.layer_table(model, config.crop_size)
     counts = [name for name in layers[0] if name not in ("name", "output")]
     summary = {
@@ -109,19 +113,13 @@ def collectives(config: alexnet.config.Config) -> dict[str, dict[str, int]]:
 def compiled_step(config: alexnet.config.Config) -> str:
     """The compiled program (HLO) of a training step, for the devices of --mesh."""
     size = config.crop_size
-    noise = alexnet.data.Statistics(
+    blank = alexnet.image_statistics.Statistics(
         np.full((size, size, 3), 127.5, np.float32), np.eye(3, dtype=np.float32)
     )
-    num_classes = number_of_classes(config)
     before_fc = parallel.gather_before_split_layers(config.mesh)
-    graphdef = nnx.graphdef(
-        nnx.eval_shape(lambda: alexnet.train.build_model(config, num_classes, before_fc))
-    )
-    tx, loss = alexnet.train.build_optimizer(config, 1), alexnet.train.build_loss(config)
-    prepare = alexnet.train.build_prepare(config, noise)
-    train_step = alexnet.train.make_train_step(
-        graphdef, tx, loss, prepare, config.average_decay, config.seed
-    )
+    network = alexnet.network.assemble(config, number_of_classes(config), blank, before_fc)
+    tx = alexnet.train.build_optimizer(config, 1)
+    train_step = alexnet.train.make_train_step(network, tx)
     modes = dict(
         mode="jit",
         reduction=config.reduction,
@@ -129,7 +127,7 @@ def compiled_step(config: alexnet.config.Config) -> str:
         split_layers=alexnet.train.FULLY_CONNECTED,
     )
     placement = parallel.place(train_step, **modes, batch_size=config.batch_size)
-    state = jax.eval_shape(lambda: alexnet.train.initial_state(config, tx, num_classes, noise))
+    state = jax.eval_shape(lambda: alexnet.train.initial_state(network, tx, blank))
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
@@ -195,8 +193,8 @@ def main(flag_values: flags.FlagValues) -> None:
     if "conv_pct" in summary:
         conv = summary["conv_pct"]
         table.caption = (
-            f"convolutions: {conv['deck_parameters']:.0f}% of the parameters and {conv['deck_computations']:.0f}% of the "
-            "computations, counted as in the lecture deck"
+            f"convolutions: {conv['deck_parameters']:.0f}% of the parameters and "
+            f"{conv['deck_computations']:.0f}% of the computations, as the lecture deck counts them"
         )
     Console().print(table)
     for name, sent in summary.get("collectives", {}).items():
@@ -205,9 +203,12 @@ def main(flag_values: flags.FlagValues) -> None:
             or "nothing"
         )
         print(
-            f"--mesh={name}: {sum(sent.values()) / 1e6:.1f} MB a step and device ({parts}), batch {config.batch_size}"
+            f"--mesh={name}: {sum(sent.values()) / 1e6:.1f} MB per step and device ({parts}), "
+            f"batch {config.batch_size}"
         )
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run_tool(partial(define_flags, model=chosen_model(sys.argv)), main, sys.argv))
+    model = chosen_model(sys.argv)
+    define = partial(define_flags, model=model)
+    sys.exit(launch.run_tool(define, main, sys.argv, config_class=CONFIGS[model]))

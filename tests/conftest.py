@@ -1,5 +1,8 @@
 """What several test files share. Tests run on the one device that JAX finds; those that need eight
 start a subprocess.
+
+Annotations of the project's functions are checked at every call in this process: shapes and dtypes
+by jaxtyping, everything else by beartype.
 """
 
 import os
@@ -8,6 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import install_import_hook
+
+# Before the packages are imported. An int may stand for a float, as everywhere in Python.
+install_import_hook(
+    ["lenet", "alexnet", "common"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +63,8 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture
 def without_curves(monkeypatch):
-    """Runs in this process draw no curves.png, which takes longer than a tiny network's training."""
-    monkeypatch.setattr("common.writer.draw_curves", lambda workdir: None)
+    """Runs in this process draw no curves.png, which takes longer than training a tiny network."""
+    monkeypatch.setattr("common.writer.draw_curves", lambda *_: None)
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -96,7 +106,7 @@ def write_set():
     """write_set(folder, name, images, num_classes=10): a prepared set, labels 0, 1, 2 ..., train
     and test alike.
     """
-    from common.builders import write_prepared
+    from scripts.prepare.builders import write_prepared
 
     def write(folder, name, images, num_classes=10):
         labels = [i % num_classes for i in range(len(images))]

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from scripts.report.results import Results
 
 from scripts.report import speed
+from scripts.report.results import Results
 
 ROOT = Path(__file__).parents[1]
 ROW = {

@@ -1,0 +1,85 @@
+"""What saving a checkpoint costs."""
+
+import random
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import alexnet.config
+import alexnet.train
+from common.checkpoint import Checkpointer
+from common.errors import Interrupted
+from common.workdir import saved_steps
+from scripts.faults.runs import is_saving, row
+
+
+def save(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
+    """The cost of saving AlexNet (--full: all of its 62,378,344 parameters, and momentum), in this
+    process.
+
+    It is the time that the loop waits in a save, and by how much the steps during its write exceed
+    the median of the steps before the first save.
+    """
+    every, saves = (9, 10) if full else (4, 3)
+    settings = {} if full else dict(widths="small", crop_size=32, conv1_padding="symmetric")
+    settings |= dict(validation_size=8, batch_size=32 if full else 16, save_every_steps=every)
+    config = alexnet.config.Config(dataset="fake", **settings)
+    times, writing, waits = timed_training(config, folder / "run", (saves + 1) * every)
+    took = np.diff(times)  # from the second step on
+    quiet = float(np.median(took[1 : every - 1]))
+    costs = []
+    # Each save: the step that contains it, and those after it.
+    for first in range(every - 1, saves * every, every):
+        busy = [took[k] for k in range(first, first + every) if k == first or writing[k]]
+        costs.append(float(sum(busy) - quiet * len(busy)))
+    share_pct = 100 * statistics.median(costs) / (100 * quiet)
+    wait_s = statistics.median(waits[:saves])
+    what = f"a save per 100 steps of {quiet:.2f} s, the loop waiting {wait_s:.2f} s"
+    name = f"AlexNet{'' if full else ' `small`'} saved, {config.batch_size} images per step"
+    # Only the newest checkpoints are kept.
+    saved = len(costs) if saved_steps(folder / "run")[-1] >= saves * every else 0
+    yield row(
+        name,
+        len(costs),
+        saved,
+        target="≤ 2% of the time",
+        met=share_pct <= 2,
+        seconds=costs,
+        stalls_s=waits[:saves],
+        step_s=quiet,
+        share_pct=share_pct,
+        outcomes={what: len(costs)},
+    )
+
+
+def timed_training(config, workdir: Path, num_steps: int) -> tuple[list, list[bool], list[float]]:
+    """Trains for `num_steps`.
+
+    Returns:
+      After each step: when, and whether a checkpoint was being written. Of each save: the seconds
+      that the loop waited.
+    """
+    times, writing, waits = [], [], []
+
+    def stop_requested() -> int | None:  # the loop calls it once per step
+        times.append(time.monotonic())
+        writing.append(is_saving(workdir))
+        return signal.SIGTERM if len(times) == num_steps else None
+
+    def timed_save(checkpointer, *args):
+        began = time.monotonic()
+        original(checkpointer, *args)
+        waits.append(time.monotonic() - began)
+
+    original, Checkpointer.save = Checkpointer.save, timed_save
+    try:
+        alexnet.train.train_and_evaluate(config, workdir, stop_requested)
+    except Interrupted:
+        pass
+    finally:
+        Checkpointer.save = original
+    return times, writing, waits

@@ -1,0 +1,338 @@
+"""Writes the prepared set imagenet_256, ImageNet at 256x256 pixels, from images that
+`layouts.find_images` has listed. Its folder:
+
+    imagenet_256-train.array_record-00000-of-00313 ...
+                    records {image, label}, in a shuffled order that is always the same
+    features.json, label.labels.txt, dataset_info.json
+                    as TFDS writes them
+    statistics.npz  per split: <split>_count; <split>_mean_image (256, 256, 3) float32, 0 to 255;
+                    <split>_covariance (3, 3) float64 of the RGB values, 0 to 255, over all pixels
+                    of all images
+    damaged.txt     corrupt files, if any: a path and a reason per line
+    source.json     what the set was made from
+
+A record's `image` is a JPEG file of quality 95, or, as `raw`, the 196,608 uint8 values:
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    records = tfds.builder_from_directory(folder).as_data_source("train", decoders=decoders)
+    simplejpeg.decode_jpeg(records[0]["image"])  # jpeg -> (256, 256, 3) uint8
+    np.frombuffer(records[0]["image"], np.uint8).reshape(256, 256, 3)  # raw
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from common.errors import DataError, LockedError, StorageError
+from scripts.prepare.encode import SIZE, center_256, encode
+from scripts.prepare.layouts import File, Source, one_line
+from scripts.prepare.workers import interrupt_blocked, interrupt_noted, worker_pool
+
+NAME, VERSION = "imagenet_256", "1.0.0"
+# A shard is about 140 MB (raw: 800 MB) and takes half a minute. ImageNet's 313 may all be open at
+# once where the limit is 1,024 files.
+IMAGES_PER_SHARD = 4096
+
+
+class Shard(NamedTuple):
+    """A finished file of records.
+
+    Attributes:
+      name: of the file.
+      split: `train` or `validation`.
+      count: images in it.
+      num_bytes: of its records.
+      damaged: (name, reason) of the corrupt source files, which are not in it.
+      resumed: written by an earlier run.
+    """
+
+    name: str
+    split: str
+    count: int
+    num_bytes: int
+    damaged: list[tuple[str, str]]
+    resumed: bool
+
+
+class Sums(NamedTuple):
+    """Sums over images, exact: pixel_sum (256, 256, 3) and products (3, 3) of RGB, both int64."""
+
+    pixel_sum: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def zeros(cls) -> "Sums":
+        return cls(np.zeros((SIZE, SIZE, 3), np.int64), np.zeros((3, 3), np.int64))
+
+    def add(self, image: np.ndarray) -> None:
+        pixels = image.reshape(-1, 3).astype(np.float64)
+        self.pixel_sum[...] += image
+        self.products[...] += (pixels.T @ pixels).astype(np.int64)  # integers below 2^53
+
+
+def prepare(
+    source: Source,
+    folder: Path,
+    record_format: str,
+    num_workers: int,
+    report: Callable[[Shard], None] = lambda shard: None,
+) -> list[Shard]:
+    """Writes a prepared set in parallel; resumes an interrupted run.
+
+    The files are in `<folder>.unfinished` until all are complete. The same source gives the same
+    bytes for any number of workers and interruptions.
+
+    Args:
+      source: the images.
+      folder: of the set, `<data_dir>/imagenet_256/1.0.0`.
+      record_format: `jpeg` or `raw`.
+      num_workers: processes, >= 1.
+      report: called with every finished shard, those of earlier runs first.
+
+    Returns:
+      The shards, in order; none if `folder` already has the set, made from the same source.
+
+    Raises:
+      DataError: `folder`, or what an earlier run left, is from another source or record format; a
+        split has no readable image.
+      StorageError: the files cannot be written.
+      LockedError: another process is writing them.
+    """
+    work = folder.with_name(f"{folder.name}.unfinished")
+    made_from = _identity(source, record_format)
+    for place in (folder, work):
+        _require_same(place, made_from)
+    if folder.exists():
+        return []
+    (work / "progress").mkdir(parents=True, exist_ok=True)
+    lock_file = folder.with_name(".lock")
+    try:
+        with filelock.FileLock(lock_file, timeout=0):
+            description = json.dumps(made_from, indent=2) + "\n"
+            (work / "source.json").write_text(description, encoding="utf-8")
+            shards, sums = _write_shards(source, work, record_format, num_workers, report)
+            _finish(source, work, record_format, shards, sums)
+            work.rename(folder)
+            lock_file.unlink()
+    except filelock.Timeout:
+        raise LockedError(f"another process is preparing {folder}; wait for it") from None
+    return shards
+
+
+def _identity(source: Source, record_format: str) -> dict:
+    """What source.json holds: equal for equal sources and settings."""
+    digest = hashlib.sha256()
+    for split, files in source.splits.items():
+        for file in files:
+            line = f"{split}\0{file.name}\0{file.size}\0{file.label}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    return {
+        "record_format": record_format,
+        "num_files": {split: len(files) for split, files in source.splits.items()},
+        "images_per_shard": IMAGES_PER_SHARD,
+        "sha256_of_names_sizes_labels": digest.hexdigest(),
+    }
+
+
+def _require_same(place: Path, made_from: dict) -> None:
+    unfinished = place.name.endswith(".unfinished")
+    if not place.exists() or (unfinished and not (place / "source.json").exists()):
+        return
+    try:
+        found = json.loads((place / "source.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place} has no readable source.json; delete that folder") from error
+    if found == made_from:
+        return
+    other = "another source, or one that has changed"
+    if found.get("record_format") != made_from["record_format"]:
+        other = f"--record_format={found.get('record_format')}"
+    raise DataError(
+        f"{place} was made with {other}; delete that folder or choose another --data_dir"
+    )
+
+
+def _write_shards(
+    source: Source, work: Path, record_format: str, num_workers: int, report
+) -> tuple[list[Shard], dict[str, Sums]]:
+    """Writes the missing shards. Returns all of them, in order, and the sums of each split."""
+    parts = {}  # shard -> (split, files)
+    for split, files in source.splits.items():
+        starts = range(0, len(files), IMAGES_PER_SHARD)
+        for index, start in enumerate(starts):
+            name = f"{NAME}-{split}.array_record-{index:05d}-of-{len(starts):05d}"
+            parts[name] = split, files[start : start + IMAGES_PER_SHARD]
+    sums = {split: Sums.zeros() for split in source.splits}
+    shards = {}
+
+    def is_finished(name: str, resumed: bool) -> bool:
+        arrays = _read_progress(work, name)
+        if arrays is None:
+            return False
+        split = parts[name][0]
+        for key, total in sums[split]._asdict().items():
+            total += arrays[key]
+        count, num_bytes = int(arrays["count"]), int(arrays["num_bytes"])
+        damaged = [tuple(line.split("\t", 1)) for line in arrays["damaged"].tolist()]
+        shards[name] = Shard(name, split, count, num_bytes, damaged, resumed)
+        report(shards[name])
+        return True
+
+    missing = [name for name in parts if not is_finished(name, resumed=True)]
+    if missing:
+        with interrupt_noted() as interrupted, worker_pool(min(num_workers, len(missing))) as pool:
+            with interrupt_blocked():  # the workers, started here, inherit this
+                futures = {
+                    pool.submit(_write_shard, work, name, parts[name][1], record_format): name
+                    for name in missing
+                }
+            pending = futures.keys()
+            while pending:
+                done, pending = concurrent.futures.wait(
+                    pending, timeout=0.1, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                if interrupted:
+                    raise KeyboardInterrupt
+                for future in done:
+                    future.result()
+                    if not is_finished(futures[future], resumed=False):
+                        raise StorageError(f"{work / futures[future]} cannot be read back")
+    return [shards[name] for name in parts], sums
+
+
+def _write_shard(work: Path, name: str, files: list[File], record_format: str) -> None:
+    """Writes one file of records, atomically, and `progress/<name>.npz`: its counts, sums and
+    corrupt files.
+    """
+    serializer = ExampleSerializer(_features(record_format, ["any"]).get_serialized_info())
+    sums, num_bytes, count, damaged = Sums.zeros(), 0, 0, []
+    temporary = work / f".{name}.tmp"
+    try:
+        # One record per group, uncompressed: JPEG would not shrink, and raw is there for speed.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for file in files:
+            try:
+                image = center_256(_read(file))
+            except Exception as error:  # the image decoders share no error class
+                damaged.append(f"{file.name}\t{one_line(error)}")
+                continue
+            stored, image = encode(image, record_format)
+            example = serializer.get_tf_example({"image": stored, "label": file.label})
+            record = example.SerializeToString(deterministic=True)  # a protobuf map is unordered
+            writer.write(record)
+            sums.add(image)
+            num_bytes, count = num_bytes + len(record), count + 1
+        writer.close()
+    except RuntimeError as error:  # ArrayRecord's
+        raise StorageError(
+            f"cannot write {temporary} ({one_line(error)}); rerun the command to resume"
+        ) from error
+    np.savez(
+        work / "progress" / f"{name}.npz",
+        count=count,
+        num_bytes=num_bytes,
+        damaged=np.array(damaged, dtype=str),
+        **sums._asdict(),
+    )
+    temporary.replace(work / name)
+
+
+def _read(file: File) -> bytes:
+    with open(file.path, "rb") as stream:
+        stream.seek(file.offset)
+        content = stream.read(file.size)
+    if len(content) < file.size:
+        raise ValueError(f"ends after {len(content):,} of {file.size:,} bytes")
+    return content
+
+
+def _read_progress(work: Path, name: str) -> dict[str, np.ndarray] | None:
+    """The counts and sums of a shard; None if it is not finished."""
+    if not (work / name).exists():
+        return None
+    try:
+        with np.load(work / "progress" / f"{name}.npz", allow_pickle=False) as arrays:
+            progress = dict(arrays)
+        reader = ArrayRecordReader(str(work / name))
+        complete = reader.num_records() == progress["count"]
+        reader.close()
+    except Exception:  # truncated, as by a power failure: it is written again
+        return None
+    return progress if complete else None
+
+
+def _features(record_format: str, class_names: list[str]) -> tfds.features.FeaturesDict:
+    shape = (SIZE, SIZE, 3)
+    image = {
+        "jpeg": tfds.features.Image(shape=shape, encoding_format="jpeg"),
+        "raw": tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
+    }
+    return tfds.features.FeaturesDict(
+        {"image": image[record_format], "label": tfds.features.ClassLabel(names=class_names)},
+    )
+
+
+def _finish(
+    source: Source, work: Path, record_format: str, shards: list[Shard], sums: dict[str, Sums]
+) -> None:
+    """Writes what describes the set, dataset_info.json last, and deletes the temporary files."""
+    statistics, infos = {}, []
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=work, dataset_name=NAME, filetype_suffix="array_record"
+    )
+    for split in source.splits:
+        ours = [shard for shard in shards if shard.split == split]
+        if not any(shard.count for shard in ours):
+            shutil.rmtree(work)  # there is nothing to resume
+            name, reason = ours[0].damaged[0]
+            raise DataError(f"no file of {split} can be read, such as {name} ({reason})")
+        statistics |= _statistics(split, sum(shard.count for shard in ours), sums[split])
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[shard.count for shard in ours],
+                num_bytes=sum(shard.num_bytes for shard in ours),
+                filename_template=template,
+            )
+        )
+    np.savez(work / "statistics.npz", **statistics)
+    if damaged := sorted(pair for shard in shards for pair in shard.damaged):
+        lines = "".join(f"{name}\t{reason}\n" for name, reason in damaged)
+        (work / "damaged.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
+    shutil.rmtree(work / "progress")
+    for leftover in work.glob(".*.tmp"):
+        leftover.unlink()
+    tfds.folder_dataset.write_metadata(
+        data_dir=work,
+        features=_features(record_format, list(source.class_names)),
+        split_infos=infos,
+        version=VERSION,
+        filename_template=template,
+        check_data=False,  # it would need TensorFlow
+        supervised_keys=("image", "label"),
+        # In the words of the sets prepared before: the same source gives the same bytes.
+        description=f"Images of {SIZE}x{SIZE} pixels: the shorter side rescaled to that, "
+        "of the longer one the middle.",
+        disable_shuffling=True,
+    )
+
+
+def _statistics(split: str, count: int, sums: Sums) -> dict[str, np.ndarray]:
+    """The entries of statistics.npz for a split of `count` images."""
+    num_pixels = count * SIZE * SIZE
+    mean = sums.pixel_sum.sum(axis=(0, 1)) / num_pixels  # (3,)
+    return {
+        f"{split}_count": np.int64(count),
+        f"{split}_mean_image": (sums.pixel_sum / count).astype(np.float32),
+        f"{split}_covariance": sums.products / num_pixels - np.outer(mean, mean),
+    }
