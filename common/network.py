@@ -19,7 +19,7 @@ PREDICT_BATCH_SIZE = 256
 
 
 class Network(NamedTuple):
-    """What a config means: pure functions of the parameters {layer: {parameter: array}}.
+    """The network that a config describes: pure functions of the parameters {layer: {parameter: array}}.
 
     Attributes:
       config: the run's settings.
@@ -107,7 +107,7 @@ class Trained(NamedTuple):
         return images
 
 
-def source_of(config, load: Callable[[str], Trained], target) -> Trained | None:
+def load_init_from(config, load: Callable[[str], Trained], target) -> Trained | None:
     """The run --init_from, its weights on the host; None without it.
 
     Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
@@ -125,7 +125,7 @@ def class_names(meta: dict) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def count(params) -> int:
+def num_elements(params) -> int:
     """The numbers in a tree of arrays, or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
