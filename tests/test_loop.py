@@ -25,6 +25,7 @@ from common.checkpoint import Checkpointer
 from common.errors import DataError, Interrupted, NonFiniteError, UserError
 from common.examples import Examples
 from common.losses import cross_entropy
+from common.network import Network
 from common.order import order_of_uses
 from common.workdir import saved_steps
 
@@ -63,6 +64,11 @@ class ToyConfig(NamedTuple):
     dataset: str = "toy"
     track: str = "validation"
     save_every_epochs: int = 1
+    num_epochs: int = 3
+    batch_size: int = 4
+    parallel: str = "jit"
+    reduction: str = "fast"
+    compute_dtype: str = "float32"
 
 
 class ToyState(NamedTuple):
@@ -128,6 +134,7 @@ def toy(rate: float = 0.3, chunk_steps: int = 2) -> loop.Task:
     placement = parallel.place(train_steps, mode="jit", batch_size=BATCH, batch_axis=1)
     return loop.Task(
         config=ToyConfig(),
+        network=Network(ToyConfig(), 3, 12, ((2, 2, 1),), dict, dict, dict, dict),
         num_steps=NUM_STEPS,
         epoch_steps=EPOCH,
         log_every_steps=3,
@@ -470,7 +477,7 @@ def run(config, workdir: Path, stop_at=()) -> tuple[dict, list[dict]]:
 
 def restored(config, workdir: Path, image_shape=(40, 40, 3)) -> alexnet.train.TrainState:
     """The newest state of an AlexNet run."""
-    blank = alexnet.train.Statistics(jnp.zeros(image_shape), jnp.zeros((3, 3)))
+    blank = alexnet.train.Statistics(np.zeros(image_shape, np.float32), np.eye(3))
     network = alexnet.train.assemble(config, 10, blank)
     tx = alexnet.train.build_optimizer(config, 4)
     state = jax.eval_shape(lambda: alexnet.train.initial_state(network, tx, blank))
