@@ -192,10 +192,7 @@ class Config:
         "", "Devices per axis: data:4,model:2; model splits fc6 to fc8.", changes_result=False
     )
     num_workers: int = setting(
-        2,
-        "Threads that read streamed sets; 0: read when asked.",
-        lower_bound=0,
-        changes_result=False,
+        2, "Threads that read streamed sets; 0: no read-ahead.", lower_bound=0, changes_result=False
     )
     # Decides whether there is a result, not which: a run that ended by it may go on with more.
     max_bad_records: int = setting(
@@ -217,11 +214,14 @@ class Config:
 
     def __post_init__(self):
         if self.optimizer == "adamw" and self.momentum:
-            raise UserError("--momentum is not for --optimizer=adamw; add --momentum=0")
+            raise UserError(
+                f"--momentum={self.momentum} is not for --optimizer=adamw: it must be 0"
+            )
         if self.warmup_epochs and self.schedule != "cosine":
             raise UserError(f"--warmup_epochs needs --schedule=cosine, not {self.schedule}")
         if self.warmup_epochs >= self.num_epochs:
-            raise UserError(f"--warmup_epochs must be less than --num_epochs={self.num_epochs}")
+            epochs = f"--num_epochs={self.num_epochs}"
+            raise UserError(f"--warmup_epochs={self.warmup_epochs} must be less than {epochs}")
         if bool(self.drop_epochs) != (self.schedule == "epochs"):
             raise UserError("--schedule=epochs and --drop_epochs=30,60 need each other")
         if self.drop_epochs and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.drop_epochs):
@@ -230,9 +230,11 @@ class Config:
             raise UserError(f"--drop_epochs={self.drop_epochs} names an epoch twice")
         if not self.drop_bias_rate and self.schedule not in ("plateau", "epochs"):
             raise UserError("--nodrop_bias_rate needs --schedule=plateau or epochs")
-        if 1.0 in (self.average_decay, self.momentum, self.label_smoothing, self.dropout):
-            names = "--average_decay, --momentum, --label_smoothing and --dropout"
-            raise UserError(f"{names} must be less than 1")
+        shares = dict(average_decay=self.average_decay, momentum=self.momentum)
+        shares |= dict(label_smoothing=self.label_smoothing, dropout=self.dropout)
+        for name, value in shares.items():
+            if value == 1.0:
+                raise UserError(f"--{name}=1 learns nothing: it must be less than 1")
         if self.track == "validation" and not self.validation_size:
             raise UserError(
                 "--validation_size=0 needs --track=test: there is nothing to validate on"

@@ -1,34 +1,34 @@
-"""Local response normalization, and its neighbour in the 2012 code that the paper never mentions.
+"""Local response normalization, and its relative in the 2012 code that the paper never mentions.
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
 2012, section 3.3. An activity a becomes
 
     b = a / (k + alpha * sum of a_j^2 over the `size` activities around it)^beta
 
-where the window is cut off at the borders. The paper's formula takes alpha as it is, with k = 2;
-the 2012 code, Caffe (k = 1), and PyTorch (k = 1 unless told) divide alpha by the number of
-activities in a whole window: by `size` across channels, by size^2 within a map. The same alpha =
-1e-4 thus means 2e-5 there.
+where the window is cut off at the borders. The paper's formula takes alpha as it is, with k = 2.
+The 2012 code, Caffe (k = 1) and PyTorch (k = 1 by default) divide alpha by the number of activities
+in a whole window: `size` across channels, size^2 within a map. There alpha = 1e-4 means 2e-5.
 
-On a CPU the sums are additions of shifted arrays, and everywhere the gradient is written by hand:
-it sums once more where JAX's own would take the sums apart again, and keeps the inverse fourth root
-of the scale, of which all powers are products. So a batch of 32 x 55 x 55 x 96 takes 15 ms forward
-and backward on two cores, with JAX's own gradient 65 ms; with the sums by `lax.reduce_window`, as
-on other backends, 20 ms and 26 ms.
+On a CPU the sums are additions of shifted arrays. The gradient is written by hand on all backends:
+one more window sum, and powers of the scale from its inverse fourth root, which is kept. A batch of
+32 x 55 x 55 x 96 takes 15 ms forward and backward on two cores; 65 ms with JAX's own gradient. With
+`lax.reduce_window`, which other backends use, these are 20 and 26 ms.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from common.errors import UserError
 
 
 def local_response_normalization(
-    x: jax.Array,
+    x: Float[Array | np.ndarray, "*shape"],
     *,
     size: int = 5,
     alpha: float = 1e-4,
@@ -36,18 +36,19 @@ def local_response_normalization(
     k: float = 2.0,
     alpha_over_n: bool = False,
     towers: int = 1,
-) -> jax.Array:
-    """(..., channels) -> the same shape and dtype: each channel normalized by `size` channels
-    around it, itself the middle one.
+) -> Float[Array, "*shape"]:
+    """Each channel (last axis) normalized by the `size` channels around it, itself included.
 
     Sums are float32 whatever the dtype of x. Defaults are the paper's.
 
     Args:
       size: channels in a window, odd; n in the paper.
-      alpha_over_n: alpha / size takes the place of alpha.
-      towers: the channels fall into so many equal groups, and no window crosses from one to the
-        next. The paper's network ran on two devices, where each normalized its own 48 and 128 maps;
-        Caffe normalizes across all 96 and 256.
+      alpha_over_n: use alpha / size instead of alpha.
+      towers: the number of equal groups of channels that no window crosses. The paper's network ran
+        on two devices, each of which normalized its own 48 and 128 maps; Caffe normalizes across
+        all 96 and 256.
+
+    Raises UserError for an even size or channels that do not divide into towers.
     """
     if x.shape[-1] % towers:
         raise UserError(f"{x.shape[-1]} channels do not divide into {towers} towers")
@@ -57,32 +58,29 @@ def local_response_normalization(
 
 
 def within_map_normalization(
-    x: jax.Array,
+    x: Float[Array | np.ndarray, "B H W C"],
     *,
     size: int = 5,
     alpha: float = 1e-3,
     beta: float = 0.75,
     k: float = 1.0,
     alpha_over_n: bool = True,
-) -> jax.Array:
-    """(B, H, W, maps) -> the same shape and dtype: each pixel normalized by the size x size pixels
-    around it in its own map.
-
-    cuda-convnet's `rnorm`, which the 2012 code has once more after conv2's normalization. Its
-    defaults, too.
+) -> Float[Array, "B H W C"]:
+    """Each pixel normalized by the size x size pixels around it in its own map: cuda-convnet's
+    `rnorm`, which the 2012 code applies after conv2's normalization. Defaults are that code's.
 
     Args:
       size: pixels of a window's side, odd.
-      alpha_over_n: alpha / size^2 takes the place of alpha, also for windows that a border cuts.
+      alpha_over_n: use alpha / size^2 instead of alpha, also for windows cut off at a border.
     """
     return normalize(x, (1, 2), size, alpha / size**2 if alpha_over_n else alpha, beta, k)
 
 
 def normalization(
     lrn: str, *, size: int, alpha: float, alpha_over_n: bool, k: float, towers: int = 1
-):
-    """The function x -> x that the flags --lrn and --lrn_* name, with the paper's beta of 0.75;
-    None for 'none'.
+) -> Callable[[Float[Array, "B H W C"]], Float[Array, "B H W C"]] | None:
+    """The normalization that the flags --lrn and --lrn_* name, with the paper's beta of 0.75; None
+    for 'none'.
 
     lrn: 'within_tower' (windows stay in one of the `towers`), 'across' (windows run over all
     channels), 'within_map' or 'none'.
@@ -90,7 +88,7 @@ def normalization(
     if lrn == "none":
         return None
     if size < 1 or size % 2 == 0:
-        raise UserError(f"--lrn_size={size}: a window has a middle, so its size is odd")
+        raise UserError(f"--lrn_size={size}: the size of a window must be odd")
     options = dict(size=size, alpha=alpha, beta=0.75, k=k, alpha_over_n=alpha_over_n)
     if lrn == "within_map":
         return functools.partial(within_map_normalization, **options)
@@ -101,40 +99,44 @@ def normalization(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def normalize(
-    x: jax.Array, axes: tuple[int, ...], size: int, alpha: float, beta: float, k: float
-) -> jax.Array:
-    """x / (k + alpha * sum of x^2 over `size` neighbours along each of the axes)^beta."""
-    return _normalize_and_keep(x, axes, size, alpha, beta, k)[0]
+    x: Float[Array | np.ndarray, "*shape"],
+    axes: tuple[int, ...],
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+) -> Float[Array, "*shape"]:
+    """x / (k + alpha * sum of x^2 over `size` neighbors along each of the axes)^beta."""
+    return _forward(x, axes, size, alpha, beta, k)[0]
 
 
-def _normalize_and_keep(x, axes, size, alpha, beta, k):
-    """The same, and what the gradient needs."""
+def _forward(x, axes, size, alpha, beta, k):
+    """(output, residuals for the gradient)"""
     if size < 1 or size % 2 == 0:
-        raise UserError(f"size {size}: a window has a middle, so its size is odd")
+        raise UserError(f"size {size}: the size of a window must be odd")
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     root = jnp.sqrt(lax.rsqrt(k + alpha * window_sums(wide * wide, axes, size)))
     return (wide * negative_power(root, beta)).astype(x.dtype), (x, root)
 
 
-def _gradient(axes, size, alpha, beta, k, kept, gradient):
-    """By x: g s^-beta - 2 alpha beta x * (sum of g x s^(-beta - 1) over the window), g by the
-    output and s the scale.
+def _backward(axes, size, alpha, beta, k, residuals, gradient):
+    """g s^-beta - 2 alpha beta x * (sum of g x s^(-beta - 1) over the window), for the gradient g
+    of the output and the scale s.
     """
-    x, root = kept
+    x, root = residuals
     wide, gradient = x.astype(root.dtype), gradient.astype(root.dtype)
-    from_neighbours = window_sums(gradient * wide * negative_power(root, beta + 1), axes, size)
-    return (
-        (gradient * negative_power(root, beta) - 2 * alpha * beta * wide * from_neighbours).astype(
-            x.dtype
-        ),
-    )
+    sums = window_sums(gradient * wide * negative_power(root, beta + 1), axes, size)
+    result = gradient * negative_power(root, beta) - 2 * alpha * beta * wide * sums
+    return (result.astype(x.dtype),)
 
 
-normalize.defvjp(_normalize_and_keep, _gradient)
+normalize.defvjp(_forward, _backward)
 
 
-def window_sums(x: jax.Array, axes: tuple[int, ...], size: int) -> jax.Array:
-    """Sums over `size` neighbours along each of the axes, zeros beyond the borders."""
+def window_sums(
+    x: Float[Array, "*shape"], axes: tuple[int, ...], size: int
+) -> Float[Array, "*shape"]:
+    """Sums over `size` neighbors along each of the axes, with zeros beyond the borders."""
     for axis in axes:
         around = [(size // 2, size // 2) if i == axis else (0, 0) for i in range(x.ndim)]
         if jax.default_backend() == "cpu":
@@ -146,8 +148,8 @@ def window_sums(x: jax.Array, axes: tuple[int, ...], size: int) -> jax.Array:
     return x
 
 
-def negative_power(root: jax.Array, exponent: float) -> jax.Array:
-    """scale^-exponent from root = scale^(-1/4): for the exponents 0.75 and 1.75 products instead of
-    a logarithm and an exponential, exact to 1e-6.
+def negative_power(root: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:
+    """scale^-exponent from root = scale^(-1/4). For the exponents 0.75 and 1.75 these are products
+    instead of a logarithm and an exponential, accurate to 1e-6.
     """
     return root ** (int(4 * exponent) if 4 * exponent % 1 == 0 else 4 * exponent)

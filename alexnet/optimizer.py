@@ -1,5 +1,5 @@
-"""Optimizers and schedules, among them the paper's: a velocity that holds the rate, and a rate that
-drops on plateaus.
+"""Optimizers and schedules, among them the paper's: a velocity that includes the learning rate, and
+a rate that drops on plateaus.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float32, Int, Int32
 
-DROP = 0.1  # what a drop multiplies the rate by (section 5)
+DROP = 0.1  # the factor of a drop of the rate (section 5)
 
 
 def learning_rate_schedule(
@@ -20,10 +21,9 @@ def learning_rate_schedule(
     num_steps: int,
     drop_epochs: Sequence[int] = (),
     warmup_epochs: float = 0.0,
-):
-    """step -> rate. 'constant'; 'plateau', constant too: its drops come from `drop_on_plateau`;
-    'epochs', divided by 10 after each of `drop_epochs`; 'cosine', to 0 at `num_steps`, after a
-    linear rise over `warmup_epochs`.
+) -> optax.Schedule:
+    """step -> rate. 'constant'; 'plateau', constant too, with drops by `drop_on_plateau`; 'epochs',
+    divided by 10 after each of `drop_epochs`; 'cosine', to 0 at `num_steps`, after a warm-up.
     """
     if schedule == "cosine":
         warmup_steps = min(round(warmup_epochs * steps_per_epoch), num_steps - 1)
@@ -38,17 +38,13 @@ def learning_rate_schedule(
 
 
 class OptimizerState(NamedTuple):
-    """`count` () int32: updates done. `memory`: what the rule keeps of the gradients, such as the
-    velocity.
-    """
-
-    count: jax.Array
-    memory: Any
+    count: Int[Array, ""]  # updates done
+    memory: Any  # what the rule keeps of the gradients, such as the velocity
 
 
 def make_optimizer(
     optimizer: str,
-    schedule,
+    schedule: optax.Schedule,
     *,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
@@ -57,30 +53,23 @@ def make_optimizer(
     bias_rate_factor: float = 1.0,
     drop_bias_rate: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer of {layer: {parameter: array}}, whose `update` takes `drops` too: how often the
+    """An optimizer of {layer: {parameter: array}}. Its `update` also takes `drops`, how often the
     rate has dropped so far.
 
     With the rate e and the weight decay d of a parameter w, and its gradient g:
-    'paper': v <- momentum v - d e w - e g, w <- w + v (section 5; so do the 2012 code and Caffe): a
-      velocity keeps the rates it was made with.
-    'sgd': v <- momentum v + (g + d w), w <- w - e v: PyTorch's and Optax's, where a drop slows the
-    old velocity too.
-    'adamw': decoupled weight decay, no momentum argument.
+    'paper': v <- momentum v - d e w - e g, w <- w + v (section 5; so do the 2012 code and Caffe).
+      A velocity keeps the rates that it was made with.
+    'sgd': v <- momentum v + (g + d w), w <- w - e v (PyTorch, Optax): a drop acts at once.
+    'adamw': decoupled weight decay; `momentum` has no meaning.
 
     Args:
-      schedule: step -> rate, before drops.
-      decay_factors: the weight decay of a layer's weights over `weight_decay`; 1 where it is not
-        named.
+      decay_factors: {layer: its weight decay over `weight_decay`}, 1 by default.
       decay_biases: biases decay with `weight_decay`.
       bias_rate_factor: the rate of biases over that of weights.
-      drop_bias_rate: if not, biases keep the schedule's first rate (times the factor), as in the
-        2012 code.
+      drop_bias_rate: if not, biases keep the schedule's first rate times the factor (2012 code).
     """
-    rule = (
-        {"paper": paper_rule, "sgd": sgd_rule}[optimizer](momentum)
-        if optimizer != "adamw"
-        else adamw_rule()
-    )
+    rules = {"paper": paper_rule, "sgd": sgd_rule}
+    rule = adamw_rule() if optimizer == "adamw" else rules[optimizer](momentum)
 
     def decay_of(layer: str, name: str) -> float:
         if name == "bias":
@@ -93,14 +82,12 @@ def make_optimizer(
     def update(grads, state, params, *, drops=0):
         rate = schedule(state.count) * DROP**drops
         bias_rate = bias_rate_factor * (rate if drop_bias_rate else schedule(0))
-        rates = {
-            layer: {name: bias_rate if name == "bias" else rate for name in leaves}
-            for layer, leaves in params.items()
-        }
-        decays = {
-            layer: {name: decay_of(layer, name) for name in leaves}
-            for layer, leaves in params.items()
-        }
+
+        def for_each(value):
+            return {layer: {name: value(layer, name) for name in params[layer]} for layer in params}
+
+        rates = for_each(lambda layer, name: bias_rate if name == "bias" else rate)
+        decays = for_each(decay_of)
         updates, memory = rule.update(grads, state.memory, params, rates=rates, decays=decays)
         return updates, OptimizerState(optax.safe_increment(state.count), memory)
 
@@ -108,28 +95,23 @@ def make_optimizer(
 
 
 def paper_rule(momentum: float) -> optax.GradientTransformationExtraArgs:
-    """v <- momentum v - d e w - e g, with the rates e and decays d given to each update; the update
-    is v (section 5).
-    """
+    """v <- momentum v - d e w - e g; the update is v (section 5). Each update gets e and d."""
 
     def update(grads, velocity, params, *, rates, decays):
         velocity = jax.tree.map(
             lambda v, g, w, rate, decay: momentum * v - decay * rate * w - rate * g,
-            velocity,
-            grads,
-            params,
-            rates,
-            decays,
+            *(velocity, grads, params, rates, decays),
         )
         return velocity, velocity
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: jax.tree.map(jnp.zeros_like, params), update
-    )
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def sgd_rule(momentum: float) -> optax.GradientTransformationExtraArgs:
-    """Optax's momentum on the gradient plus decay times weight; the rate comes last."""
+    """Optax's momentum, on the gradient plus decay times weight; times the rate."""
     trace = optax.trace(momentum)
 
     def update(grads, memory, params, *, rates, decays):
@@ -155,26 +137,23 @@ def adamw_rule() -> optax.GradientTransformationExtraArgs:
 
 
 class Plateau(NamedTuple):
-    """What the plateau schedule remembers: the best validation error so far (percent), epochs since
-    then, drops of the rate.
-    """
+    """The state of the plateau schedule."""
 
-    best_error_pct: jax.Array  # () float32
-    epochs_since_best: jax.Array  # () int32
-    drops: jax.Array  # () int32
+    best_error_pct: Float32[Array, ""]  # of validation
+    epochs_since_best: Int32[Array, ""]
+    drops: Int32[Array, ""]
 
 
 def new_plateau() -> Plateau:
     """Before the first epoch: no error is worse than 100%."""
-    return Plateau(
-        jnp.full((), 100.0, jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    )
+    zero = jnp.zeros((), jnp.int32)
+    return Plateau(jnp.full((), 100.0, jnp.float32), epochs_since_best=zero, drops=zero)
 
 
 def drop_on_plateau(plateau: Plateau, error_pct, *, patience: int, num_drops: int) -> Plateau:
-    """The state after an epoch with this validation error: the rate drops, `num_drops` times at
-    most, where there was no new best for `patience` epochs; section 5: "when the validation error
-    rate stopped improving with the current learning rate".
+    """The state after an epoch with this validation error. The rate drops, at most `num_drops`
+    times, after `patience` epochs without a new best; section 5: "when the validation error rate
+    stopped improving with the current learning rate".
     """
     improved = error_pct < plateau.best_error_pct
     epochs_since_best = jnp.where(improved, 0, plateau.epochs_since_best + 1)

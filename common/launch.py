@@ -71,7 +71,7 @@ def run_tool(
         --help.
       argv: the program's name and its arguments.
       words: the names of the arguments that are no flags, such as ("ls|verify", "DIR"); all are
-        required.
+        required. A last one that ends in "...]" stands for any number of arguments.
       config_class: the config whose settings are among the flags: --preset=NAME works.
     """
     runtime.keep_freed_memory()
@@ -129,7 +129,7 @@ def _parsed(
     config_class=None,
     words: tuple[str, ...] = (),
 ) -> list[str] | None:
-    """The words of a command line, as many as `words`, its flags parsed into `values`; None if it
+    """The words of a command line that `words` names, its flags parsed into `values`; None if it
     asked for help, which is printed. Raises UserError for what is wrong.
     """
     given = common.flags.parse(values, argv, config_class)
@@ -140,10 +140,11 @@ def _parsed(
             sep="\n",
         )
         return None
-    if len(given) > len(words):
+    required = sum(not word.endswith("...]") for word in words)
+    if len(given) > len(words) == required:
         allowed = f"only {' '.join(words)}" if words else "every setting is a flag, --name=value"
         raise UserError(f"unexpected argument {given[len(words)]!r}: {allowed}.")
-    if len(given) < len(words):
+    if len(given) < required:
         raise UserError(f"{words[len(given)]} is missing: the arguments are {' '.join(words)}.")
     return given
 

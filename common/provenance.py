@@ -106,16 +106,17 @@ def command() -> str:
 
 def commit() -> str | None:
     """The commit of this code, with -dirty if tracked files differ from it; None outside a git
-    checkout.
+    checkout of it.
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    this = Path(__file__)
+    tracked = ["git", "ls-files", "--error-unmatch", this.name]  # not installed in another checkout
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    options = dict(cwd=this.parent, capture_output=True, text=True, check=True)
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        subprocess.run(tracked, **options)
+        return subprocess.run(describe, **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def machine() -> dict:

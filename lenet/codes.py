@@ -2,10 +2,11 @@
 al. 1998, section II.B).
 
 The paper's figure is an image and no machine-readable original is known, so these were drawn for
-this project. Each has 84 = 7 x 12 pixels, one for each unit of F6: +1 where ink is, -1 elsewhere.
+this project. Each has 84 = 7 x 12 pixels, one per unit of F6: +1 for ink, -1 elsewhere.
 """
 
 import numpy as np
+from jaxtyping import Float32
 
 _BITMAPS = """
 ..###.. ...##.. .#####. .#####. ....##. ####### ..####. ####### .#####. .#####.
@@ -23,16 +24,14 @@ _BITMAPS = """
 """
 
 
-def digit_codes() -> np.ndarray:
-    """(10, 84) float32 of +-1: code i is the bitmap of the digit i, row by row."""
+def digit_codes() -> Float32[np.ndarray, "10 84"]:
+    """Codes of +-1: code i is the bitmap of the digit i, row by row."""
     rows = np.array(
         [[list(bitmap) for bitmap in line.split()] for line in _BITMAPS.split("\n") if line]
     )  # (12, 10, 7)
     return np.where(rows.transpose(1, 0, 2).reshape(10, 84) == "#", 1.0, -1.0).astype(np.float32)
 
 
-def smallest_distance(codes: np.ndarray) -> int:
-    """The smallest Hamming distance between two of the codes: how many of the 84 pixels tell the
-    closest pair apart.
-    """
+def smallest_distance(codes: Float32[np.ndarray, "classes 84"]) -> int:
+    """The smallest Hamming distance between two of the codes, in pixels."""
     return int(min((a != b).sum() for i, a in enumerate(codes) for b in codes[:i]))

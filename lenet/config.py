@@ -161,7 +161,7 @@ class Config:
             raise UserError("--optimizer=sdlm needs --pooling=trainable and --output=rbf")
         if self.optimizer != "sgd" and self.momentum:
             raise UserError(
-                f"--momentum is for sgd; --optimizer={self.optimizer} needs --momentum=0"
+                f"--momentum={self.momentum} is for sgd; --optimizer={self.optimizer} needs 0"
             )
         if self.optimizer == "sdlm" and self.weight_decay:
             raise UserError("--optimizer=sdlm has no weight decay; add --weight_decay=0")
@@ -170,10 +170,12 @@ class Config:
         if self.warmup_epochs and self.schedule != "cosine":
             raise UserError(f"--warmup_epochs needs --schedule=cosine, not {self.schedule}")
         if self.warmup_epochs >= self.num_epochs:
-            raise UserError(f"--warmup_epochs must be less than --num_epochs={self.num_epochs}")
-        if 1.0 in (self.average_decay, self.momentum, self.label_smoothing):
-            names = "--average_decay, --momentum and --label_smoothing"
-            raise UserError(f"{names} must be less than 1")
+            epochs = f"--num_epochs={self.num_epochs}"
+            raise UserError(f"--warmup_epochs={self.warmup_epochs} must be less than {epochs}")
+        shares = dict(average_decay=self.average_decay, momentum=self.momentum)
+        for name, value in (shares | dict(label_smoothing=self.label_smoothing)).items():
+            if value == 1.0:
+                raise UserError(f"--{name}=1 learns nothing: it must be less than 1")
         if self.distorted_copies and self.distortions == "none":
             raise UserError("--distorted_copies needs --distortions=affine or elastic")
         if self.track == "validation" and not self.validation_size:

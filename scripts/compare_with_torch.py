@@ -1,16 +1,15 @@
-"""The preset `torchvision` beside the same layers in PyTorch, weight for weight: how far apart are
-logits and gradients?
+"""Compares the preset `torchvision` with the same layers in PyTorch, with the same weights: how far
+apart are logits and gradients?
 
     python -m scripts.compare_with_torch [--json=results/alexnet_torchvision_agreement.json]
 
-PyTorch draws the weights; images and labels are drawn from --seed; dropout is off on both sides.
-Differences are relative to the largest value of each array. Needs `pip install -r
-requirements-peers.txt`.
+PyTorch draws the weights; images and labels are drawn from --seed; there is no dropout. Differences
+are relative to the largest value of each array. Needs `pip install -r requirements-peers.txt`.
 
-The two round differently, by 1e-6 of a layer's outputs. Where a sum is as close to zero, or two in
-a pooling window to each other, a rectifier or a maximum may pass on another unit, and from there on
-the gradient of that image is another one. So each image's gradients are compared by themselves, and
-those with such a unit are counted and shown apart.
+The two round differently, by about 1e-6 of a layer's outputs. Where a pre-activation is that close
+to zero, or two values in a pooling window that close to each other, ReLU or pooling may pass on
+another unit, and below it the gradient of that image differs. So the gradients of each image are
+compared separately, and images with such a unit are counted and reported apart.
 """
 
 import json
@@ -20,22 +19,23 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
 
 import common.flags
 from alexnet.config import Config
-from alexnet.train import build_loss, build_model
+from alexnet.network import assemble
+from alexnet.statistics import Statistics
 from common import launch, provenance
 from common.errors import UserError
 from common.workdir import write_atomic
 
 PRESET = "alexnet/presets/torchvision.flags"
+WEIGHTED = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_integer("batch_size", 8, "Images.", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_integer(
-        "seed", 0, "Of weights, images and labels.", lower_bound=0, flag_values=flag_values
+        "seed", 0, "Seed of weights, images and labels.", lower_bound=0, flag_values=flag_values
     )
     flags.DEFINE_string("json", "", "Write the result to this file.", flag_values=flag_values)
 
@@ -54,44 +54,46 @@ def main(flag_values: flags.FlagValues) -> None:
         result = {"kind": "agreement", **result, **source}
         write_atomic(Path(flag_values.json), json.dumps(result, indent=2) + "\n")
     print(
-        f"relative difference of the logits {result['logits_relative_difference']:.1e}, of the gradients at most "
-        f"{result['gradients_relative_difference']:.1e} ({result['gradients_farthest']}); units that rounding switched in each "
-        f"image {result['units_switched']}, with at most {result['switched_gradients_relative_difference']:.1e} there"
+        f"relative difference of the logits {result['logits_relative_difference']:.1e}, of the "
+        f"gradients at most {result['gradients_relative_difference']:.1e} "
+        f"({result['gradients_farthest']}); units that rounding switched, by image "
+        f"{result['units_switched']}, there at most "
+        f"{result['switched_gradients_relative_difference']:.1e}"
     )
 
 
 def preset() -> Config:
     """The config of the preset."""
     common.flags.define(Config, values := flags.FlagValues())
-    values(
-        [
-            "compare_with_torch",
-            f"--flagfile={Path(__file__).parents[1] / PRESET}",
-            "--dropout=0",
-            "--dataset=fake",
-        ]
-    )
+    flagfile = Path(__file__).parents[1] / PRESET
+    values(["compare_with_torch", f"--flagfile={flagfile}", "--dropout=0", "--dataset=fake"])
     return common.flags.read(Config, values)
 
 
 def torch_alexnet(torch):
-    """torchvision's AlexNet without its dropout: (B, 3, 224, 224) -> (B, 1000)."""
+    """torchvision's AlexNet without dropout: (B, 3, 224, 224) -> (B, 1000)."""
     nn = torch.nn
-    features = [
-        *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
-    ]
-    classifier = [
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, stride=4, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2),
+        nn.Flatten(),
         nn.Linear(9216, 4096),
         nn.ReLU(),
         nn.Linear(4096, 4096),
         nn.ReLU(),
         nn.Linear(4096, 1000),
-    ]
-    return nn.Sequential(*features, nn.Flatten(), *classifier)
+    )
 
 
 def to_ours(name: str, weight: np.ndarray) -> np.ndarray:
@@ -104,28 +106,25 @@ def to_ours(name: str, weight: np.ndarray) -> np.ndarray:
 
 
 def compare(torch, batch_size: int, seed: int) -> dict:
-    """The largest differences of one training step without dropout."""
+    """The largest differences of one training step."""
     torch.manual_seed(seed)
-    theirs = torch_alexnet(torch)
-    layers = dict(
-        zip(
-            ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"),
-            weighted(theirs),
-            strict=True,
-        )
-    )
     random = np.random.default_rng(seed)
     images = random.standard_normal((batch_size, 224, 224, 3), np.float32)
     labels = random.integers(0, 1000, batch_size)
-    x, steps = torch.tensor(images.transpose(0, 3, 1, 2).copy()), []
+
+    # ---- theirs: (kind, inputs, outputs) of each layer
+    theirs = torch_alexnet(torch)
+    x, their_steps = torch.tensor(images.transpose(0, 3, 1, 2).copy()), []
     for layer in theirs:
         kind = {"Conv2d": "conv", "MaxPool2d": "pool", "Linear": "fc"}.get(type(layer).__name__)
-        steps.append((kind, x, layer(x)))
-        x = steps[-1][2]
-    logits = x
-    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
+        their_steps.append((kind, x, layer(x)))
+        x = their_steps[-1][2]
+    losses = torch.nn.functional.cross_entropy(x, torch.tensor(labels), reduction="none")
 
-    config = preset()
+    # ---- ours, with their weights
+    unused = Statistics(np.zeros((224, 224, 3), np.float32), np.eye(3, dtype=np.float32))
+    network = assemble(preset(), 1000, unused)  # the images are prepared already
+    layers = dict(zip(WEIGHTED, filter(has_weights, theirs), strict=True))
     params = {
         name: {
             "kernel": to_ours(name, layer.weight.detach().numpy()),
@@ -133,67 +132,66 @@ def compare(torch, batch_size: int, seed: int) -> dict:
         }
         for name, layer in layers.items()
     }
-    model, loss = nnx.eval_shape(lambda: build_model(config, 1000)), build_loss(config)
-    graphdef = nnx.graphdef(model)
-
-    def to_torch(x):  # (B, H, W, C) -> (B, C, H, W)
-        x = np.asarray(x)
-        return torch.tensor(x.transpose(0, 3, 1, 2).copy() if x.ndim == 4 else x)
+    order = network.bind(params).order
 
     @jax.jit
-    def forward(params):  # what each layer makes of the one before
-        model, x, steps = nnx.merge(graphdef, params), images, []
-        for name in model.order:
-            steps.append((x, model.layer(name, x)))
+    def forward(params):  # (inputs, outputs) of each layer
+        module, x, steps = network.bind(params), images, []
+        for name in order:
+            steps.append((x, module.layer(name, x)))
             x = steps[-1][1]
         return steps
 
     @jax.jit
     def gradients(params, i):  # of the loss of image i in its batch
-        return jax.grad(lambda params: loss(nnx.merge(graphdef, params)(images), labels)[i])(params)
+        def loss(params):
+            return network.loss(network.logits(params, images), labels)[i]
+
+        return jax.grad(loss)(params)
+
+    def to_torch(x):  # (B, H, W, C) -> (B, C, H, W)
+        x = np.asarray(x)
+        return torch.tensor(x.transpose(0, 3, 1, 2).copy() if x.ndim == 4 else x)
 
     our_steps = forward(params)
     ours = [
-        (name[:-1], *map(to_torch, arrays))
-        for name, arrays in zip(model.order, our_steps, strict=True)
+        (name[:-1], *map(to_torch, arrays)) for name, arrays in zip(order, our_steps, strict=True)
     ]
-    switched = [a != b for a, b in zip(choices(torch, ours), choices(torch, steps), strict=True)]
-    switched = sum(
-        units.reshape(batch_size, -1).sum(1) for units in switched
-    ).tolist()  # of each image
 
-    if all(switched):
+    # ---- differences
+    switched = np.zeros(batch_size, int)  # units of each image
+    for a, b in zip(choices(torch, ours), choices(torch, their_steps), strict=True):
+        switched += (a != b).reshape(batch_size, -1).sum(1).numpy()
+    if switched.all():
         raise UserError(
-            f"--seed={seed}: rounding switched a unit in every image, so there is nothing to compare; try another"
+            f"--seed={seed}: rounding switched a unit in every image, so there is nothing to "
+            "compare; try another"
         )
-
-    farthest = {
-        True: (0.0, ""),
-        False: (0.0, ""),
-    }  # whether units switched: the largest difference, and where
     parameters = [array for layer in layers.values() for array in (layer.weight, layer.bias)]
+    farthest = {True: (0.0, ""), False: (0.0, "")}  # whether units switched: (largest, where)
     for i in range(batch_size):
         found = iter(torch.autograd.grad(losses[i], parameters, retain_graph=True))
-        for name, grads in gradients(params, i).items():
+        our_grads = gradients(params, i)
+        for name in layers:
             for kind in ("kernel", "bias"):
                 their_grad = next(found).numpy()
                 their_grad = to_ours(name, their_grad) if kind == "kernel" else their_grad
-                there = (difference(grads[kind], their_grad), f"{name} {kind}, image {i}")
+                there = difference(our_grads[name][kind], their_grad), f"{name} {kind}, image {i}"
                 farthest[switched[i] > 0] = max(farthest[switched[i] > 0], there)
     return {
         "batch_size": batch_size,
-        "logits_relative_difference": difference(our_steps[-1][1], logits.detach().numpy()),
+        "logits_relative_difference": difference(our_steps[-1][1], x.detach().numpy()),
         "gradients_relative_difference": farthest[False][0],
         "gradients_farthest": farthest[False][1],
-        "units_switched": switched,
+        "units_switched": switched.tolist(),
         "switched_gradients_relative_difference": farthest[True][0],
     }
 
 
 def choices(torch, steps: list[tuple]) -> list:
-    """Which units rectifiers and poolings pass on, of steps (kind of layer, inputs, outputs): the
-    places of the maxima in each pooling's inputs, and the signs of what layers with weights put
-    out.
+    """Which units ReLU and pooling pass on, for steps (kind of layer, inputs, outputs): the
+    positions of the maxima in each pooling's inputs, and the signs of the outputs of layers with
+    weights.
     """
     found = []
     for kind, inputs, outputs in steps:
@@ -204,9 +202,9 @@ def choices(torch, steps: list[tuple]) -> list:
     return found
 
 
-def weighted(model) -> list:
-    """The layers that have weights, in order."""
-    return [layer for layer in model if hasattr(layer, "weight")]
+def has_weights(layer) -> bool:
+    """Whether a layer of PyTorch's has parameters."""
+    return any(True for _ in layer.parameters())
 
 
 def difference(ours, theirs: np.ndarray) -> float:

@@ -1,18 +1,30 @@
 #!/usr/bin/env bash
-# `bash scripts/test.sh [--all] [PYTEST ARGUMENTS]`: the linter and the fast tests; --all goes on with the slow ones.
+# The linter and the tests: `bash scripts/test.sh [--quick|--ci|--all] [PYTEST ARGUMENTS]`.
+#   --quick  unit tests: no process is started, no whole network compiled
+#   (none)   unit tests, and tiny runs of the real commands
+#   --ci     and slow tests: one kill, one corruption, two devices, PyTorch ... of each kind
+#   --all    and the nightly ones: every preset and setting, many kills, many devices, full data sets
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
-tiers=("not slow")
-if [ "${1:-}" = --all ]; then
-  shift
-  [ $# = 0 ] && tiers+=(slow) || tiers=("") # what arguments choose runs at once: one of two tiers might have none of it
+option=${1:-}
+case $option in
+  --quick) minutes=1 runs=("not commands and not slow and not nightly") ;;
+  --ci) minutes=25 runs=("not slow and not nightly" slow) ;;
+  --all) minutes=45 runs=("not slow and not nightly" slow nightly) ;;
+  *) minutes=5 runs=("not slow and not nightly") option="" ;;
+esac
+[ -z "$option" ] || shift
+if [ $# -gt 0 ] && [ "$option" = --all ]; then
+  runs=("") # what the arguments choose runs at once: a tier may have none of it
 fi
 install requirements.txt
 install requirements-dev.txt
-unset PYTHONDONTWRITEBYTECODE # hundreds of commands are run, which need not each compile the same modules
+unset PYTHONDONTWRITEBYTECODE # or each of hundreds of commands compiles the same modules
 
+[ $# -gt 0 ] || echo "About $minutes min on 2 cores."
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-for tier in "${tiers[@]}"; do # in a process for each core, but no more than four: the largest tests need gigabytes
-  .venv/bin/python -m pytest -m "$tier" -n auto --maxprocesses=4 --dist=worksteal -rs --durations=15 "$@"
+for tests in "${runs[@]}"; do # a process per core, at most four: the largest tests need gigabytes
+  .venv/bin/python -m pytest -m "$tests" -n auto --maxprocesses=4 --dist=worksteal -rs \
+    --durations=15 "$@"
 done

@@ -63,7 +63,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture
 def without_curves(monkeypatch):
-    """Runs in this process draw no curves.png, which takes longer than a tiny network's training."""
+    """Runs in this process draw no curves.png, which takes longer than training a tiny network."""
     monkeypatch.setattr("common.writer.draw_curves", lambda *_: None)
 
 
@@ -106,7 +106,7 @@ def write_set():
     """write_set(folder, name, images, num_classes=10): a prepared set, labels 0, 1, 2 ..., train
     and test alike.
     """
-    from scripts.prepare.builders import write_prepared
+    from common.builders import write_prepared
 
     def write(folder, name, images, num_classes=10):
         labels = [i % num_classes for i in range(len(images))]

@@ -1,4 +1,4 @@
-"""AlexNet and its variants against the papers' numbers, the lecture deck's, and PyTorch's layers."""
+"""AlexNet and its variants against the papers' numbers, the lecture deck's and PyTorch's layers."""
 
 import functools
 import math
@@ -182,15 +182,6 @@ def test_parameters(name):
     rows = table(preset(name))
     assert {row["name"]: row["parameters"] for row in rows if row["parameters"]} == layers
     assert total(rows, "parameters") == sum_of_layers == sum(layers.values())
-
-
-def test_the_modules_hold_as_many_parameters_as_the_table_says():
-    for name, (_, parameters) in PARAMETERS.items():
-        num_classes = 10 if name == "small" else 1000
-        state = nnx.state(
-            nnx.eval_shape(lambda name=name, n=num_classes: build_model(preset(name), n)), nnx.Param
-        )
-        assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state)) == parameters
 
 
 def test_multiply_adds():
@@ -498,6 +489,38 @@ def test_loss_against_pytorch(label_smoothing, torch):
     np.testing.assert_allclose(
         loss_function(label_smoothing)(logits, labels), expected, rtol=1e-5, atol=1e-6
     )
+
+
+# ---- what the layers pass on
+
+# Layers whose activation function comes only after the next layer: they pass on weighted sums.
+BEFORE_THE_ACTIVATION = {"code2012": {"conv1", "conv5"}}
+
+
+@pytest.mark.parametrize("name", ["deck", "paper", "code2012"])
+def test_activations_are_what_the_next_layer_receives(name):
+    """Layer by layer, by hand: each entry is the input of the next row's layer."""
+    config = preset(name)
+    settings = dict(norm_order=config.norm_order, dropout_at=config.dropout_at, lrn=config.lrn)
+    model = small(**settings, initialization="he", hidden_bias=0.1)
+    images = 60 * jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    found = jax.jit(lambda images: model.activations(images))(images)  # jit keeps the order
+    rows = layer_table(model, 32)
+    assert [(row["name"], [2, *row["output"]]) for row in rows] == [
+        (layer, list(x.shape)) for layer, x in found.items()
+    ]
+    received, x = {}, images  # the input of each layer that is no activation function
+    for layer in model.order:
+        if not layer.startswith("activation"):
+            received[layer] = x
+        x = model.layer(layer, x)
+    following = [received[row["name"]] for row in rows[1:]] + [x]
+    for (layer, ours), expected in zip(found.items(), following, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+        if layer.startswith("conv"):  # ReLU or not
+            late = layer in BEFORE_THE_ACTIVATION.get(name, ())
+            assert bool((ours < 0).any()) is late, layer
+    np.testing.assert_array_equal(found["fc8"], jax.jit(lambda images: model(images))(images))
 
 
 # ---- dropout

@@ -85,7 +85,7 @@ def assert_close(ours: list[dict], theirs: list[dict], rtol: float = 2e-5):
 @pytest.mark.parametrize("dropped_by", ["schedule", "plateau"])
 @pytest.mark.parametrize("biases", ["as the weights", "as in the 2012 code", "as in Caffe"])
 def test_the_papers_rule_step_by_step(biases, dropped_by):
-    """v <- 0.9 v - 0.0005 e w - e g, w <- w + v (section 5); a larger decay here, so that it shows."""
+    """v <- 0.9 v - 0.0005 e w - e g, w <- w + v (section 5), with a decay large enough to show."""
     decays_too, factor, follows = {
         "as the weights": (True, 1.0, True),
         "as in the 2012 code": (False, 2.0, False),  # epsB 0.02 to the end, no decay

@@ -21,8 +21,8 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 from tensorflow_datasets.core import registered
 
-from common import examples
 from common.errors import DataError
+from common.examples import load
 from scripts.prepare.builders import write_prepared
 from scripts.prepare.published import PUBLISHED_SETS, read_idx, read_split
 
@@ -212,7 +212,7 @@ def test_our_reader_and_tfds_return_the_same_bits(tmp_path, dataset, channels):
     folder = write_prepared(tmp_path, dataset, "1.2.0", splits, shape, "abc", keep_order=True)
     assert folder == tmp_path / dataset / "1.2.0"
     for split, (images, labels) in arrays.items():
-        examples = examples.load(dataset, split, [tmp_path])
+        examples = load(dataset, split, [tmp_path])
         assert (examples.images.dtype, examples.labels.dtype) == (np.uint8, np.int32)
         assert examples.num_classes == 3
         np.testing.assert_array_equal(examples.images, images)
@@ -256,9 +256,7 @@ def test_the_order_of_records_is_that_of_the_official_builders(tmp_path):
     write_prepared(tmp_path, "tiny", "1.0.0", splits, (1, 1, 1), "a", keep_order=False)
     # tensorflow_datasets/core/hashing.py: sorted by the MD5 of the split's name and the index.
     expected = sorted(range(50), key=lambda index: hashlib.md5(f"train{index}".encode()).digest())
-    np.testing.assert_array_equal(
-        examples.load("tiny", "train", [tmp_path]).images.ravel(), expected
-    )
+    np.testing.assert_array_equal(load("tiny", "train", [tmp_path]).images.ravel(), expected)
 
 
 def test_encoded_images_are_stored_unchanged(tmp_path):
@@ -271,7 +269,7 @@ def test_encoded_images_are_stored_unchanged(tmp_path):
     decoders = {"image": tfds.decode.SkipDecoding()}
     records = tfds.builder_from_directory(folder).as_data_source("train", decoders=decoders)
     assert records[0]["image"] == buffer.getvalue()
-    loaded = examples.load("tiny", "train", [tmp_path]).images[0]
+    loaded = load("tiny", "train", [tmp_path]).images[0]
     np.testing.assert_array_equal(loaded, np.asarray(Image.open(buffer)))
 
 
@@ -280,7 +278,7 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     splits = {"train": [(np.zeros((2, 2, 1), np.uint8), 0)]}
     write_prepared(tmp_path / "sets", "tiny", "1.0.0", splits, (2, 2, 1), "a", keep_order=True)
-    examples.load("tiny", "train", [tmp_path / "sets"])
+    load("tiny", "train", [tmp_path / "sets"])
     assert list((tmp_path / "temporary").iterdir()) == []
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tiny"]
 

@@ -1,4 +1,4 @@
-"""The comparison with PyTorch, weight for weight."""
+"""The comparison with PyTorch, with the same weights."""
 
 import pytest
 
@@ -16,7 +16,6 @@ def test_logits_and_gradients_agree(torch):
 def test_which_units_are_passed_on(torch):
     signs, places = torch.tensor([[1.0, -1.0]]), torch.arange(9.0).reshape(1, 1, 3, 3)
     assert compare_with_torch.choices(torch, [("activation", signs, signs)]) == []
-    positive, highest = compare_with_torch.choices(
-        torch, [("fc", places, signs), ("pool", places, signs)]
-    )
+    steps = [("fc", places, signs), ("pool", places, signs)]
+    positive, highest = compare_with_torch.choices(torch, steps)
     assert positive.tolist() == [[True, False]] and highest.tolist() == [[[[8]]]]

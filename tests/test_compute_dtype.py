@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 
 import alexnet.config
-import alexnet.train
+import alexnet.network
 import lenet.config
-import lenet.train
+import lenet.network
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -29,17 +29,17 @@ PAPER = dict(
     momentum=0.0,
 )
 MODELS = {
-    "lenet deck": lambda dtype: lenet.train.build_model(lenet.config.Config(compute_dtype=dtype)),
-    "lenet paper": lambda dtype: lenet.train.build_model(
+    "lenet deck": lambda dtype: lenet.network.build_model(lenet.config.Config(compute_dtype=dtype)),
+    "lenet paper": lambda dtype: lenet.network.build_model(
         lenet.config.Config(compute_dtype=dtype, **PAPER)
     ),
-    "alexnet small": lambda dtype: alexnet.train.build_model(
+    "alexnet small": lambda dtype: alexnet.network.build_model(
         alexnet.config.Config(
             widths="small", crop_size=32, compute_dtype=dtype, initialization="he"
         ),
         10,
     ),
-    "cifar13": lambda dtype: alexnet.train.build_model(
+    "cifar13": lambda dtype: alexnet.network.build_model(
         alexnet.config.Config(net="cifar13", crop_size=24, compute_dtype=dtype, dropout=0.0), 10
     ),
 }

@@ -13,7 +13,7 @@ from jax import lax
 
 from common.conv import (
     MANY_CHANNELS,
-    OUTPUTS_A_TILE,
+    TILE_SIDES,
     banded_convolution,
     batch_last_convolution,
     block_of_outputs,
@@ -172,15 +172,15 @@ def test_how_much_winograd_rounds(shape, size):
 
 @pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize(
-    "m, size", [(m, size) for size, tiles in OUTPUTS_A_TILE.items() for m in tiles]
+    "m, size", [(m, size) for size, tiles in TILE_SIDES.items() for m in tiles]
 )
 def test_transformations_have_the_same_bits_in_every_program(m, size):
     """Those of products and sums that are each rounded by itself: fused ones of the plain weights
     come out otherwise, up to a quarter of them.
     """
-    of_pixels, _, of_products = winograd_matrices(m, size)
+    BT, _, AT = winograd_matrices(m, size)
     arrays = draws(*[(2, 5, 7, 11)] * (m + size - 1))
-    for matrix in (of_pixels, of_products):
+    for matrix in (BT, AT):
         expected = []
         for row in matrix:
             total = np.float32(0)

@@ -1,4 +1,4 @@
-"""common/data.py: finding and reading prepared sets, the cache, orders and batches; and the
+"""Prepared sets: found, described, loaded into memory and cached; the order of examples; and the
 embedded digits.
 """
 
@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,12 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common import data
-from common.errors import DataError
+from common import examples
+from common.errors import DataError, UserError
+from common.examples import Examples, load
+from common.order import epoch_order, eval_batches, hold_out, order_of_uses, steps_per_epoch
+from common.prepared import data_dirs, find, split_sizes
 from scripts.prepare import builders
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "lenet" / "digits"
+SHARD = "tiny-train.array_record-00000-of-00001"
 
 
 @pytest.fixture(autouse=True)
@@ -34,32 +38,29 @@ def cache_dir(tmp_path, monkeypatch):
     return tmp_path / "cache" / "lenet-alexnet"
 
 
-def make_examples(count: int, seed: int = 0, shape=(4, 3, 1)) -> data.Examples:
+def make_examples(count: int, seed: int = 0, shape=(4, 3, 1)) -> Examples:
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (count, *shape), np.uint8)
-    return data.Examples(images, random.integers(0, 3, count).astype(np.int32), 3, "tiny")
+    labels = random.integers(0, 3, count).astype(np.int32)
+    return Examples(images, labels, 3, "tiny", ("a", "b", "c"))
 
 
-def write(data_dir, dataset="tiny", version="1.0.0", **splits) -> Path:
+def write(data_dir, dataset="tiny", version="1.0.0", shape=(4, 3, 1), **splits) -> Path:
+    """Each split is `Examples`, or (image or file, label) pairs."""
     pairs = {
-        split: zip(examples.images, examples.labels, strict=True)
-        for split, examples in splits.items()
+        split: zip(content.images, content.labels, strict=True)
+        if isinstance(content, Examples)
+        else content
+        for split, content in splits.items()
     }
-    shape = next(iter(splits.values())).images.shape[1:]
     return builders.write_prepared(data_dir, dataset, version, pairs, shape, "abc", keep_order=True)
 
 
-def assert_same(left: data.Examples, right: data.Examples) -> None:
+def assert_same(left: Examples, right: Examples) -> None:
     np.testing.assert_array_equal(left.images, right.images)
     np.testing.assert_array_equal(left.labels, right.labels)
-    assert (left.num_classes, left.name) == (right.num_classes, right.name)
-
-
-def forbid_reading_records(monkeypatch) -> None:
-    def refuse(*_):
-        raise AssertionError("the records were read")
-
-    monkeypatch.setattr(data, "_read_records", refuse)
+    for name in ("num_classes", "name", "class_names"):
+        assert getattr(left, name) == getattr(right, name)
 
 
 def edit_json(path: Path, change) -> None:
@@ -68,24 +69,29 @@ def edit_json(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
+def assert_refused(dataset, split, folders, *named) -> None:
+    """In one line, with everything that must be named."""
+    with pytest.raises(DataError) as caught:
+        load(dataset, split, folders)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 65
+    for part in named:
+        assert str(part) in str(caught.value)
+
+
 # Finding and reading
 
 
 def test_newest_version_in_the_first_folder_that_has_the_set(tmp_path):
-    old, new, other = make_examples(2, 1), make_examples(3, 2), make_examples(4, 3)
+    old, new, other = (make_examples(count, count) for count in (2, 3, 4))
     write(tmp_path / "a", version="2.9.0", train=old)
-    write(
-        tmp_path / "a", version="2.10.0", train=new
-    )  # newer, though it sorts before 2.9.0 as text
+    write(tmp_path / "a", version="2.10.0", train=new)  # newer, though it sorts first as text
     write(tmp_path / "b", version="3.0.0", train=other)
-    (tmp_path / "a" / "tiny" / "incomplete.X_9.0.0").mkdir()
-    (tmp_path / "a" / "tiny" / "incomplete.X_9.0.0" / "dataset_info.json").write_text(
-        "{}"
-    )  # an interrupted preparation
-    assert_same(
-        data.load("tiny", "train", [tmp_path / "missing", tmp_path / "a", tmp_path / "b"]), new
-    )
-    assert_same(data.load("tiny", "train", [str(tmp_path / "b"), str(tmp_path / "a")]), other)
+    unfinished = tmp_path / "a" / "tiny" / "incomplete.X_9.0.0"
+    unfinished.mkdir()
+    (unfinished / "dataset_info.json").write_text("{}")
+    assert_same(load("tiny", "train", [tmp_path / "missing", tmp_path / "a", tmp_path / "b"]), new)
+    assert_same(load("tiny", "train", [str(tmp_path / "b"), str(tmp_path / "a")]), other)
+    assert split_sizes("tiny", [tmp_path / "a"]) == {"train": 3}
 
 
 @pytest.mark.parametrize(
@@ -94,213 +100,154 @@ def test_newest_version_in_the_first_folder_that_has_the_set(tmp_path):
 )
 def test_splits_mean_what_they_mean_in_tfds(tmp_path, split):
     folder = write(tmp_path, train=make_examples(9, 1), test=make_examples(5, 2))
-    examples = data.load("tiny", split, [tmp_path])
-    builder = tfds.builder_from_directory(folder)
-    assert len(examples) == len(examples.images) == builder.info.splits[split].num_examples
-    if len(examples):  # TFDS itself cannot open an empty slice
+    loaded, builder = load("tiny", split, [tmp_path]), tfds.builder_from_directory(folder)
+    assert len(loaded) == len(loaded.images) == builder.info.splits[split].num_examples
+    if len(loaded):  # TFDS itself cannot open an empty slice
         records = list(builder.as_data_source(split))
-        np.testing.assert_array_equal(examples.labels, [record["label"] for record in records])
-        np.testing.assert_array_equal(examples.images, [record["image"] for record in records])
+        np.testing.assert_array_equal(loaded.labels, [record["label"] for record in records])
+        np.testing.assert_array_equal(loaded.images, [record["image"] for record in records])
 
 
-def test_slicing_examples():
-    examples = make_examples(10)
-    training, validation = examples[:-3], examples[-3:]
-    assert (len(training), len(validation), len(examples)) == (7, 3, 10)
-    np.testing.assert_array_equal(
-        np.concatenate([training.images, validation.images]), examples.images
-    )
-    np.testing.assert_array_equal(
-        np.concatenate([training.labels, validation.labels]), examples.labels
-    )
-    assert (training.num_classes, training.name) == (3, "tiny")
+def test_class_names(tmp_path):
+    folder = write(tmp_path, train=make_examples(2))
+    assert load("tiny", "train", [tmp_path]).class_names == ("a", "b", "c")
+    for names in ("a\nb\n", None):  # not one for each class
+        path = folder / "label.labels.txt"
+        path.write_text(names) if names else path.unlink()
+        assert load("tiny", "train", [tmp_path]).class_names is None
 
 
-def message_of(*arguments) -> str:
-    with pytest.raises(DataError) as caught:
-        data.load(*arguments)
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 65
-    return str(caught.value)
-
-
-def test_set_not_found_says_where_it_looked_and_what_to_do(tmp_path):
-    message = message_of("mnist", "train", [tmp_path / "here", tmp_path / "there"])
-    for part in (
-        str(tmp_path / "here"),
-        str(tmp_path / "there"),
-        "--data_dir",
-        "$TFDS_DATA_DIR",
-        "python -m scripts.prepare_data --help`",
-        "--dataset=mnist10k, for LeNet-5, is embedded",
+def test_slices_and_held_out_examples():
+    whole = make_examples(10)
+    for train, validation in (
+        (whole[:-3], whole[-3:]),
+        hold_out(whole, train_size=0, validation_size=3),
     ):
-        assert part in message
+        assert (len(train), len(validation), len(whole)) == (7, 3, 10)
+        both = [np.concatenate([train.images, validation.images])]
+        both += [np.concatenate([train.labels, validation.labels])]
+        assert_same(Examples(*both, train.num_classes, train.name, train.class_names), whole)
+    few, same = hold_out(whole, train_size=2, validation_size=3)
+    assert_same(few, whole[:2])
+    assert_same(same, validation)
+    for sizes in (dict(train_size=0, validation_size=10), dict(train_size=8, validation_size=3)):
+        with pytest.raises(UserError, match=f"--validation_size={sizes['validation_size']}"):
+            hold_out(whole, **sizes)
+    assert steps_per_epoch(23, 5) == 4
+    with pytest.raises(UserError, match="--batch_size=24"):
+        steps_per_epoch(23, 24)
 
 
-def test_sub_sets_are_listed(tmp_path):
+def test_a_set_that_is_not_there(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    flags = ("--data_dir", "$TFDS_DATA_DIR", "scripts.prepare_data", "--dataset=mnist10k")
+    assert_refused("mnist", "train", [here, there], here, there, *flags)
     for config in ("letters", "balanced"):
-        write(tmp_path, dataset=f"emnist/{config}", train=make_examples(1))
-    assert "choose one of: --dataset=emnist/balanced, --dataset=emnist/letters" in message_of(
-        "emnist", "train", [tmp_path]
-    )
+        write(here, dataset=f"emnist/{config}", train=make_examples(1))
+    both = "--dataset=emnist/balanced, --dataset=emnist/letters"
+    assert_refused("emnist", "train", [here], both)
+    for name in ("", "../tiny", "/tiny", "tiny/", "a/b/c"):
+        assert_refused(name, "train", [here], f"--dataset={name} ")
 
 
-@pytest.mark.parametrize("dataset", ["", "../tiny", "/tiny", "tiny/", "a/b/c"])
-def test_what_is_no_name_of_a_set(tmp_path, dataset):
-    assert "allowed: a name such as mnist" in message_of(dataset, "train", [tmp_path])
+def test_a_split_that_is_not_there(tmp_path):
+    folder = write(tmp_path, train=make_examples(2), test=make_examples(2))
+    for split in ("valid", "train[", "train[0:x]", "", "valid[:5]", "train+valid"):
+        assert_refused("tiny", split, [tmp_path], repr(split), "train, test", "train[:100]")
+    (folder / SHARD).unlink()
+    assert_refused("tiny", "train", [tmp_path], folder, "split train", "0 of 1 shards")
 
 
-@pytest.mark.parametrize("split", ["valid", "train[", "train[0:x]", "", "valid[:5]", "train+valid"])
-def test_unknown_split_lists_those_available(tmp_path, split):
-    write(tmp_path, train=make_examples(2), test=make_examples(2))
-    assert "available: train, test, and slices such as train[:100]" in message_of(
-        "tiny", split, [tmp_path]
-    )
+def test_data_dirs(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    assert data_dirs("", "embedded") == [tmp_path / "tensorflow_datasets", Path("embedded")]
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/sets")
+    assert data_dirs("", "one", "two") == [tmp_path / "sets", Path("one"), Path("two")]
+    assert data_dirs("given") == [Path("given")]
 
 
-@pytest.mark.parametrize("file_format", ["tfrecord", None])
-def test_tfrecord_is_refused_in_words(tmp_path, file_format):
-    folder = write(tmp_path, train=make_examples(2))
-    edit_json(
-        folder / "dataset_info.json",
-        lambda info: info.update(fileFormat=file_format) if file_format else info.pop("fileFormat"),
-    )
-    message = message_of("tiny", "train", [tmp_path])
-    assert "tfrecord" in message
-    assert "only array_record" in message
+# Descriptions that cannot be used
 
 
-def test_labels_outside_the_classes_are_refused_also_from_the_cache(tmp_path):
-    examples = make_examples(20)
-    folder = write(tmp_path, train=examples)
-    data.load("tiny", "train", [tmp_path])
-    edit_json(
-        folder / "features.json",
-        lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses="2"),
-    )
-    for _ in range(2):
-        assert "labels run from 0 to 2" in message_of("tiny", "train", [tmp_path])
+def features_of(content: dict) -> dict:
+    return content["featuresDict"]["features"]
 
 
-def test_images_of_differing_shapes_are_refused(tmp_path):
-    splits = {"train": [(np.zeros((4, 4, 1), np.uint8), 0), (np.zeros((4, 5, 1), np.uint8), 0)]}
-    builders.write_prepared(
-        tmp_path, "mixed", "1.0.0", splits, (None, None, 1), "a", keep_order=True
-    )
-    assert "images of 2 shapes, such as (4, 4, 1) and (4, 5, 1)" in message_of(
-        "mixed", "train", [tmp_path]
-    )
+def shape_of(content: dict) -> dict:
+    return features_of(content)["image"]["image"]["shape"]
 
 
-def test_splits_of_differing_shapes_are_refused_together_and_read_alone(tmp_path):
-    splits = {
-        "train": [(np.zeros((4, 4, 1), np.uint8), 0)],
-        "test": [(np.zeros((4, 5, 1), np.uint8), 0)],
-    }
-    builders.write_prepared(
-        tmp_path, "mixed", "1.0.0", splits, (None, None, 1), "a", keep_order=True
-    )
-    assert "different shapes" in message_of("mixed", "train+test", [tmp_path])
-    assert data.load("mixed", "test", [tmp_path]).images.shape == (1, 4, 5, 1)
+def label_of(content: dict) -> dict:
+    return features_of(content)["label"]["classLabel"]
 
 
-def test_a_set_without_image_and_class_label_is_refused(tmp_path):
-    folder = write(tmp_path, train=make_examples(2))
-    edit_json(folder / "features.json", lambda f: f["featuresDict"]["features"].pop("label"))
-    assert "needed are `image`" in message_of("tiny", "train", [tmp_path])
-
-
-@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-def test_unreadable_descriptions_are_named(tmp_path, name):
-    folder = write(tmp_path, train=make_examples(2))
-    (folder / name).write_text("{ half a fi")
-    assert name in message_of("tiny", "train", [tmp_path])
+INFO, FEATURES = "dataset_info.json", "features.json"
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "reason"),
+    ("name", "change", "named"),
     [
-        (
-            "dataset_info.json",
-            lambda f: f["splits"][0].update(name="../tiny"),
-            "a split '../tiny' with shards",
-        ),
-        (
-            "dataset_info.json",
-            lambda f: f["splits"][0].update(shardLengths=["-1"]),
-            "shards of .-1. records",
-        ),
-        ("dataset_info.json", lambda f: f.update(splits=[3]), "described wrongly"),
-        (
-            "features.json",
-            lambda f: image_of(f).update(dimensions=["4", "3"]),
-            "images of shape .'4', '3'.; allowed:",
-        ),
-        (
-            "features.json",
-            lambda f: image_of(f).update(dimensions=["4", "3", "7"]),
-            "and 1, 3 or 4 channels",
-        ),
-        (
-            "features.json",
-            lambda f: image_of(f).update(dimensions=["10000", "9000", "3"]),
-            "allowed: 89,478,485 pixels",
-        ),
-        ("features.json", lambda f: label_of(f).update(numClasses="0"), "0 classes"),
-        ("features.json", lambda f: label_of(f).update(numClasses="many"), "invalid literal"),
+        (INFO, lambda f: f.update(fileFormat="tfrecord"), "tfrecord"),
+        (INFO, lambda f: f.pop("fileFormat"), "tfrecord"),
+        (INFO, lambda f: f["splits"][0].update(name="../tiny"), "'../tiny'"),
+        (INFO, lambda f: f["splits"][0].update(shardLengths=["-1"]), "[-1]"),
+        (INFO, lambda f: f.update(splits=[3]), ""),
+        (FEATURES, lambda f: features_of(f).pop("label"), "`label`"),
+        (FEATURES, lambda f: shape_of(f).update(dimensions=["4", "3"]), "['4', '3']"),
+        (FEATURES, lambda f: shape_of(f).update(dimensions=["4", "3", "7"]), "1, 3 or 4 channels"),
+        (FEATURES, lambda f: shape_of(f).update(dimensions=["10000", "9000", "3"]), "89,478,485"),
+        (FEATURES, lambda f: label_of(f).update(numClasses="0"), "0 classes"),
+        (FEATURES, lambda f: label_of(f).update(numClasses="many"), "many"),
     ],
 )
-def test_descriptions_that_cannot_be_true(tmp_path, name, change, reason):
+def test_descriptions_that_cannot_be_used(tmp_path, name, change, named):
     folder = write(tmp_path, train=make_examples(2))
     edit_json(folder / name, change)
-    message = message_of("tiny", "train", [tmp_path])
-    assert re.search(reason, message) and f"{folder} is described wrongly" in message
+    assert_refused("tiny", "train", [tmp_path], folder, named)
+    (folder / name).write_text("{ half a fi")
+    assert_refused("tiny", "train", [tmp_path], folder / name)
 
 
-def image_of(features: dict) -> dict:
-    return features["featuresDict"]["features"]["image"]["image"]["shape"]
+def test_labels_that_are_not_classes_are_refused_also_from_the_cache(tmp_path):
+    folder = write(tmp_path, train=make_examples(20))
+    load("tiny", "train", [tmp_path])
+    edit_json(folder / FEATURES, lambda content: label_of(content).update(numClasses="2"))
+    for _ in range(2):
+        assert_refused("tiny", "train", [tmp_path], "from 0 to 2", folder / FEATURES)
 
 
-def label_of(features: dict) -> dict:
-    return features["featuresDict"]["features"]["label"]["classLabel"]
+def test_images_of_different_shapes(tmp_path):
+    square, wide = [(np.zeros((4, width, 1), np.uint8), 0) for width in (4, 5)]
+    write(tmp_path, "mixed", shape=(None, None, 1), train=[square, wide])
+    assert_refused("mixed", "train", [tmp_path], "split train", "(4, 4, 1)", "(4, 5, 1)")
+    write(tmp_path, "apart", shape=(None, None, 1), train=[square], test=[wide])
+    assert_refused("apart", "train+test", [tmp_path], "'train+test'")
+    assert load("apart", "test", [tmp_path]).images.shape == (1, 4, 5, 1)
+    folder = write(tmp_path, train=make_examples(2))
+    edit_json(folder / FEATURES, lambda f: shape_of(f).update(dimensions=["4", "4", "1"]))
+    assert_refused("tiny", "train", [tmp_path], folder / SHARD, "record 0", "4x3 pixels, not 4x4")
+
+
+# Damage
 
 
 @pytest.mark.parametrize("size", [(9_000, 10_000), (60_000, 60_000)])
 def test_too_many_pixels_are_refused_by_the_header(tmp_path, size, monkeypatch):
-    """A small file whose header claims gigabytes, in a set of no fixed size: nothing is decoded."""
+    """A small file whose header claims gigabytes, in a set of varying size: nothing is decoded."""
     content = io.BytesIO()
     Image.new("L", (4, 4)).save(content, "png")
     png = bytearray(content.getvalue())
     png[16:24] = struct.pack(">II", *size)  # in the chunk IHDR, which a CRC follows
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
-    builders.write_prepared(
-        tmp_path,
-        "bomb",
-        "1.0.0",
-        {"train": [(bytes(png), 0)]},
-        (None, None, 1),
-        "a",
-        keep_order=True,
-    )
+    write(tmp_path, "bomb", shape=(None, None, 1), train=[(bytes(png), 0)])
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
-    assert "record 0 (more than 89,478,485 pixels)" in message_of("bomb", "train", [tmp_path])
-
-
-def test_images_of_another_shape_than_described_are_refused(tmp_path):
-    folder = write(tmp_path, train=make_examples(2))
-    edit_json(folder / "features.json", lambda f: image_of(f).update(dimensions=["4", "4", "1"]))
-    assert "record 0 (an image of 4x3 pixels, not 4x4)" in message_of("tiny", "train", [tmp_path])
-
-
-def test_missing_shard(tmp_path):
-    folder = write(tmp_path, train=make_examples(2))
-    (folder / "tiny-train.array_record-00000-of-00001").unlink()
-    assert "split train: 0 of 1 shards" in message_of("tiny", "train", [tmp_path])
+    assert_refused("bomb", "train", [tmp_path], "record 0", "89,478,485 pixels")
 
 
 def test_damaged_records_are_never_read_as_good_ones(tmp_path):
-    examples = make_examples(30)
-    shard = write(tmp_path, train=examples) / "tiny-train.array_record-00000-of-00001"
+    intact = make_examples(30)
+    shard = write(tmp_path, train=intact) / SHARD
     good = shard.read_bytes()
     used = np.flatnonzero(np.frombuffer(good, np.uint8))  # most of the file is padding
     named = 0
@@ -308,40 +255,29 @@ def test_damaged_records_are_never_read_as_good_ones(tmp_path):
         damaged = bytearray(good)
         damaged[position] ^= 1 << (position % 8)
         shard.write_bytes(damaged)
-        try:
-            assert_same(
-                data.load("tiny", "train", [tmp_path]), examples
-            )  # padding and unused fields may change
+        try:  # padding and unused fields may change
+            assert_same(load("tiny", "train", [tmp_path]), intact)
         except DataError as error:
-            named += (
-                str(shard) in str(error) and "split train" in str(error) and "record" in str(error)
-            )
+            named += all(part in str(error) for part in (str(shard), "split train", "record"))
     assert named >= 80
     for content in (good[: len(good) // 2], b""):
         shard.write_bytes(content)
-        assert str(shard) in message_of("tiny", "train", [tmp_path])
-
-
-def test_a_damaged_record_is_named_by_shard_and_number(tmp_path):
-    splits = {"train": [(np.zeros((4, 4, 1), np.uint8), 0)] * 3 + [(b"\x89PNG no image", 0)]}
-    builders.write_prepared(tmp_path, "tiny", "1.0.0", splits, (4, 4, 1), "a", keep_order=True)
-    message = message_of("tiny", "train", [tmp_path])
-    assert "split train" in message
-    assert "tiny-train.array_record-00000-of-00001, record 3 (" in message
+        assert_refused("tiny", "train", [tmp_path], shard, "record 0 ")
+    digits = [(np.zeros((4, 3, 1), np.uint8), 0)] * 3
+    shard = write(tmp_path, "other", train=[*digits, (b"\x89PNG no image", 0)])
+    assert_refused("other", "train", [tmp_path], "split train", shard, "record 3 (")
 
 
 def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path):
     write(tmp_path, train=make_examples(3))
     (tmp_path / "installed" / "tensorflow").mkdir(parents=True)
-    (tmp_path / "installed" / "tensorflow" / "__init__.py").write_text(
-        "raise AssertionError('TensorFlow was imported')"
-    )
+    (tmp_path / "installed" / "tensorflow" / "__init__.py").write_text("raise AssertionError")
     code = """
 import importlib, sys
 import numpy as np
-from common import data
+from common import examples
 from scripts.prepare import builders
-assert len(data.load("tiny", "train[:2]", [sys.argv[1]])) == 2
+assert len(examples.load("tiny", "train[:2]", [sys.argv[1]])) == 2
 splits = {"train": [(np.zeros((4, 4, 1), np.uint8), 0)]}
 builders.write_prepared(sys.argv[1], "written", "1.0.0", splits, (4, 4, 1), "a", keep_order=True)
 try:
@@ -349,10 +285,9 @@ try:
 except AssertionError:
     print("the guard works")
 """
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "installed"), str(ROOT)])
-    }
+    path = os.pathsep.join([str(tmp_path / "installed"), str(ROOT)])
     command = [sys.executable, "-c", code, tmp_path]
+    environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "the guard works\n"), done.stderr
 
@@ -360,110 +295,73 @@ except AssertionError:
 # The cache
 
 
-def test_second_load_comes_from_the_cache(tmp_path, monkeypatch, cache_dir):
-    examples = make_examples(8)
-    write(tmp_path, train=examples)
-    assert_same(data.load("tiny", "train", [tmp_path]), examples)
-    assert len(list(cache_dir.iterdir())) == 1
-    forbid_reading_records(monkeypatch)
-    assert_same(data.load("tiny", "train", [tmp_path]), examples)
-    assert_same(data.load("tiny", "train[2:5]", [tmp_path]), examples[2:5])
-
-
-def test_a_changed_set_is_read_again(tmp_path):
+def test_a_second_load_comes_from_the_cache_until_the_set_changes(tmp_path, monkeypatch, cache_dir):
     first, second = make_examples(8, 1), make_examples(8, 2)
     folder = write(tmp_path, train=first)
-    assert_same(data.load("tiny", "train", [tmp_path]), first)
-    write(tmp_path / "elsewhere", train=second)
-    shard = "tiny-train.array_record-00000-of-00001"
-    (folder / shard).write_bytes((tmp_path / "elsewhere" / "tiny" / "1.0.0" / shard).read_bytes())
-    os.utime(folder / shard, ns=(1, 1))
-    assert_same(data.load("tiny", "train", [tmp_path]), second)
+    assert_same(load("tiny", "train", [tmp_path]), first)
+    assert len(list(cache_dir.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(examples, "parse", lambda _: pytest.fail("the records were read"))
+        assert_same(load("tiny", "train", [tmp_path]), first)
+        assert_same(load("tiny", "train[2:5]", [tmp_path]), first[2:5])
+    shutil.copy(write(tmp_path / "elsewhere", train=second) / SHARD, folder / SHARD)
+    os.utime(folder / SHARD, ns=(1, 1))
+    assert_same(load("tiny", "train", [tmp_path]), second)
 
 
-def test_a_damaged_cache_is_never_used(tmp_path, monkeypatch, cache_dir):
-    examples = make_examples(6)
-    write(tmp_path, train=examples)
-    data.load("tiny", "train", [tmp_path])
-    (cache_file,) = cache_dir.iterdir()
-    good = cache_file.read_bytes()
-    rereads = []
+def test_a_damaged_cache_is_never_used(tmp_path, cache_dir):
+    """Whatever bit of it flips, the arrays that come out are the true ones."""
+    intact = make_examples(6)
+    arrays = {"images": intact.images, "labels": intact.labels}
+    path, computed = tmp_path / "cached.npz", []
 
-    def read_records(*_):
-        rereads.append(1)
-        return examples.images, examples.labels
+    def compute():
+        computed.append(1)
+        return intact.images, intact.labels
 
-    monkeypatch.setattr(data, "_read_records", read_records)
-    for position in range(
-        len(good)
-    ):  # one bit of every byte: where the arrays come out, they must be the true ones
+    def read() -> int:
+        """How often it computed them."""
+        count = len(computed)
+        found = examples.cached(path, list(arrays), compute)
+        for array, true in zip(found, arrays.values(), strict=True):
+            np.testing.assert_array_equal(array, true)
+        return len(computed) - count
+
+    assert (read(), read()) == (1, 0)
+    good, noticed = path.read_bytes(), 0
+    for position in range(len(good)):  # one bit of every byte
         damaged = bytearray(good)
         damaged[position] ^= 1 << (position % 8)
-        cache_file.write_bytes(damaged)
-        assert_same(data.load("tiny", "train", [tmp_path]), examples)
-    assert (
-        len(rereads) > examples.images.nbytes + examples.labels.nbytes
-    )  # at least every byte of the arrays was noticed
+        path.write_bytes(damaged)
+        noticed += read()
+    assert noticed > intact.images.nbytes + intact.labels.nbytes
     pickled = io.BytesIO()
-    np.savez(
-        pickled, images=np.array([{}]), labels=examples.labels
-    )  # loading it could run a program
+    np.savez(pickled, **(arrays | {"images": np.array([{}])}))  # loading it could run a program
     for content in (b"", good[: len(good) // 2], b"\0" * len(good), pickled.getvalue()):
-        cache_file.write_bytes(content)
-        count = len(rereads)
-        assert_same(data.load("tiny", "train", [tmp_path]), examples)
-        assert len(rereads) == count + 1
-    assert cache_file.read_bytes() == good  # and it was written anew
-    assert len(list(cache_dir.iterdir())) == 1
+        path.write_bytes(content)
+        assert read() == 1
+        assert path.read_bytes() == good  # and it was written anew
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_damaged_cache_is_replaced_from_the_records(tmp_path, cache_dir):
-    examples = make_examples(6)
-    write(tmp_path, train=examples)
-    data.load("tiny", "train", [tmp_path])
-    (cache_file,) = cache_dir.iterdir()
-    good = cache_file.read_bytes()
-    place = good.index(examples.images.tobytes())
-    cache_file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-    assert_same(data.load("tiny", "train", [tmp_path]), examples)
-    assert cache_file.read_bytes() == good
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
-    examples = make_examples(4)
-    write(tmp_path, train=examples)
-    (tmp_path / "a_file").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a_file"))
-    assert_same(data.load("tiny", "train", [tmp_path]), examples)
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.chdir(tmp_path)
-    assert_same(data.load("tiny", "train", [tmp_path]), examples)
-    assert not (tmp_path / "relative").exists()
-
-
-def test_a_write_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch, cache_dir):
-    examples = make_examples(4)
-    write(tmp_path, train=examples)
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch, cache_dir):
+    intact = make_examples(4)
+    write(tmp_path, train=intact)
 
     def full_disk(stream, **_):
         stream.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full_disk)
-    assert_same(data.load("tiny", "train", [tmp_path]), examples)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full_disk)
+        assert_same(load("tiny", "train", [tmp_path]), intact)
     assert list(cache_dir.iterdir()) == []
-
-
-# Where to look
-
-
-def test_data_dirs(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    assert data.data_dirs("", "embedded") == [tmp_path / "tensorflow_datasets", Path("embedded")]
-    monkeypatch.setenv("TFDS_DATA_DIR", "~/sets")
-    assert data.data_dirs("", "one", "two") == [tmp_path / "sets", Path("one"), Path("two")]
-    assert data.data_dirs("given") == [Path("given")]
+    (tmp_path / "a_file").write_text("in the way")
+    monkeypatch.chdir(tmp_path)
+    for home in (str(tmp_path / "a_file"), "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        assert_same(load("tiny", "train", [tmp_path]), intact)
+    assert not (tmp_path / "relative").exists()
 
 
 # Orders and batches
@@ -471,48 +369,49 @@ def test_data_dirs(monkeypatch, tmp_path):
 
 @given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 1000))
 def test_epoch_order_is_a_permutation_and_a_function_of_its_arguments(num_examples, seed, epoch):
-    order = data.epoch_order(num_examples, seed, epoch)
+    order = epoch_order(num_examples, seed, epoch)
     assert order.dtype == np.int64
     np.testing.assert_array_equal(np.sort(order), np.arange(num_examples))
-    np.testing.assert_array_equal(order, data.epoch_order(num_examples, seed, epoch))
+    epoch_order.cache_clear()
+    np.testing.assert_array_equal(order, epoch_order(num_examples, seed, epoch))
 
 
-def test_epoch_order_differs_by_seed_and_epoch():
+def test_epoch_orders_differ_are_uniform_and_never_change():
+    assert epoch_order(8, 1, 2).tolist() == [2, 0, 5, 7, 1, 6, 4, 3]
     pairs = [(seed, epoch) for seed in (0, 1, 5, 2**32, 2**32 + 5, 2**33) for epoch in (0, 1, 2, 5)]
-    orders = {tuple(data.epoch_order(50, seed, epoch)) for seed, epoch in pairs}
-    assert len(orders) == len(pairs)
-
-
-def test_epoch_order_is_the_same_for_all_times():
-    assert data.epoch_order(8, 1, 2).tolist() == [2, 0, 5, 7, 1, 6, 4, 3]
-
-
-def test_epoch_order_puts_every_example_everywhere():
-    orders = np.stack([data.epoch_order(10, 3, epoch) for epoch in range(2000)])
+    assert len({tuple(epoch_order(50, seed, epoch)) for seed, epoch in pairs}) == len(pairs)
+    orders = np.stack([epoch_order(10, 3, epoch) for epoch in range(2000)])
     counts = np.stack([np.bincount(orders[:, place], minlength=10) for place in range(10)])
     assert np.abs(counts - 200).max() < 6 * np.sqrt(200 * 0.9)  # six standard deviations
 
 
-@given(st.integers(0, 40), st.integers(1, 17))
-def test_eval_batches_count_each_example_once(count, batch_size):
-    examples = make_examples(count)
-    batches = list(data.eval_batches(examples, batch_size))
+COUNTS = st.integers(0, 200)
+
+
+@given(st.integers(1, 40), COUNTS, st.integers(0, 15), st.integers(0, 2**33), st.booleans())
+def test_order_of_uses_is_that_of_the_epochs_in_a_row(population, first, rows, seed, reshuffle):
+    uses = np.arange(first, first + 2 * rows).reshape(2, rows)
+    epochs = range((first + 2 * rows) // population + 1)
+    orders = [epoch_order(population, seed, epoch if reshuffle else 0) for epoch in epochs]
+    chosen = order_of_uses(population, uses, seed, reshuffle=reshuffle)
+    np.testing.assert_array_equal(chosen, np.concatenate(orders)[uses])
+
+
+@given(st.integers(0, 40), st.integers(1, 17), st.sampled_from([0, 3]))
+def test_eval_batches_count_each_example_once(count, batch_size, num_threads):
+    whole = make_examples(count)
+    batches = list(eval_batches(whole, batch_size, num_threads=num_threads))
     assert len(batches) == -(-count // batch_size)
     images, labels = [], []
     for batch in batches:
         assert batch["image"].shape == (batch_size, 4, 3, 1)
-        assert (batch["image"].dtype, batch["label"].dtype, batch["mask"].dtype) == (
-            np.uint8,
-            np.int32,
-            bool,
-        )
         assert batch["label"].shape == batch["mask"].shape == (batch_size,)
-        assert not batch["image"][~batch["mask"]].any()
-        assert not batch["label"][~batch["mask"]].any()
+        assert [batch[name].dtype for name in ("image", "label", "mask")] == [np.uint8, "i4", bool]
+        assert not batch["image"][~batch["mask"]].any() and not batch["label"][~batch["mask"]].any()
         images.extend(batch["image"][batch["mask"]])
         labels.extend(batch["label"][batch["mask"]])
-    np.testing.assert_array_equal(np.array(images).reshape(examples.images.shape), examples.images)
-    np.testing.assert_array_equal(labels, examples.labels)
+    np.testing.assert_array_equal(np.array(images).reshape(whole.images.shape), whole.images)
+    np.testing.assert_array_equal(labels, whole.labels)
 
 
 # The embedded digits
@@ -524,26 +423,25 @@ CLASS_COUNTS = {
 }
 
 
-def test_mnist10k_is_stratified_and_of_the_right_size():
+def test_mnist10k_is_stratified_of_the_right_size_and_has_no_digit_twice():
+    distinct = set()
     for split, size in (("train", 8000), ("test", 2000)):
-        examples = data.load("mnist10k", split, [DIGITS])
-        assert examples.images.shape == (size, 28, 28, 1)
-        assert (examples.num_classes, examples.name) == (10, "mnist10k")
-        assert np.bincount(examples.labels).tolist() == CLASS_COUNTS[split]
-        assert (examples.images.min(), examples.images.max()) == (0, 255)
+        digits = load("mnist10k", split, [DIGITS])
+        assert digits.images.shape == (size, 28, 28, 1)
+        assert (digits.num_classes, digits.name) == (10, "mnist10k")
+        assert digits.class_names == tuple("0123456789")
+        assert np.bincount(digits.labels).tolist() == CLASS_COUNTS[split]
+        assert (digits.images.min(), digits.images.max()) == (0, 255)
+        distinct |= {image.tobytes() for image in digits.images}
+    assert len(distinct) == 10_000
     for train, test in zip(*CLASS_COUNTS.values(), strict=True):
         assert abs(test - (train + test) / 5) <= 0.5
-    assert data.load("mnist10k", "train[:10]", [DIGITS]).labels.tolist() == FIRST_LABELS
-
-
-def test_mnist10k_has_no_digit_twice():
-    images = data.load("mnist10k", "train+test", [DIGITS]).images
-    assert len({image.tobytes() for image in images}) == 10_000
+    assert load("mnist10k", "train[:10]", [DIGITS]).labels.tolist() == FIRST_LABELS
 
 
 def test_mnist10k_is_the_first_10000_training_digits_of_mnist():
     try:
-        folder = data.find("mnist", data.data_dirs(""))
+        folder = find("mnist", data_dirs(""))
     except DataError as error:
         pytest.skip(f"needs the full MNIST: {error}")
     # TFDS stores record i where the MD5 of "train<i>" sorts (see test_builders.py); undone, that is
@@ -553,12 +451,11 @@ def test_mnist10k_is_the_first_10000_training_digits_of_mnist():
     first = {index: records[place] for place, index in enumerate(order) if index < 10_000}
     images = np.stack([first[index]["image"] for index in range(10_000)])
     labels = np.array([first[index]["label"] for index in range(10_000)])
-    assert labels[:10].tolist() == FIRST_LABELS
     in_test = np.zeros(10_000, bool)
     for digit in range(10):
         members = np.flatnonzero(labels == digit)
         in_test[members[len(members) - round(len(members) / 5) :]] = True
     for split, chosen in (("train", ~in_test), ("test", in_test)):
-        examples = data.load("mnist10k", split, [DIGITS])
-        np.testing.assert_array_equal(examples.images, images[chosen])
-        np.testing.assert_array_equal(examples.labels, labels[chosen])
+        digits = load("mnist10k", split, [DIGITS])
+        np.testing.assert_array_equal(digits.images, images[chosen])
+        np.testing.assert_array_equal(digits.labels, labels[chosen])

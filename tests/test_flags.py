@@ -10,7 +10,22 @@ from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.flags import changes, define, from_json, read, setting, to_flagfile
+import alexnet.config
+import lenet.config
+from common.errors import UserError
+from common.flags import (
+    changes,
+    define,
+    from_json,
+    from_preset,
+    help_text,
+    presets,
+    read,
+    setting,
+    to_flagfile,
+)
+
+NETWORKS = (lenet.config.Config, alexnet.config.Config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,3 +144,45 @@ def test_later_flags_override_the_flagfile(tmp_path):
 def test_wrong_values_are_refused_by_name(argument):
     with pytest.raises(flags.Error, match=argument[2:].split("=")[0]):
         parse(argument)
+
+
+# ---- presets and help
+
+
+@pytest.mark.parametrize("config_class", NETWORKS)
+def test_every_preset_of_a_network_is_found_by_name(config_class):
+    assert {"deck", "paper", "modern"} <= presets(config_class).keys()
+    configs = {name: from_preset(config_class, name) for name in presets(config_class)}
+    assert configs["deck"] == config_class()  # the defaults
+    assert len(set(configs.values())) == len(configs)
+    changed = from_preset(config_class, "paper", "--seed=3")
+    assert changed == dataclasses.replace(configs["paper"], seed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("cifar18", "--preset=cifar18 .*of alexnet, not of lenet; .*deck, modern, paper"),
+        ("papr", "--preset=papr .*deck, modern, paper"),
+        ("", "--preset= "),
+        ("../presets/paper", "--preset=../presets/paper "),
+    ],
+)
+def test_a_preset_that_the_network_lacks_is_refused(name, named):
+    with pytest.raises(UserError, match=named):
+        from_preset(lenet.config.Config, name)
+
+
+@pytest.mark.parametrize("config_class", NETWORKS)
+def test_help_lists_every_setting_once_in_its_section(config_class):
+    define(config_class, flag_values := flags.FlagValues())
+    text = help_text(flag_values, "Command line", config_class)
+    sections = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+    names = ["Data:", "Network:", "Optimization:", "Run:"]
+    assert [section for section in sections if section in names] == names
+    for field in dataclasses.fields(config_class):
+        switch = isinstance(field.default, bool)
+        head = f"  --[no]{field.name} " if switch else f"  --{field.name}={field.default}"
+        assert text.count(f"\n{head}") == 1, field.name
+    assert all(f"\n  {name} " in text for name in presets(config_class))
+    assert max(map(len, text.splitlines())) <= 100

@@ -119,8 +119,8 @@ def test_codes_are_ten_different_bitmaps_of_84_pixels():
     assert smallest_distance(codes) == 13
 
 
-def numpy_forward(params, images, connections, activation, trainable, codes):
-    """The forward pass in float64 by explicit sums over pixels, written from the paper's text."""
+def numpy_forward(params, images, connections, activation, pooling, codes):
+    """What each layer passes on, in float64 by explicit sums over pixels, from the paper's text."""
 
     def conv(x, kernel, bias):
         batch, height, width, _ = x.shape
@@ -133,22 +133,27 @@ def numpy_forward(params, images, connections, activation, trainable, codes):
         return out + bias
 
     def subsample(x, layer):
-        pooled = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
-        return pooled * layer["coefficient"] + layer["bias"] if trainable else pooled
+        squares = [x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]]
+        if pooling == "trainable":
+            return sum(squares) / 4 * layer["coefficient"] + layer["bias"]
+        return np.max(squares, axis=0) if pooling == "max" else sum(squares) / 4
 
-    x = activation(conv(images, **params["c1"]))
-    x = activation(subsample(x, params.get("s2")))
     kernel = np.zeros((5, 5, 6, 16))
     for feature_map, inputs in enumerate(connections):
         for s2 in inputs:
             kernel[:, :, s2, feature_map] = params["c3"]["kernel"][:, :, s2, feature_map]
-    x = activation(conv(x, kernel, params["c3"]["bias"]))
-    x = activation(subsample(x, params.get("s4")))
-    x = activation(conv(x, **params["c5"])).reshape(-1, 120)
-    x = activation(x @ params["f6"]["kernel"] + params["f6"]["bias"])
+    before_pooling = (lambda a: a) if pooling == "max" else activation
+    c1 = before_pooling(conv(images, **params["c1"]))
+    s2 = activation(subsample(c1, params.get("s2")))
+    c3 = before_pooling(conv(s2, kernel, params["c3"]["bias"]))
+    s4 = activation(subsample(c3, params.get("s4")))
+    c5 = activation(conv(s4, **params["c5"]))
+    f6 = activation(c5.reshape(-1, 120) @ params["f6"]["kernel"] + params["f6"]["bias"])
     if codes is None:
-        return x @ params["output"]["kernel"] + params["output"]["bias"]
-    return -((x[:, None] - codes) ** 2).sum(-1)
+        output = f6 @ params["output"]["kernel"] + params["output"]["bias"]
+    else:
+        output = -((f6[:, None] - codes) ** 2).sum(-1)
+    return dict(c1=c1, s2=s2, c3=c3, s4=s4, c5=c5, f6=f6, output=output)
 
 
 def random_params(model, key=0):
@@ -160,24 +165,47 @@ def random_params(model, key=0):
 
 @pytest.mark.parametrize(
     "config",
-    [Config(), PAPER, Config(c3="random", seed=3), Config(c3="dense")],
-    ids=lambda c: f"{c.output}-{c.c3}",
+    [
+        Config(),
+        PAPER,
+        Config(pooling="max", activation="relu"),
+        Config(c3="random", seed=3),
+        Config(c3="dense"),
+    ],
+    ids=lambda c: f"{c.output}-{c.pooling}-{c.c3}",
 )
-def test_forward_against_numpy(config):
+def test_every_layer_against_numpy(config):
+    """Values of all layers, in the order and the shapes of the layer table; masked weights have no
+    effect.
+    """
     model = build_model(config)
     params = random_params(model)
     images = np.random.default_rng(1).uniform(-0.1, 1.175, (3, 32, 32, 1))
-    scaled = config.activation == "scaled_tanh"
+    activations = {
+        "tanh": np.tanh,
+        "scaled_tanh": lambda a: 1.7159 * np.tanh(2 / 3 * a),
+        "relu": lambda a: np.maximum(a, 0),
+    }
     expected = numpy_forward(
         jax.tree.map(lambda p: np.asarray(p, np.float64), params),
         images,
         c3_connections(config.c3, config.seed),
-        (lambda a: 1.7159 * np.tanh(2 / 3 * a)) if scaled else np.tanh,
-        config.pooling == "trainable",
+        activations[config.activation],
+        config.pooling,
         digit_codes() if config.output == "rbf" else None,
     )
-    logits = nnx.merge(nnx.graphdef(model), params)(jnp.asarray(images, jnp.float32))
-    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+
+    @jax.jit  # must not change the order
+    def run(params, images):
+        model = nnx.merge(nnx.graphdef(build_model(config)), params)
+        return model.activations(images), model(images)
+
+    found, logits = run(params, jnp.asarray(images, jnp.float32))
+    shapes = [(row["name"], (3, *row["output"])) for row in layer_table(model)]
+    assert [(name, x.shape) for name, x in found.items()] == shapes
+    for name, x in found.items():
+        np.testing.assert_allclose(x, expected[name], rtol=2e-4, atol=2e-4)
+    np.testing.assert_array_equal(found["output"], logits)
 
 
 def test_max_pooling_takes_the_maximum_and_squashes_once():

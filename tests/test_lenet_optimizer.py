@@ -71,9 +71,21 @@ def loop_over_connections(params, image, label, loss, constant):
         out = []
         for f in range(kernel.shape[-1]):
             inputs = [c for c in range(kernel.shape[2]) if mask is None or mask[0, 0, c, f]]
-            out.append([[Unit([((name, "kernel", (i, j, c, f)), kernel[i, j, c, f], maps[c][y + i][x + j])
-                               for c in inputs for i in range(5) for j in range(5)] + [((name, "bias", (f,)), bias[f], one)])
-                         for x in range(size)] for y in range(size)])  # fmt: skip
+            window = [(i, j, c, f) for c in inputs for i in range(5) for j in range(5)]
+            biases = [((name, "bias", (f,)), bias[f], one)]
+
+            def unit(y, x, window=window, biases=biases):
+                weights = [
+                    (
+                        (name, "kernel", place),
+                        kernel[place],
+                        maps[place[2]][y + place[0]][x + place[1]],
+                    )
+                    for place in window
+                ]
+                return Unit(weights + biases)
+
+            out.append([[unit(y, x) for x in range(size)] for y in range(size)])
         layers.append([unit for plane in out for row in plane for unit in row])
         return out
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from rich import console
 
-from common import examples
+from common.examples import load
 from scripts import prepare_data
 from scripts.prepare import download, published
 
@@ -110,7 +110,7 @@ def assert_stored(data_dir: Path, dataset: str, split: str, images, labels) -> N
     """In the order of TFDS's own builders."""
     digests = [hashlib.md5(f"{split}{index}".encode()).digest() for index in range(len(labels))]
     order = sorted(range(len(labels)), key=digests.__getitem__)
-    examples = examples.load(dataset, split, [data_dir])
+    examples = load(dataset, split, [data_dir])
     np.testing.assert_array_equal(examples.images, images[order])
     np.testing.assert_array_equal(examples.labels, labels[order])
 
@@ -302,7 +302,7 @@ def test_a_subset_of_emnist(tmp_path, small_mnist, monkeypatch):
     assert prepare_data.main(["--dataset=emnist/letters", f"--source={tmp_path}"]) == 0
     assert (small_mnist / "emnist" / "letters" / "4.0.0" / "dataset_info.json").exists()
     assert_stored(small_mnist, "emnist/letters", "train", images[..., None], labels - 1)
-    assert examples.load("emnist/letters", "train", [small_mnist]).num_classes == 26
+    assert load("emnist/letters", "train", [small_mnist]).num_classes == 26
 
 
 def test_cifar10(server, small_mnist, monkeypatch):

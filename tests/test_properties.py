@@ -92,7 +92,7 @@ def test_every_config_comes_back_from_flags_txt_the_command_line_and_config_json
 @settings(deadline=None)
 @given(data=st.data())
 def test_no_string_smuggles_a_second_flag_into_flags_txt(config_class, data):
-    """A value either is refused or is one line of the flagfile, whatever line breaks Unicode has."""
+    """A value is refused or is one line of the flagfile, whatever line breaks Unicode has."""
     strings = [
         field.name for field in dataclasses.fields(config_class) if isinstance(field.default, str)
     ]
@@ -112,15 +112,18 @@ def test_no_string_smuggles_a_second_flag_into_flags_txt(config_class, data):
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """`count` examples that are read in worker processes: example i is a pixel and has the label i."""
+    """`count` examples: example i is a pixel and has the label i."""
 
     count: int
+    image_shape = (1, 1, 3)
+    damaged = None
 
     def __len__(self) -> int:
         return self.count
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((len(indices), 1, 1, 3), np.uint8), indices.astype(np.int32)
+    def read_into(self, indices, images, labels, mask=None) -> tuple[()]:
+        images[:], labels[:] = 0, indices
+        return ()
 
 
 COUNTS, SEEDS = st.integers(1, 40), st.integers(0, 2**31)
@@ -155,13 +158,13 @@ def test_alexnet_reads_each_example_once_an_epoch(count, hosts, share, seed):
     assert_each_once_an_epoch(np.concatenate(read_by_one), count)
 
 
-def test_alexnets_workers_read_each_example_once_an_epoch():
-    """Two hosts, one with two worker processes, one with none."""
+def test_alexnets_threads_read_each_example_once_an_epoch():
+    """Two hosts, one with two threads, one with none."""
     count, hosts, share = 23, 2, 3
     read_by = []
-    for rows, workers in zip(rows_of(hosts, share), (2, 0), strict=True):
+    for rows, threads in zip(rows_of(hosts, share), (2, 0), strict=True):
         options = dict(
-            first_step=0, batch_size=hosts * share, seed=1, num_workers=workers, rows=rows
+            first_step=0, batch_size=hosts * share, seed=1, num_threads=threads, rows=rows
         )
         with contextlib.closing(
             alexnet.data.training_batches(Numbers(count), **options)

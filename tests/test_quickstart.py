@@ -102,7 +102,7 @@ def test_installs_once_and_again_where_something_changed(tree):
     python.write_text("#!/bin/sh\necho 3.9\n")
     python.chmod(0o755)
     replaced = install()
-    assert "made by Python 3.9" in replaced and "Installing requirements.txt" in replaced
+    assert "Python 3.9 made it" in replaced and "Installing requirements.txt" in replaced
     assert install() == ""
 
 

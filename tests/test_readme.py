@@ -1,5 +1,6 @@
-"""README tells the truth: its numbers come from results/, its commands and flags exist, its links
-lead somewhere.
+"""The READMEs are true: their numbers come from results/, their commands, flags and links exist.
+
+And what results/ holds, and how a run gets there.
 """
 
 import dataclasses
@@ -13,124 +14,303 @@ from absl.flags import FlagValues
 
 import alexnet.config
 import lenet.config
+from common.errors import UserError
+from common import launch
 from common.processes import Processes
-from scripts import benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize
+from scripts import compare_with_torch, evaluate, prepare_data, report, summarize
+from scripts.benchmark import __main__ as benchmark
+from scripts.benchmark import suites
+from scripts.faults import campaign as faults
+from scripts.report import results, studies
 
 ROOT = Path(__file__).parents[1]
-RESULTS = sorted((ROOT / "results").glob("*.json"))
+FOUND = results.load(report.RESULTS)
+LINKED_PAGES = (*report.PAGES, "lenet/digits/README.md", "CHANGELOG.md")
 CONTRACT = {
-    "test_error_pct", "num_test_examples", "confusion_matrix", "num_steps", "state_sha256", "images_per_s", "wall_time_s",
-    "command", "commit", "seed", "dataset", "versions", "machine",
+    "network", "preset", "study", "arm", "test_error_pct", "num_test_examples", "num_steps",
+    "state_sha256", "images_per_s", "wall_time_s", "command", "commit", "seed", "dataset",
+    "versions", "machine",
 }  # fmt: skip
+OF_SHELL_SCRIPTS = {"quick", "ci", "all"}  # flags of test.sh
+
+
+# ---- the pages
 
 
 @pytest.mark.parametrize("page", report.PAGES)
-def test_tables_are_those_that_results_give(page):
+def test_tables_are_those_of_results(page):
     text = (ROOT / page).read_text()
-    assert report.fill(text, report.load_results(ROOT / "results")) == text
+    assert report.fill(text, FOUND) == text
 
 
-def test_the_main_table_is_the_mean_of_the_committed_runs():
-    """Computed a second time, from the confusion matrices alone."""
-    table = (ROOT / "README.md").read_text()
-    for name, what, *_ in report.MAIN_ROWS:
-        matrices = [
-            json.loads(path.read_text())["confusion_matrix"]
-            for path in (ROOT / "results").glob(f"lenet_{name}_seed*.json")
-        ]
-        assert matrices, f"no results for {name}"
-        shares = [
-            1 - sum(matrix[digit][digit] for digit in range(10)) / sum(map(sum, matrix))
-            for matrix in matrices
-        ]
-        row = next(line for line in table.splitlines() if line.startswith(f"| {what}"))
-        assert f"**{100 * statistics.mean(shares):.3f}%**" in row
+def test_every_table_stands_on_a_page():
+    shown = re.findall(
+        r"<!-- report: (\w+) -->", "".join((ROOT / page).read_text() for page in report.PAGES)
+    )
+    assert set(shown) == set(report.TABLES)
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_results_keep_the_contract(path):
-    result = json.loads(path.read_text())
-    if "kind" in result:
-        return
-    assert not result["commit"].endswith("-dirty")
-    assert f"--seed={result['seed']}" in result["command"]
-    if path.stem.startswith("alexnet_"):
-        assert result.keys() >= CONTRACT - {"confusion_matrix"} | {
-            "top1_error_pct",
-            "top5_error_pct",
-        }
-        assert result["test_error_pct"] == result["top1_error_pct"] >= result["top5_error_pct"]
-        if "confusion_matrix" not in result:  # too many classes
-            return
-    assert result.keys() >= CONTRACT
-    matrix = result["confusion_matrix"]
-    total = sum(map(sum, matrix))
-    assert total == result["num_test_examples"]
-    correct = sum(matrix[label][label] for label in range(len(matrix)))
-    assert result["test_error_pct"] == pytest.approx(100 * (total - correct) / total)
+def test_the_front_page_stays_short():
+    text = (ROOT / "README.md").read_bytes()
+    assert len(text) <= 12_000 and len(text.splitlines()) <= 180
 
 
-def test_alexnets_table_has_every_row_and_its_killed_run():
-    results = report.load_results(ROOT / "results")
-    table = (ROOT / "README.md").read_text()
-    for name, what, _ in report.ALEXNET_ROWS:
-        row = next(line for line in table.splitlines() if line.startswith(f"| {what}"))
-        if name.startswith("thirty"):
-            assert [result["train_error_pct"] for result in results[f"alexnet_{name}"]] == [0.0]
-        else:
-            (killed,) = results[f"alexnet_{name}_resumed"]
-            (straight,) = (
-                result for result in results[f"alexnet_{name}"] if result["seed"] == killed["seed"]
-            )
-            assert killed["state_sha256"] == straight["state_sha256"] and "same SHA-256" in row
-
-
-def test_the_benchmark_was_run_in_full_from_a_commit():
-    results = report.load_results(ROOT / "results")
-    suites = {}
-    for name in ("benchmark", "benchmark_attempts", "benchmark_gpu"):
-        (result,) = results[name]
-        assert not result["smallest"] and min(row["rounds"] for row in result["rows"]) >= 5
-        assert not any(row["commit"].endswith("-dirty") for row in result["rows"])
-        suites[name] = {row["suite"] for row in result["rows"]}
-    for name in (
-        "benchmark",
-        "benchmark_attempts",
-    ):  # from one run, whose limits and load its table names
-        assert len({(row["commit"], row["command"]) for row in results[name][0]["rows"]}) == 1
-    assert suites["benchmark"] == set(benchmark.SUITES) - set(benchmark.ONLY_IF_NAMED)
-    assert suites["benchmark_attempts"] == set(benchmark.ONLY_IF_NAMED)
-
-
-def test_the_faults_were_tried_in_full_from_a_commit():
-    for result in report.load_results(ROOT / "results").get("faults", []):
-        rows = result["rows"]
-        assert {row["fault"] for row in rows} == set(faults.FAULTS)
-        assert all(row["full"] and not row["commit"].endswith("-dirty") for row in rows)
-        assert sum(row["tried"] for row in rows if row["fault"] == "kill") == 50
-        assert sum(row["tried"] for row in rows if row["fault"] == "damage") == 1300
-        assert all(row["survived"] == row["tried"] and row["silent"] == 0 for row in rows)
+def test_pictures_stay_small():
+    pictures = [path for path in report.RESULTS.iterdir() if path.suffix in (".svg", ".png")]
+    assert len(pictures) >= 3 and all(path.stat().st_size < 150_000 for path in pictures)
 
 
 def test_every_flag_named_exists():
-    known = {"workdir", "flagfile", "help"} | set(Processes._fields) | {"all"}  # of test.sh
+    known = {"workdir", "flagfile", "help"} | set(Processes._fields) | OF_SHELL_SCRIPTS | {"preset"}
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
     for tool in (benchmark, compare_with_torch, evaluate, faults, prepare_data, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
-    for page in report.PAGES:
+    for page in LINKED_PAGES:
         text = re.sub(r"--xla\w+|#SBATCH.*|gcloud .*", "", (ROOT / page).read_text())
         for flag in re.findall(r"--([a-z]\w+)", text):
             assert flag in known or flag.removeprefix("no") in known, f"{page} names --{flag}"
 
 
 def test_every_link_and_file_named_exists():
-    for page in report.PAGES:
+    for page in LINKED_PAGES:
         text = (ROOT / page).read_text()
-        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+        links = re.findall(r"\]\((?!http)([^)]+)\)", text) + re.findall(
+            r'(?:src|srcset)="([^"]+)"', text
+        )
+        for link in links:
+            target, _, heading = link.partition("#")
+            path = (ROOT / page).parent.joinpath(target).resolve() if target else ROOT / page
+            assert path.exists(), f"{page} links to {target}"
+            assert not heading or heading in anchors(path.read_text()), f"{page} links to {link}"
         for script in re.findall(r"(?:bash |--flagfile=)((?:scripts|lenet|alexnet)/[\w/.]+)", text):
             assert (ROOT / script).exists(), f"{page} names {script}"
-        for module in re.findall(r"python -m ((?:scripts|lenet|alexnet)\.\w+)", text):
-            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), f"{page} names {module}"
+        for network, preset in re.findall(
+            r"python -m (lenet|alexnet)\.train[^`\n]*? --preset=(\w+)", text
+        ):
+            assert (ROOT / network / "presets" / f"{preset}.flags").exists(), (
+                f"{page} names {preset}"
+            )
+        for module in re.findall(r"python -m\s+((?:scripts|lenet|alexnet)\.\w+)", text):
+            path = ROOT / module.replace(".", "/")
+            is_module = path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+            assert is_module, f"{page} names {module}"
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---- what the tables say
+
+
+def test_the_headline_is_the_mean_of_the_runs():
+    """Computed a second time, from the confusion matrices alone."""
+    table = (ROOT / "README.md").read_text()
+    for arm in ("paper", "paper_distortions", "deck", "modern"):
+        paths = list(report.RESULTS.glob(f"lenet_presets_{arm}_seed*.json"))
+        matrices = [json.loads(path.read_text())["confusion_matrix"] for path in paths]
+        shares = [
+            1 - sum(matrix[k][k] for k in range(10)) / sum(map(sum, matrix)) for matrix in matrices
+        ]
+        title = studies.STUDIES["lenet", "presets"].arms[arm].title
+        row = next(line for line in table.splitlines() if line.startswith(f"| LeNet-5 {title}"))
+        assert f"| {len(paths)} |" in row and f"**{100 * statistics.mean(shares):.3f}%**" in row
+
+
+def test_the_recipes_show_what_came_out():
+    text = (ROOT / "README.md").read_text()
+    runs = {run["arm"]: run for run in FOUND.runs if run["study"] == "recipes"}
+    lines = re.findall(r"complete: test error (\S+)%.* (\S+) steps; runs/(\w+)/", text)
+    assert {name for *_, name in lines} == {"first", "dense", "stopped"}
+    for error, steps, name in lines:
+        result = runs[name]
+        assert (error, steps) == (f"{result['test_error_pct']:.2f}", f"{result['num_steps']:,}")
+    hashes = re.findall(r"runs/(\w+)/result.json:  .state_sha256.: .([0-9a-f]{64})", text)
+    assert [name for name, _ in hashes] == ["first", "stopped", "one", "eight"]
+    assert all(runs[name]["state_sha256"] == state for name, state in hashes)
+    assert hashes[0][1] == hashes[1][1] and hashes[2][1] == hashes[3][1]
+
+
+def test_a_missed_target_is_marked():
+    arm = studies.Arm("", target=(0, 0.8))
+    assert "missed" in studies.target_cell([{"x": 0.7}, {"x": 0.92}], "x", arm)
+    assert "missed" not in studies.target_cell([{"x": 0.7}, {"x": 0.9}], "x", arm)
+
+
+def test_killed_runs_ended_in_the_same_state():
+    states = {
+        (run["network"], run["study"], run["arm"], run["seed"]): run["state_sha256"]
+        for run in FOUND.runs
+    }
+    killed = [key for key in states if key[2].endswith("_killed")]
+    assert len(killed) == 4
+    for network, study, arm, seed in killed:
+        straight = states[network, study, arm.removesuffix("_killed"), seed]
+        assert states[network, study, arm, seed] == straight
+
+
+def test_full_size_networks_overfit():
+    errors = [run["train_error_pct"] for run in FOUND.runs if run["study"] == "overfit"]
+    assert errors == [0.0, 0.0]
+
+
+def test_a_study_without_titles_has_a_table(tmp_path):
+    run = next(run for run in FOUND.runs if run["study"] == "presets" and run["arm"] == "paper")
+    found = results.Results(
+        [run | {"study": "new", "arm": "new_arm", "seed": seed} for seed in (3, 4)], {}
+    )
+    table = studies.all_studies(found)
+    assert "LeNet-5: new" in table and "| `new_arm` | 60,000 | 2 (3 to 4) |" in table
+
+
+# ---- what results/ holds
+
+
+@pytest.mark.parametrize(
+    "run", FOUND.runs, ids=lambda run: f"{run['network']}_{run['study']}_{run['arm']}_{run['seed']}"
+)
+def test_runs_keep_the_contract(run):
+    place = f"{run['network']}_{run['study']}_{run['arm']}_seed{run['seed']}"
+    assert json.loads((report.RESULTS / f"{place}.json").read_text()) == run
+    assert run.keys() >= CONTRACT
+    assert re.fullmatch(r"[0-9a-f]{40}", run["commit"])
+    assert f"python -m {run['network']}.train" in run["command"]
+    assert f"--seed={run['seed']}" in run["command"] or run["seed"] == 0
+    presets = ROOT / run["network"] / "presets"
+    assert run["preset"] is None or (presets / f"{run['preset']}.flags").exists()
+    if run["network"] == "alexnet":
+        assert run["test_error_pct"] == run["top1_error_pct"] >= run["top5_error_pct"]
+    if run["network"] == "lenet" or run["dataset"] == "cifar10":
+        matrix = run["confusion_matrix"]
+        total = sum(map(sum, matrix))
+        correct = sum(matrix[label][label] for label in range(len(matrix)))
+        assert total == run["num_test_examples"]
+        assert run["test_error_pct"] == pytest.approx(100 * (total - correct) / total)
+
+
+def test_the_benchmark_was_run_in_full_from_a_commit():
+    measured = {}
+    for name in ("benchmark", "benchmark_attempts", "benchmark_gpu"):
+        result = FOUND.measured[name]
+        assert not result["smallest"] and min(row["rounds"] for row in result["rows"]) >= 5
+        assert not any(row["commit"].endswith("-dirty") for row in result["rows"])
+        measured[name] = {row["suite"] for row in result["rows"]}
+    for name in ("benchmark", "benchmark_attempts"):  # one run: the table names its load
+        assert len({(row["commit"], row["command"]) for row in FOUND.measured[name]["rows"]}) == 1
+    only_if_named = set(suites.ONLY_IF_NAMED)
+    assert measured["benchmark"] == set(suites.SUITES) - only_if_named
+    assert measured["benchmark_attempts"] == only_if_named
+
+
+def test_the_faults_were_tried_in_full_from_a_commit():
+    rows = FOUND.measured["faults"]["rows"]
+    assert {row["fault"] for row in rows} == set(faults.FAULTS)
+    assert all(row["full"] and not row["commit"].endswith("-dirty") for row in rows)
+    assert sum(row["tried"] for row in rows if row["fault"] == "kill") == 50
+    assert sum(row["tried"] for row in rows if row["fault"] == "damage") == 1300
+    assert all(row["survived"] == row["tried"] and row["silent"] == 0 for row in rows)
+
+
+# ---- how a run gets there
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name="a", **changed):
+        """The folder of a run that is like the first of results/."""
+        run = {
+            key: value
+            for key, value in FOUND.runs[-1].items()
+            if key not in ("network", "preset", "study", "arm")
+        }
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(run | changed))
+        lines = [
+            {"step": 100, "epoch": 0.5, "split": "train", "loss": 1.0, "error_pct": 20.0},
+            {"step": 200, "epoch": 1.0, "split": "train", "loss": 0.5, "error_pct": 10.0},
+            {"step": 200, "epoch": 1.0, "split": "test", "loss": 0.4, "error_pct": 3.21},
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text(
+            "".join(f"{json.dumps(line)}\n" for line in lines)
+        )
+        return tmp_path / name
+
+    return make
+
+
+COMMANDS = {
+    "python -m lenet.train --workdir=runs/a --flagfile=lenet/presets/deck.flags --seed=3": (
+        "lenet",
+        "deck",
+    ),
+    "python -m alexnet.train --preset=small --workdir=runs/a --seed=3": ("alexnet", "small"),
+    "python lenet/train.py --flagfile ../lenet/presets/paper.flags --workdir=a": ("lenet", "paper"),
+    "python -m lenet.train --workdir=runs/a": ("lenet", None),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_result_says_where_it_belongs(make_run, command):
+    added = results.read(make_run(command=command, seed=3), "ablation", "x")
+    assert (added["network"], added["preset"]) == COMMANDS[command]
+    assert (added["study"], added["arm"], added["seed"], added["command"]) == (
+        "ablation",
+        "x",
+        3,
+        command,
+    )
+    assert added["curves"]["train"] == {"epoch": [1.0], "error_pct": [15.0]}
+    assert added["curves"]["test"] == {"epoch": [1.0], "error_pct": [3.21]}
+
+
+def test_a_run_is_added_once(make_run, tmp_path):
+    (folder := tmp_path / "results").mkdir()
+    run = make_run(command="python -m lenet.train --preset=deck", seed=3)
+    (path,) = results.add([run], "presets", "", folder)
+    assert path.name == "lenet_presets_deck_seed3.json"
+    assert results.load(folder).runs == [results.read(run, "presets", "")]
+    assert results.add([run], "presets", "", folder) == []
+    other = make_run(
+        "other", command="python -m lenet.train --preset=deck", seed=3, test_error_pct=1.0
+    )
+    with pytest.raises(UserError, match=path.name):
+        results.add([other], "presets", "", folder)
+    with pytest.raises(UserError, match=path.name):
+        results.add([run, other], "presets", "", folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "study", "arm", "named"),
+    [
+        (dict(commit="0123-dirty"), "s", "", "-dirty"),
+        (dict(commit=None), "s", "", "commit"),
+        (dict(command="python -m scripts.benchmark"), "s", "", "scripts.benchmark"),
+        (dict(command="python -m lenet.train --workdir=a"), "s", "", "--arm"),
+        (dict(), "", "", "--study"),
+        (dict(), "../s", "", "--study"),
+    ],
+)
+def test_what_is_refused(make_run, tmp_path, changed, study, arm, named):
+    (folder := tmp_path / "results").mkdir()
+    with pytest.raises(UserError, match=re.escape(named)):
+        results.add([make_run("good"), make_run("bad", **changed)], study, arm, folder)
+    assert not list(folder.iterdir())
+
+
+def test_an_unfinished_run_is_refused(make_run, tmp_path):
+    (run := make_run()).joinpath("result.json").unlink()
+    with pytest.raises(UserError, match=re.escape(str(run))):
+        results.add([run], "s", "", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--add", "--study=s", "NO_RUN"], ["--add", "--study=s"], ["NO_RUN"]]
+)
+def test_the_command_refuses_in_one_line(capsys, tmp_path, arguments):
+    argv = ["report", *(word.replace("NO_RUN", str(tmp_path)) for word in arguments)]
+    assert launch.run_tool(report.define_flags, report.main, argv, ("[RUN ...]",)) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

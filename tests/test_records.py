@@ -1,25 +1,33 @@
-"""common/data.py: records read one by one, the order of uses, and the batches of an evaluation."""
+"""Images read record by record: every kind of file, damage and what stands in for it, and reading
+ahead by threads.
+"""
 
+import contextlib
 import copy
 import io
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from common.damage import DamagedRecords
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from common import builders, data
+from common import builders, records
 from common.errors import DataError
+from common.examples import load
+from common.order import eval_batches, read_batches
+from common.records import Damage, DamagedRecords, Records, open_records
 
 SIZE = 256
+SHARD = "photos-train.array_record-00000-of-00001"
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +43,8 @@ def photo(seed: int, size: int = SIZE) -> np.ndarray:
         np.sin(random.uniform(2, 20) * x + random.uniform(2, 20) * y + random.uniform(0, 6))
         for _ in range(3)
     ]
-    return np.uint8(
-        np.stack(waves, axis=-1) * 100 + 128 + random.integers(-20, 21, (size, size, 3))
-    )
+    noise = random.integers(-20, 21, (size, size, 3))
+    return np.uint8(np.stack(waves, axis=-1) * 100 + 128 + noise)
 
 
 def encoded(image: np.ndarray, kind: str = "jpeg", mode: str = "RGB", **options) -> bytes:
@@ -46,20 +53,17 @@ def encoded(image: np.ndarray, kind: str = "jpeg", mode: str = "RGB", **options)
     return buffer.getvalue()
 
 
-def write(
-    data_dir,
-    images,
-    labels=None,
-    *,
-    name="photos",
-    shape=(SIZE, SIZE, 3),
-    classes=5,
-    splits=("train",),
-) -> Path:
-    labels = [i % classes for i in range(len(images))] if labels is None else labels
-    pairs = {split: list(zip(images, labels, strict=True)) for split in splits}
+def write(data_dir, images, *, shape=(SIZE, SIZE, 3), classes=5) -> Path:
+    """A set `photos` with labels 0, 1, ... 4, 0, ..."""
+    pairs = {"train": [(image, i % classes) for i, image in enumerate(images)]}
     names = [str(i) for i in range(classes)]
-    return builders.write_prepared(data_dir, name, "1.0.0", pairs, shape, names, keep_order=True)
+    return builders.write_prepared(
+        data_dir, "photos", "1.0.0", pairs, shape, names, keep_order=True
+    )
+
+
+def opened(data_dir, split="train", allowed=0) -> Records:
+    return open_records("photos", split, [data_dir], DamagedRecords("photos", allowed))
 
 
 def edit_json(path: Path, change) -> None:
@@ -73,16 +77,18 @@ def two_shards(tmp_path_factory):
     """A set of 4 + 5 noise images of 6x5 pixels in two shards: (data_dir, images, labels)."""
     data_dir = tmp_path_factory.mktemp("two_shards")
     images = np.random.default_rng(0).integers(0, 256, (9, 6, 5, 3), np.uint8)
-    labels = np.arange(9) % 5
-    folder = write(data_dir, images[:4], labels[:4], shape=(6, 5, 3))
-    other = write(data_dir / "other", images[4:], labels[4:], shape=(6, 5, 3))
-    shard = "photos-train.array_record-00000-of-00001"
-    (folder / shard).rename(folder / "photos-train.array_record-00000-of-00002")
-    shutil.copy(other / shard, folder / "photos-train.array_record-00001-of-00002")
-    edit_json(
-        folder / "dataset_info.json", lambda info: info["splits"][0].update(shardLengths=["4", "5"])
-    )
-    return data_dir, images, labels
+    folder = write(data_dir, images[:4], shape=(6, 5, 3))
+    write(data_dir / "other", images, shape=(6, 5, 3))
+    source = opened(data_dir / "other", "train[4:]").source
+    (folder / SHARD).rename(folder / "photos-train.array_record-00000-of-00002")
+    second = folder / "photos-train.array_record-00001-of-00002"
+    writer = ArrayRecordWriter(str(second), "group_size:1")
+    for number in range(5):
+        writer.write(source[number])
+    writer.close()
+    lengths = {"shardLengths": ["4", "5"]}
+    edit_json(folder / "dataset_info.json", lambda info: info["splits"][0].update(lengths))
+    return data_dir, images, np.arange(9) % 5
 
 
 @pytest.fixture
@@ -95,36 +101,26 @@ def own_two_shards(two_shards, tmp_path):
 def message_of(function, *arguments) -> str:
     with pytest.raises(DataError) as caught:
         function(*arguments)
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 65
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 65
     return str(caught.value)
 
 
 # Reading
 
 
-def test_records_in_any_order_and_more_than_once(two_shards):
+def test_records_in_any_order_and_more_than_once_like_examples_in_memory(two_shards):
     data_dir, images, labels = two_shards
-    records = data.open_records("photos", "train", [data_dir])
-    assert (len(records), records.image_shape, records.num_classes, records.name) == (
-        9,
-        (6, 5, 3),
-        5,
-        "photos",
-    )
-    for indices in (np.arange(9), np.array([8, 0, 4, 3, 4, 4]), np.array([], np.int64)):
-        read_images, read_labels = records.read(indices)
-        assert (read_images.dtype, read_labels.dtype) == (np.uint8, np.int32)
-        np.testing.assert_array_equal(read_images, images[indices])
-        np.testing.assert_array_equal(read_labels, labels[indices])
-
-
-def test_examples_in_memory_read_alike(two_shards):
-    data_dir, images, labels = two_shards
-    examples, indices = data.load("photos", "train", [data_dir]), np.array([8, 0, 4, 4])
-    assert examples.image_shape == (6, 5, 3)
-    np.testing.assert_array_equal(examples.read(indices)[0], images[indices])
-    np.testing.assert_array_equal(examples.read(indices)[1], labels[indices])
+    for whole in (opened(data_dir), load("photos", "train", [data_dir])):
+        assert (len(whole), whole.image_shape, whole.num_classes) == (9, (6, 5, 3), 5)
+        assert (whole.name, whole.class_names) == ("photos", tuple("01234"))
+        for indices in (np.arange(9), np.array([8, 0, 4, 3, 4, 4]), np.array([], np.int64)):
+            read_images, read_labels = whole.read(indices)
+            assert (read_images.dtype, read_labels.dtype) == (np.uint8, np.int32)
+            np.testing.assert_array_equal(read_images, images[indices])
+            np.testing.assert_array_equal(read_labels, labels[indices])
+    for index in (-1, 9):
+        with pytest.raises(IndexError):
+            opened(data_dir).read(np.array([index]))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +128,10 @@ def test_examples_in_memory_read_alike(two_shards):
     ["train", "train[:3]", "train[3:6]", "train[-2:]", "train[:50%]", "train[5:]+train[:5]"],
 )
 def test_splits_mean_what_they_mean_in_tfds(two_shards, split):
-    data_dir, _, _ = two_shards
-    records = data.open_records("photos", split, [data_dir])
-    expected = list(
-        tfds.builder_from_directory(data_dir / "photos" / "1.0.0").as_data_source(split)
-    )
-    images, labels = records.read(np.arange(len(records)))
+    builder = tfds.builder_from_directory(two_shards[0] / "photos" / "1.0.0")
+    expected = list(builder.as_data_source(split))
+    chosen = opened(two_shards[0], split)
+    images, labels = chosen.read(np.arange(len(chosen)))
     np.testing.assert_array_equal(images, [example["image"] for example in expected])
     np.testing.assert_array_equal(labels, [example["label"] for example in expected])
 
@@ -147,39 +141,31 @@ BOUNDS = st.none() | st.integers(-10, 10)
 
 @given(BOUNDS, BOUNDS, BOUNDS, BOUNDS)
 def test_slices_of_slices(two_shards, start, stop, second_start, second_stop):
-    records = data.open_records("photos", "train", [two_shards[0]])
-    chosen = records[start:stop][second_start:second_stop]
+    whole = opened(two_shards[0])
+    chosen = whole[start:stop][second_start:second_stop]
     expected = np.arange(9)[start:stop][second_start:second_stop]
-    assert len(chosen) == len(expected)
+    assert len(chosen) == len(expected) and chosen.damaged is whole.damaged
     np.testing.assert_array_equal(chosen.read(np.arange(len(chosen)))[0], two_shards[1][expected])
-
-
-def test_records_are_not_sliced_in_steps(two_shards):
-    with pytest.raises(ValueError, match="steps of 1, not 2"):
-        data.open_records("photos", "train", [two_shards[0]])[::2]
+    with pytest.raises(ValueError, match="2"):
+        whole[::2]
 
 
 def test_a_copy_reads_too_after_the_original_did(two_shards):
-    records = data.open_records("photos", "train", [two_shards[0]])
-    records.read(np.array([0]))
-    np.testing.assert_array_equal(copy.deepcopy(records).read(np.array([7]))[0], two_shards[1][[7]])
-
-
-@pytest.mark.parametrize("index", [-1, 9])
-def test_an_index_outside_the_records(two_shards, index):
-    with pytest.raises(IndexError):
-        data.open_records("photos", "train", [two_shards[0]]).read(np.array([index]))
+    """As in the processes of PyTorch's DataLoader, to which the benchmark sends one."""
+    whole = opened(two_shards[0])
+    whole.read(np.array([0]))
+    np.testing.assert_array_equal(copy.deepcopy(whole).read(np.array([7]))[0], two_shards[1][[7]])
 
 
 FILES = {
     "jpeg": encoded(photo(0), quality=90),
     "fine chroma": encoded(photo(1), quality=95, subsampling=0),
     "progressive": encoded(photo(2), progressive=True),
-    "grey": encoded(photo(3), mode="L"),
+    "gray": encoded(photo(3), mode="L"),
     "CMYK": encoded(photo(4), mode="CMYK"),
     "RGB inside": encoded(photo(5), keep_rgb=True),
     "png": encoded(photo(6), "png"),
-    "grey png": encoded(photo(7), "png", mode="L"),
+    "gray png": encoded(photo(7), "png", mode="L"),
     "palette png": encoded(photo(8), "png", mode="P"),
     "transparent png": encoded(photo(9), "png", mode="RGBA"),
 }
@@ -187,21 +173,15 @@ FILES = {
 
 def test_every_kind_of_file_has_the_pixels_that_pillow_reads(tmp_path):
     write(tmp_path, list(FILES.values()))
-    images, _ = data.open_records("photos", "train", [tmp_path]).read(np.arange(len(FILES)))
+    images, _ = opened(tmp_path).read(np.arange(len(FILES)))
     for image, (kind, content) in zip(images, FILES.items(), strict=True):
-        np.testing.assert_array_equal(
-            image, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), err_msg=kind
-        )
-    for number in (0, 6):  # and that were meant
+        expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        np.testing.assert_array_equal(image, expected, err_msg=kind)
+    for number in (0, 6):  # and those that were meant
         assert np.abs(images[number].astype(int) - photo(number)).mean() < 15
-
-
-def test_grey_sets(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (3, 7, 6, 1), np.uint8)
-    write(tmp_path, images, shape=(7, 6, 1))
-    np.testing.assert_array_equal(
-        data.open_records("photos", "train", [tmp_path]).read(np.arange(3))[0], images
-    )
+    gray = np.random.default_rng(0).integers(0, 256, (3, 7, 6, 1), np.uint8)
+    write(tmp_path / "gray", gray, shape=(7, 6, 1))
+    np.testing.assert_array_equal(opened(tmp_path / "gray").read(np.arange(3))[0], gray)
 
 
 def make_raw(folder: Path, images, labels) -> None:
@@ -209,17 +189,14 @@ def make_raw(folder: Path, images, labels) -> None:
     stores them.
     """
     dimensions = [str(size) for size in images.shape[1:]]
-    tensor = {
-        "tensor": {"dtype": "uint8", "encoding": "bytes", "shape": {"dimensions": dimensions}}
-    }
-    tensor["pythonClassName"] = "tensorflow_datasets.core.features.tensor_feature.Tensor"
+    tensor = {"dtype": "uint8", "encoding": "bytes", "shape": {"dimensions": dimensions}}
+    name = "tensorflow_datasets.core.features.tensor_feature.Tensor"
+    feature = {"tensor": tensor, "pythonClassName": name}
     edit_json(
         folder / "features.json",
-        lambda content: content["featuresDict"]["features"].update(image=tensor),
+        lambda content: content["featuresDict"]["features"].update(image=feature),
     )
-    writer = ArrayRecordWriter(
-        str(folder / "photos-train.array_record-00000-of-00001"), "group_size:1"
-    )
+    writer = ArrayRecordWriter(str(folder / SHARD), "group_size:1")
     for image, label in zip(images, labels, strict=True):
         example = tf_example_pb2.Example()
         example.features.feature["image"].bytes_list.value.append(image.tobytes())
@@ -233,74 +210,77 @@ def test_raw_pixels(tmp_path):
     images[0].reshape(-1)[:3] = 0xFF, 0xD8, 0xFF  # as a JPEG begins
     folder = write(tmp_path, images, shape=(6, 5, 3))
     make_raw(folder, images, [2, 0, 4])
-    for number, example in enumerate(
-        tfds.builder_from_directory(folder).as_data_source("train")
-    ):  # TFDS agrees
-        np.testing.assert_array_equal(example["image"], images[number])
-    read_images, labels = data.open_records("photos", "train", [tmp_path]).read(np.array([2, 0, 1]))
+    builder = tfds.builder_from_directory(folder)
+    for image, example in zip(images, builder.as_data_source("train"), strict=True):
+        np.testing.assert_array_equal(example["image"], image)  # TFDS agrees
+    read_images, labels = opened(tmp_path).read(np.array([2, 0, 1]))
     np.testing.assert_array_equal(read_images, images[[2, 0, 1]])
     assert labels.tolist() == [4, 2, 0]
-    assert "raw pixels" in message_of(data.load, "photos", "train", [tmp_path])
-
-
-def test_raw_pixels_of_another_number(tmp_path):
-    images = np.zeros((2, 6, 5, 3), np.uint8)
-    folder = write(tmp_path, images, shape=(6, 5, 3))
-    make_raw(folder, images[:, :5], [0, 1])
-    shape = {"dimensions": ["6", "5", "3"]}
+    assert str(folder) in message_of(load, "photos", "train", [tmp_path])
+    make_raw(folder, images[:, :5], [0, 1, 2])
+    shape = {"dimensions": ["6", "5", "3"]}  # of more pixels than the records have
     edit_json(
         folder / "features.json",
         lambda content: content["featuresDict"]["features"]["image"]["tensor"].update(shape=shape),
     )
-    assert "record 1 (" in message_of(
-        data.open_records("photos", "train", [tmp_path]).read, np.array([1])
-    )
+    assert "record 1 (" in message_of(opened(tmp_path).read, np.array([1]))
 
 
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"\xff\xd8\xff no image", ""),
-        (b"no image", "neither JPEG nor PNG"),
-        (encoded(photo(0), "gif"), "neither JPEG nor PNG"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 256 256\n", "neither JPEG nor PNG"),
-        (b"", ""),
-        (FILES["jpeg"][: len(FILES["jpeg"]) // 2], ""),
-        (FILES["png"][: len(FILES["png"]) // 2], ""),
-        (encoded(photo(0, 200)), "an image of 200x200 pixels, not 256x256"),
-        (encoded(photo(0, 300), "png"), "an image of 300x300 pixels, not 256x256"),
-    ],
-)
-def test_damaged_images_are_named_by_split_shard_and_record(tmp_path, content, reason):
-    folder = write(tmp_path, [FILES["jpeg"], FILES["png"], content, FILES["grey"]])
-    records = data.open_records("photos", "train[1:]", [tmp_path])
-    records.read(np.array([0, 2]))
-    message = message_of(records.read, np.array([0, 1, 2]))
-    shard = folder / "photos-train.array_record-00000-of-00001"
-    assert f"damaged data in photos, split train, shard {shard}, record 2 ({reason}" in message
+def test_opening_is_refused_as_loading_is(own_two_shards, tmp_path):
+    def alike(*arguments) -> str:
+        message = message_of(open_records, *arguments)
+        assert message == message_of(load, *arguments)
+        return message
+
+    for dataset, split in (("photos", "valid"), ("other", "train"), ("../photos", "train")):
+        alike(dataset, split, [tmp_path])
+    (own_two_shards / "photos-train.array_record-00001-of-00002").unlink()
+    assert "1 of 2 shards" in alike("photos", "train", [tmp_path])
+    edit_json(own_two_shards / "dataset_info.json", lambda info: info.update(fileFormat="tfrecord"))
+    assert "tfrecord" in alike("photos", "train", [tmp_path])
+    varying = tmp_path / "varying"
+    folder = write(varying, [encoded(photo(0, 20)), encoded(photo(0, 21))], shape=(None, None, 3))
+    assert str(folder) in message_of(open_records, "photos", "train", [varying])
 
 
-def test_the_record_is_counted_in_its_own_shard(own_two_shards):
-    """Labels 0 to 4 come in order; with four classes the 5th of the first nine examples, record 0
-    of shard 1, is wrong.
-    """
+def test_damaged_images_are_named_by_split_shard_and_record(tmp_path):
+    bad = {
+        b"\xff\xd8\xff no image": "",
+        b"no image": "neither JPEG nor PNG",
+        encoded(photo(0), "gif"): "neither JPEG nor PNG",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 256 256\n": "neither JPEG nor PNG",
+        b"": "",
+        FILES["jpeg"][: len(FILES["jpeg"]) // 2]: "",
+        FILES["png"][: len(FILES["png"]) // 2]: "",
+        encoded(photo(0, 200)): "an image of 200x200 pixels, not 256x256",
+        encoded(photo(0, 300), "png"): "an image of 300x300 pixels, not 256x256",
+    }
+    folder = write(tmp_path, [FILES["jpeg"], FILES["png"], *bad, FILES["gray"]])
+    chosen = opened(tmp_path, "train[1:]")
+    chosen.read(np.array([0, 10]))
+    for number, reason in enumerate(bad.values()):
+        message = message_of(chosen.read, np.array([0, 1 + number, 10]))
+        named = f"photos, split train, shard {folder / SHARD}, record {2 + number} ({reason}"
+        assert named in message
+
+
+def test_the_record_is_counted_in_its_own_shard(own_two_shards, tmp_path):
+    """With four classes, label 4 of the 5th of the nine examples, record 0 of shard 1, is none."""
     edit_json(
         own_two_shards / "features.json",
         lambda f: f["featuresDict"]["features"]["label"]["classLabel"].update(numClasses=4),
     )
-    records = data.open_records("photos", "train", [own_two_shards.parents[1]])
-    records.read(np.array([0, 1, 2, 3, 5, 8]))
-    message = message_of(records.read, np.array([4]))
-    assert (
-        "photos-train.array_record-00001-of-00002, record 0 (label 4; allowed: 0 to 3)" in message
-    )
-    assert "record 0 (" in message_of(records[2:7].read, np.array([2]))
+    whole = opened(tmp_path)
+    whole.read(np.array([0, 1, 2, 3, 5, 8]))
+    message = message_of(whole.read, np.array([4]))
+    assert "-00001-of-00002, record 0 (label 4; allowed: 0 to 3)" in message
+    assert "record 0 (" in message_of(whole[2:7].read, np.array([2]))
 
 
-def test_damaged_files_are_never_read_as_good_ones(own_two_shards, two_shards):
+def test_damaged_files_are_never_read_as_good_ones(own_two_shards, two_shards, tmp_path):
     _, images, labels = two_shards
     shard = own_two_shards / "photos-train.array_record-00001-of-00002"
     good = shard.read_bytes()
@@ -310,183 +290,126 @@ def test_damaged_files_are_never_read_as_good_ones(own_two_shards, two_shards):
         damaged = bytearray(good)
         damaged[position] ^= 1 << (position % 8)
         shard.write_bytes(damaged)
-        try:
-            read_images, read_labels = data.open_records(
-                "photos", "train", [own_two_shards.parents[1]]
-            ).read(np.arange(9))
-            np.testing.assert_array_equal(
-                read_images, images
-            )  # padding and unused fields may change
+        try:  # padding and unused fields may change
+            read_images, read_labels = opened(tmp_path).read(np.arange(9))
+            np.testing.assert_array_equal(read_images, images)
             np.testing.assert_array_equal(read_labels, labels)
         except DataError as error:
             assert f"shard {shard}, record" in str(error)
             named += 1
     assert named >= 80
     shard.write_bytes(good[: len(good) // 2])
-    records = data.open_records("photos", "train", [own_two_shards.parents[1]])
-    assert str(shard) in message_of(records.read, np.array([8]))
-    np.testing.assert_array_equal(
-        records.read(np.array([0, 3]))[0], images[[0, 3]]
-    )  # the other shard is whole
-
-
-def test_opening_is_refused_with_the_words_of_load(own_two_shards, tmp_path):
-    for arguments in (
-        ("photos", "valid", [tmp_path]),
-        ("other", "train", [tmp_path]),
-        ("../photos", "train", [tmp_path]),
-    ):
-        assert message_of(data.open_records, *arguments) == message_of(data.load, *arguments)
-    (own_two_shards / "photos-train.array_record-00001-of-00002").unlink()
-    arguments = ("photos", "train", [tmp_path])
-    assert "1 of 2 shards" in message_of(data.open_records, *arguments)
-    assert message_of(data.open_records, *arguments) == message_of(data.load, *arguments)
-    edit_json(own_two_shards / "dataset_info.json", lambda info: info.update(fileFormat="tfrecord"))
-    assert message_of(data.open_records, *arguments) == message_of(data.load, *arguments)
-
-
-def test_images_of_no_fixed_size_are_refused(tmp_path):
-    write(tmp_path, [encoded(photo(0, 20)), encoded(photo(0, 21))], shape=(None, None, 3))
-    assert "no fixed size" in message_of(data.open_records, "photos", "train", [tmp_path])
-
-
-def test_split_sizes(tmp_path, two_shards):
-    assert data.split_sizes("photos", [two_shards[0]]) == {"train": 9}
-    write(
-        tmp_path, np.zeros((2, 6, 5, 3), np.uint8), shape=(6, 5, 3), splits=("train", "validation")
-    )
-    assert data.split_sizes("photos", [tmp_path]) == {"train": 2, "validation": 2}
+    whole = opened(tmp_path)
+    assert str(shard) in message_of(whole.read, np.array([8]))
+    np.testing.assert_array_equal(whole.read(np.array([0, 3]))[0], images[[0, 3]])
 
 
 # Damaged records that are allowed
 
-SHARD = "photos-train.array_record-00000-of-00001"
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    """Seven noise images with labels 0 to 6, and the data_dir that has them."""
+    folder = tmp_path_factory.mktemp("seven")
+    images = np.random.default_rng(1).integers(0, 256, (7, 6, 5, 3), np.uint8)
+    write(folder, images, shape=(6, 5, 3), classes=7)
+    return images, folder
+
+
+class Chosen(Records):
+    """Records of which those in `bad` are damaged."""
+
+    bad: frozenset = frozenset()
+
+    @property
+    def source(self):
+        intact, bad = super().source, self.bad
+
+        class Source:
+            def __getitem__(self, index):
+                return b"no record" if index in bad else intact[index]
+
+        return Source()
+
+
+def damaged_view(seven, bad, allowed: int = 7) -> Records:
+    whole = opened(seven[1], allowed=allowed)
+    view = Chosen(**{name: getattr(whole, name) for name in whole.__dataclass_fields__})
+    object.__setattr__(view, "bad", frozenset(bad))
+    return view
 
 
 @given(st.sets(st.integers(0, 6)), st.lists(st.integers(0, 6), max_size=12))
-def test_the_next_intact_record_stands_for_a_damaged_one(one_of_each, bad, indices):
-    """Records 0 to 6 are intact in `good`; in `bad` those that are chosen have a label that is
-    none.
-    """
-    good, labelled = one_of_each
-    records = damaged_view(labelled, bad)
+def test_the_next_intact_record_replaces_a_damaged_one(seven, bad, indices):
+    chosen, images = damaged_view(seven, bad), seven[0]
     if len(bad) == 7 and indices:
-        assert "none of the 7 records is intact" in message_of(
-            records.read_intact, np.array(indices), 7
-        )
+        assert "photos" in message_of(chosen.read, np.array(indices))
         return
-    images, labels, found = records.read_intact(np.array(indices, int), 7)
+    read_images, labels = chosen.read(np.array(indices, int))
     stand_ins = [
         next(i % 7 for i in range(index, index + 7) if i % 7 not in bad) for index in indices
     ]
-    np.testing.assert_array_equal(images, good[stand_ins])
+    np.testing.assert_array_equal(read_images, images[stand_ins])
     assert labels.tolist() == stand_ins
     asked = {
         i % 7
         for index, stand_in in zip(indices, stand_ins, strict=True)
         for i in range(index, index + (stand_in - index) % 7)
     }
-    assert [damage.record for damage in found] == sorted(asked)
-    assert {(damage.split, damage.shard) for damage in found} <= {("train", SHARD)}
+    listed = [Damage(*each) for each in chosen.damaged.listed]
+    assert [damage.record for damage in listed] == sorted(asked)
+    assert {damage[:2] for damage in listed} <= {("train", SHARD)}
 
 
-class Chosen(data.Records):
-    """Records of which some are damaged."""
-
-    bad: frozenset = frozenset()
-
-    @property
-    def source(self):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        source, bad = ArrayRecordDataSource(self.stretches), self.bad
-
-        class Source:
-            def __getitem__(self, index):
-                return b"no record" if index in bad else source[index]
-
-        return Source()
+def test_reading_ends_where_more_are_damaged_than_allowed(seven):
+    chosen = damaged_view(seven, range(1, 7), allowed=3)
+    message = message_of(chosen.read, np.array([1, 2]))
+    assert "--max_bad_records=3" in message
+    assert [f"record {number} (" in message for number in range(7)] == [0, 1, 1, 1, 1, 0, 0]
 
 
-def damaged_view(records: data.Records, bad) -> data.Records:
-    view = Chosen(**{name: getattr(records, name) for name in records.__dataclass_fields__})
-    object.__setattr__(view, "bad", frozenset(bad))
-    return view
-
-
-@pytest.fixture(scope="module")
-def one_of_each(tmp_path_factory):
-    """Seven noise images with labels 0 to 6, and their records."""
-    folder, images = (
-        tmp_path_factory.mktemp("seven"),
-        np.random.default_rng(1).integers(0, 256, (7, 6, 5, 3), np.uint8),
-    )
-    write(folder, images, shape=(6, 5, 3), classes=7)
-    return images, data.open_records("photos", "train", [folder])
-
-
-def test_reading_ends_where_more_are_damaged_than_allowed(one_of_each):
-    _, records = one_of_each
-    _, _, found = damaged_view(records, range(1, 7)).read_intact(np.array([1, 2]), 3)
-    assert len(found) == 4
-
-
-def test_what_the_machine_lacks_is_no_damage(one_of_each, monkeypatch):
+def test_what_the_machine_lacks_is_no_damage(seven, monkeypatch):
     def starved(content):
         raise error
 
-    monkeypatch.setattr(data, "parse", starved)
+    monkeypatch.setattr(records, "parse", starved)
     for error in (MemoryError("no memory"), OSError(24, "Too many open files")):
-        assert str(error) in message_of(one_of_each[1].read_intact, np.array([1]), 7)
+        assert str(error) in message_of(opened(seven[1], allowed=7).read, np.array([1]))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 7])
-def test_damaged_records_are_scored_nowhere_and_counted_once(one_of_each, batch_size, capsys):
-    images, records = one_of_each
-    damaged = DamagedRecords("photos", 2)
+def joined(batches) -> dict[str, np.ndarray]:
+    batches = list(batches)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_damaged_records_are_scored_nowhere_and_counted_once(
+    seven, batch_size, num_threads, capsys
+):
+    images, chosen = seven[0], damaged_view(seven, {0, 4}, allowed=2)
     for _ in range(2):
-        batches = list(
-            data.eval_batches(damaged_view(records, {0, 4}), batch_size, damaged=damaged)
-        )
-        joined = {
-            name: np.concatenate([batch[name] for batch in batches])
-            for name in ("image", "label", "mask")
-        }
-        assert np.flatnonzero(joined["mask"]).tolist() == [1, 2, 3, 5, 6]
-        np.testing.assert_array_equal(joined["image"][joined["mask"]], images[[1, 2, 3, 5, 6]])
-        assert (
-            not joined["image"][~joined["mask"]].any()
-            and not joined["label"][~joined["mask"]].any()
-        )
-    assert damaged.count == 2
+        scored = joined(eval_batches(chosen, batch_size, num_threads=num_threads))
+        mask = scored["mask"]
+        assert np.flatnonzero(mask).tolist() == [1, 2, 3, 5, 6]
+        np.testing.assert_array_equal(scored["image"][mask], images[[1, 2, 3, 5, 6]])
+        assert not scored["image"][~mask].any() and not scored["label"][~mask].any()
+    assert chosen.damaged.count == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
     for number, line in zip((0, 4), lines, strict=True):
-        assert line.startswith(
-            f"damaged data in photos, split train, shard {SHARD}, record {number} ("
-        )
-        assert line.endswith("): it is left out")
+        assert f"photos, split train, shard {SHARD}, record {number} (" in line
+    too_many = damaged_view(seven, {0, 4, 6}, allowed=2)
+    message = message_of(list, eval_batches(too_many, 2, num_threads=num_threads))
+    assert "--max_bad_records=2" in message
+    assert [f"record {number} (" in message for number in range(7)] == [1, 0, 0, 0, 1, 0, 1]
 
 
-def test_one_more_than_allowed_ends_it_and_all_are_named(one_of_each):
-    damaged = DamagedRecords("photos", 2)
-    message = message_of(
-        list, data.eval_batches(damaged_view(one_of_each[1], {0, 4, 6}), 2, damaged=damaged)
-    )
-    assert "photos has more damaged records than --max_bad_records=2: " in message
-    assert [f"record {number} (" in message for number in range(7)] == [
-        n in (0, 4, 6) for n in range(7)
-    ]
-
-
-def test_what_a_checkpoint_lists_counts_and_is_not_said_again(capsys):
-    damage = data.Damage("train", SHARD, 3, "a reason")
+def test_what_a_checkpoint_lists_counts_and_is_not_printed_again(capsys):
+    damage = Damage("train", SHARD, 3, "a reason")
     first, second = DamagedRecords("photos", 1), DamagedRecords("photos", 1)
     first.add([damage, damage._replace(reason="in other words")], "gone")
-    assert (
-        capsys.readouterr().err
-        == f"damaged data in photos, split train, shard {SHARD}, record 3 (a reason): gone\n"
-    )
+    line = f"damaged data in photos, split train, shard {SHARD}, record 3 (a reason): gone\n"
+    assert capsys.readouterr().err == line
     second.add(json.loads(json.dumps(first.listed)))
     second.add([damage], "gone")
     second.agree()
@@ -494,77 +417,84 @@ def test_what_a_checkpoint_lists_counts_and_is_not_said_again(capsys):
     assert "record 4 (" in message_of(second.add, [damage._replace(record=4)])
 
 
-# The order of uses
+# Reading ahead
 
 
-@given(
-    st.integers(1, 40),
-    st.integers(0, 200),
-    st.integers(0, 30),
-    st.integers(0, 2**33),
-    st.booleans(),
-)
-def test_order_of_uses_is_that_of_the_passes_laid_end_to_end(
-    population, first, count, seed, reshuffle
-):
-    uses = np.arange(first, first + count)
-    passes = range((first + count) // population + 1)
-    stream = np.concatenate(
-        [data.epoch_order(population, seed, number if reshuffle else 0) for number in passes]
-    )
-    np.testing.assert_array_equal(
-        data.order_of_uses(population, uses, seed, reshuffle=reshuffle), stream[uses]
-    )
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
-def test_order_of_uses_keeps_the_shape():
-    uses = np.arange(12).reshape(3, 4)
-    chosen = data.order_of_uses(5, uses, 1)
-    assert chosen.shape == (3, 4)
-    assert sorted(chosen.ravel()[:5]) == sorted(chosen.ravel()[5:10]) == list(range(5))
-
-
-# Evaluation
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 9, 20])
-def test_eval_batches_of_records_count_each_once(two_shards, batch_size):
+@pytest.mark.parametrize("num_threads", [0, 1, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 20])
+def test_eval_batches_of_records_count_each_once(two_shards, batch_size, num_threads, monkeypatch):
+    monkeypatch.setattr("common.order.MIN_PART_BYTES", 1)  # each thread gets its parts
     data_dir, images, labels = two_shards
-    batches = list(data.eval_batches(data.open_records("photos", "train", [data_dir]), batch_size))
-    assert len(batches) == -(-9 // batch_size)
-    joined = {
-        name: np.concatenate([batch[name] for batch in batches])
-        for name in ("image", "label", "mask")
-    }
-    assert joined["mask"].tolist() == [True] * 9 + [False] * (len(batches) * batch_size - 9)
-    np.testing.assert_array_equal(joined["image"][:9], images)
-    np.testing.assert_array_equal(joined["label"][:9], labels)
-    assert not joined["image"][9:].any()
-    assert not joined["label"][9:].any()
+    scored = joined(eval_batches(opened(data_dir), batch_size, num_threads=num_threads))
+    size = -(-9 // batch_size) * batch_size
+    assert scored["mask"].tolist() == [True] * 9 + [False] * (size - 9)
+    np.testing.assert_array_equal(scored["image"][:9], images)
+    np.testing.assert_array_equal(scored["label"][:9], labels)
+    assert not scored["image"][9:].any() and not scored["label"][9:].any()
+    assert not readers()
 
 
-def test_damage_reaches_who_evaluates(tmp_path):
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_damage_reaches_the_caller_with_its_batch(tmp_path, num_threads):
     write(tmp_path, [FILES["jpeg"], b"no image", FILES["png"]])
-    batches = data.eval_batches(data.open_records("photos", "train", [tmp_path]), 1)
+    batches = eval_batches(opened(tmp_path), 1, num_threads=num_threads)
     assert next(batches)["mask"].all()
     assert "record 1 (" in message_of(next, batches)
+    assert not readers()
 
 
-def test_eval_batches_read_ahead_but_not_far(two_shards):
-    """No more than three batches wait in memory, however slow the network is."""
-    records, asked = data.open_records("photos", "train", [two_shards[0]]), []
+class Watched:
+    """Examples that note when they are read, by whom, and may take their time."""
 
-    class Watched:
-        image_shape = records.image_shape
+    image_shape, name, damaged = (1, 1, 1), "watched", None
 
-        def __len__(self):
-            return len(records)
+    def __init__(self, seconds: float = 0.0):
+        self.seconds, self.read, self.by = seconds, [], set()
 
-        def read(self, indices):
-            asked.append(indices[0])
-            return records.read(indices)
+    def __len__(self):
+        return 1000
 
-    batches = data.eval_batches(Watched(), 1)
+    def read_into(self, indices, images, labels, mask=None):
+        self.by.add(threading.current_thread())
+        self.read += indices.tolist()
+        time.sleep(self.seconds)
+        images[:], labels[:] = indices[:, None, None, None] % 256, indices
+        return ()
+
+
+@pytest.mark.parametrize(("num_threads", "ahead"), [(0, 0), (1, 2), (3, 2)])
+def test_batches_are_read_ahead_but_not_far(num_threads, ahead):
+    watched = Watched()
+    batches = eval_batches(watched, 1, num_threads=num_threads)
+    assert next(batches)["label"] == [0]
+    batches.close()  # waits for the readers
+    assert sorted(watched.read) == list(range(1 + ahead))[: len(watched.read)]
+    assert len(watched.read) <= 1 + ahead
+    assert (threading.main_thread() in watched.by) == (num_threads == 0)
+
+
+def test_closing_early_ends_the_threads_quickly(monkeypatch):
+    """Parts that have not begun are never read; those that have are finished."""
+    monkeypatch.setattr("common.order.MIN_PART_BYTES", 1)
+    watched = Watched(0.2)
+    indices = (np.arange(step, step + 8) for step in range(100))
+    with contextlib.closing(read_batches(watched, indices, size=8, num_threads=2)) as batches:
+        next(batches)
+        assert len(readers()) == 2
+        start = time.monotonic()
+    assert time.monotonic() - start < 0.4 and not readers()
+    batches = eval_batches(watched, 8, num_threads=2)
     next(batches)
-    batches.close()  # waits for the reader
-    assert asked == [0, 1, 2]
+    del batches  # as where an error leaves the loop
+    assert not readers()
+
+
+def test_each_batch_has_arrays_of_its_own():
+    """A device may still be reading the last batch while the next is filled."""
+    batches = list(eval_batches(Watched(), 100, num_threads=2))
+    assert [batch["label"][0] for batch in batches] == list(range(0, 1000, 100))
+    assert len({batch["image"].ctypes.data for batch in batches}) == 10

@@ -224,12 +224,10 @@ def test_lenets_fast_reduction_stays_close(monkeypatch):
     code = """
 import json
 import lenet.config
-from scripts.benchmark_suites import LeNetTraining, embedded_digits
+from scripts.benchmark.training import LeNetTraining, embedded_digits
 training, losses = LeNetTraining(lenet.config.Config(batch_size=64), embedded_digits(), 1), []
 for step in range(100):
-    batch = training.placement.place_training(training.chunk(step))
-    training.state, sums = training.placement.run(training.state, batch, 1)
-    losses.append(float(sums["loss"]))
+    losses.append(float(training.run_chunk(training.chunk(step))["loss"]))
 print(json.dumps([training.placement.num_devices, losses]))
 """
     found = {}

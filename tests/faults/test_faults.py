@@ -21,9 +21,10 @@ from common.checkpoint import Checkpointer
 from common.digests import state_sha256
 from common.errors import StorageError
 from common.workdir import write_atomic
-from scripts import report
 from scripts.faults import campaign, damage, interruptions, nonfinite
 from scripts.faults.runs import DECK, Case, Clean, Start, row
+from scripts.report.faults import faults_table
+from scripts.report.results import Results
 
 ROOT = Path(__file__).parents[2]
 CLEAN = Clean("state", [], start_up_s=1, training_s=1, num_steps=40, epoch_steps=10, save_steps=10)
@@ -48,7 +49,7 @@ def test_every_fault_is_survived(tmp_path, name):
         assert [found["ends"]["same"] for found in rows] == [2, 1]
     if name == "damage":
         assert all(found["outcomes"]["older step, one line"] for found in rows)
-    table = report.faults_table({"faults": [content]})
+    table = faults_table(Results([], {"faults": content}))
     assert all(f"| {found['name']} | {found['tried']} |" in table for found in rows)
 
 
@@ -244,7 +245,7 @@ def test_what_did_not_survive_is_exit_code_1_and_kept(tmp_path, monkeypatch, cap
         ("bad", False, False, 0),
         ("other", True, True, 3),
     ]
-    table = report.faults_table({"faults": [content]})
+    table = faults_table(Results([], {"faults": content}))
     assert "| bad | 2 | step 2 | 1 | 1 | 7 steps | t **missed** |" in table
     assert "| good | 2 | – | 2 | 0 | 1.5 s (at most 2.0) | t |" in table
     assert "| other | 1 | – | 1 | 0 | 1.50% | t |" in table

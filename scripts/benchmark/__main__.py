@@ -1,0 +1,77 @@
+"""Speed next to PyTorch's, measured on this machine in one call, and how far it is from what the
+machine allows:
+
+    python -m scripts.benchmark [--suite=lenet_train,ops] [--json=results/benchmark.json]
+
+Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows
+the median of the rounds, the range, and the ratio: the median of the rounds' ratios, above 1 where
+ours is faster. PyTorch runs in its fastest form (eager, channels last, compiled; for small work
+with one thread too), found by a few measurements of each. A measurement of repeated work starts
+with a run that is not counted and lasts 0.3 seconds. The share of the limit is how much ours
+reaches of the limit that the row's text names: operations at the peak of a float32 matrix product,
+bytes at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its
+columns say so. Each suite runs in a process of its own; after it the file is written, which keeps
+the rows of other suites. On two idle cores all suites take about forty minutes.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from common import launch, provenance
+from common.errors import UserError
+from scripts.benchmark.machine import load_average
+from scripts.benchmark.suites import ONLY_IF_NAMED, SUITES, in_fresh_process, run_suite
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    default = f"all but {' and '.join(ONLY_IF_NAMED)} if empty."
+    flags.DEFINE_list(
+        "suite", [], f"Some of {', '.join(SUITES)}; {default}", flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "rounds", 5, "Measurements of each side.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "Folder of the prepared sets; $TFDS_DATA_DIR if empty.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "json", "", "Write the rows to this file, after each suite.", flag_values=flag_values
+    )
+    flags.DEFINE_boolean(
+        "smallest",
+        False,
+        "One round of the least work, in one process, PyTorch not compiled: a test that all runs.",
+        flag_values=flag_values,
+    )
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    unknown = [name for name in flag_values.suite if name not in SUITES]
+    if unknown:
+        raise UserError(f"--suite={unknown[0]} does not exist; allowed: {', '.join(SUITES)}")
+    if flag_values.json and not Path(flag_values.json).absolute().parent.is_dir():
+        raise UserError(f"--json={flag_values.json}: no such folder")
+    # What the suites' own processes cannot see: the command, and the commit before the file that
+    # they write changes the checkout.
+    begun = {
+        "command": provenance.command(),
+        "commit": provenance.commit(),
+        "load_average": load_average(),
+    }
+    smallest = flag_values.smallest
+    for name in flag_values.suite or [name for name in SUITES if name not in ONLY_IF_NAMED]:
+        rounds = 1 if smallest else flag_values.rounds
+        arguments = (name, smallest, flag_values.data_dir, rounds, flag_values.json, begun)
+        if smallest:
+            run_suite(*arguments)
+        else:
+            in_fresh_process(run_suite, *arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(launch.run_tool(define_flags, main, sys.argv))

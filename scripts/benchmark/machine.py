@@ -1,0 +1,78 @@
+"""What this machine can do at most, and the clock."""
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def best_seconds(run: Callable[[], Any], times: int = 5) -> float:
+    """The shortest of several calls, after one as a warm-up."""
+    run()
+    return min(seconds(run) for _ in range(times))
+
+
+def accelerated() -> bool:
+    """Whether JAX computes on an accelerator rather than the CPU."""
+    return jax.default_backend() != "cpu"
+
+
+def has_bfloat16() -> bool:
+    """Whether the hardware has bfloat16 instructions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return accelerated() or (cpuinfo.exists() and "bf16" in cpuinfo.read_text())
+
+
+def load_average() -> list[float]:
+    """Runnable processes over the last 1, 5 and 15 minutes."""
+    return [round(load, 2) for load in os.getloadavg()]
+
+
+@functools.cache
+def matmul_peak(dtype: str = "float32") -> float:
+    """FLOP/s of a square matrix product, the best of ten.
+
+    On a CPU: 2048 x 2048 in float32 whatever the `dtype`, by JAX or NumPy, whichever is faster. On
+    an accelerator: 8192 x 8192 (float32 on a GPU is TF32).
+    """
+    n = 8192 if accelerated() else 2048
+    a, product = np.random.default_rng(0).standard_normal((n, n), np.float32), jax.jit(jnp.matmul)
+    b = jnp.asarray(a, dtype if accelerated() else "float32")
+    best = best_seconds(lambda: product(b, b).block_until_ready(), 10)
+    if not accelerated():
+        best = min(best, best_seconds(lambda: a @ a, 10))
+    return 2 * n**3 / best
+
+
+@functools.cache
+def copy_bandwidth() -> float:
+    """Bytes per second, read plus written, of a copy in memory, the best of ten: 256 MB on all
+    cores, or 1 GB on an accelerator.
+    """
+    if accelerated():
+        x, copied = jnp.ones(2**28, jnp.float32), jax.jit(lambda x: x + 1)
+        return 2 * x.nbytes / best_seconds(lambda: copied(x).block_until_ready(), 10)
+    source, target = (np.ones(2**26, np.float32) for _ in range(2))
+    parts = [slice(i * len(source) // CORES, (i + 1) * len(source) // CORES) for i in range(CORES)]
+
+    def copy(part: slice) -> None:
+        np.copyto(target[part], source[part])
+
+    with ThreadPoolExecutor(CORES) as threads:
+        return 2 * source.nbytes / best_seconds(lambda: list(threads.map(copy, parts)), 10)

@@ -1,0 +1,164 @@
+"""The suites by name, and one of them: measured, printed, and written to the file."""
+
+import gc
+import importlib.metadata
+import json
+import multiprocessing
+import tempfile
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from common import provenance, runtime
+from common.errors import UserError
+from common.workdir import write_atomic
+from scripts.benchmark import alexnet, lenet
+from scripts.benchmark.attempts import attempts
+from scripts.benchmark.checkpoints import checkpoints
+from scripts.benchmark.growth import growth
+from scripts.benchmark.machine import copy_bandwidth, load_average, matmul_peak
+from scripts.benchmark.measure import measure
+from scripts.benchmark.ops import ops
+from scripts.benchmark.profile import profile
+from scripts.benchmark.race import time_to_accuracy
+from scripts.benchmark.reading import input_batches
+from scripts.benchmark.startup import startup
+from scripts.benchmark.timing import PEERS, Setting
+from scripts.report import number
+
+SUITES = {
+    "lenet_train": lenet.train,
+    "lenet_predict": lenet.predict,
+    "alexnet_train": alexnet.train,
+    "alexnet_predict": alexnet.predict,
+    "cifar_train": alexnet.cifar_train,
+    "ops": ops,
+    "attempts": attempts,
+    "profile": profile,
+    "input": input_batches,
+    "startup": startup,
+    "checkpoint": checkpoints,
+    "growth": growth,
+    "time_to_accuracy": time_to_accuracy,
+}
+ONLY_IF_NAMED = ("attempts", "profile")  # they explain the others, and have a table of their own
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """What a function returns in a Python process of its own. A suite that ran after others in one
+    process, with their threads and fragmented memory, was up to a third slower.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def run_suite(
+    name: str, smallest: bool, data_dir: str, rounds: int, json_path: str, begun: dict
+) -> None:
+    """Measures a suite, prints its rows, and writes them to `json_path`, if given, beside the rows
+    of other suites that are there.
+
+    `begun` has the command, the commit and the load average of the whole benchmark's start.
+    """
+    runtime.keep_freed_memory()  # as every command does
+    source = machine() | begun | {"rounds": rounds, "smallest": smallest}
+    where = {key: source.pop(key) for key in ("command", "commit")}
+    path = Path(json_path)
+    others = rows_of(path, source) if json_path and path.exists() else []
+    print(f"{describe(source)}\n\n{name}: {SUITES[name].__doc__}")
+    with tempfile.TemporaryDirectory() as work:
+        cases = SUITES[name](Setting(smallest, data_dir, Path(work)))
+        found = [{"suite": name} | row | where for row in print_rows(cases, rounds, smallest)]
+    source["load_average_after"] = load_average()
+    if json_path:
+        rows = [row for row in others if row["suite"] != name] + found
+        rows.sort(key=lambda row: list(SUITES).index(row["suite"]))
+        result = {"kind": "benchmark", "rows": rows, **source}
+        write_atomic(path, json.dumps(result, indent=2) + "\n")
+
+
+def print_rows(cases, rounds: int, smallest: bool) -> list[dict]:
+    """Measures cases one after the other; each is built when its turn comes and dropped before the
+    next one.
+    """
+    found, printed = [], ""
+    for case in cases:
+        rows = measure(case, rounds, warm_up=not smallest)
+        for row in rows:
+            print(line(row), flush=True)
+        if case.contains != printed:
+            printed = case.contains
+            print(textwrap.indent(textwrap.fill(printed, 96), "    "))
+        found += rows
+        del case
+        gc.collect()  # both networks and what was compiled for them
+    print(flush=True)
+    return found
+
+
+def machine() -> dict:
+    """Versions, machine, command, commit, and the limits measured here."""
+    source = provenance.collect(seed=0, dataset="")
+    del source["seed"], source["dataset"]
+    torch = importlib.metadata.version("torch") if PEERS else "not installed"
+    source["versions"]["torch"] = torch
+    source["machine"]["matmul_gflop_per_s"] = round(matmul_peak() / 1e9, 1)
+    source["machine"]["copy_gb_per_s"] = round(copy_bandwidth() / 1e9, 1)
+    return source
+
+
+def rows_of(path: Path, source: dict) -> list[dict]:
+    """The rows that a file has already. Raises UserError if it is not a benchmark, or was measured
+    on another machine, with other versions or other work.
+    """
+    try:
+        earlier = json.loads(path.read_text())
+    except ValueError:
+        earlier = None
+    if not isinstance(earlier, dict) or earlier.get("kind") != "benchmark":
+        raise UserError(f"--json={path} exists and is not a benchmark: name another file")
+
+    def facts(content: dict) -> dict:
+        names = ("processor", "cores", "accelerator")
+        versions = {name: content["versions"].get(name) for name in source["versions"]}
+        machine = {name: content["machine"][name] for name in names}
+        return machine | versions | {"smallest": content["smallest"]}
+
+    there = facts(earlier)
+    for name, here in facts(source).items():
+        if there[name] != here:
+            raise UserError(
+                f"--json={path} has rows of {name} {there[name]}, and here it is {here}: "
+                "name another file"
+            )
+    return earlier["rows"]
+
+
+def describe(source: dict) -> str:
+    """The machine in a line."""
+    machine, load = source["machine"], source["load_average"][0]
+    names = ("python", "jax", "flax", "torch")
+    versions = ", ".join(f"{name} {source['versions'][name]}" for name in names)
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['accelerator']}; {versions}; "
+        f"load average {load:.2f}; limits: {machine['matmul_gflop_per_s']:.0f} GFLOP/s in a "
+        f"float32 matrix product, {machine['copy_gb_per_s']:.0f} GB/s copied"
+    )
+
+
+def line(row: dict) -> str:
+    """A row as text."""
+    ours = f"{spread(row, 'ours')} {row['unit']}"
+    if row["ratio"] is None:
+        theirs, ratio = row["peer"], "-"
+    else:
+        theirs, ratio = f"{spread(row, 'peer')} {row['peer_form']}", f"{row['ratio']:.2f}x"
+    share = "-" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
+    return f"  {row['name']}: {ours} | PyTorch: {theirs} | ratio {ratio} | of the limit {share}"
+
+
+def spread(row: dict, side: str) -> str:
+    """'median (least to most)' of one side."""
+    low, high = map(number, row[f"{side}_range"])
+    return f"{number(row[side])} ({low} to {high})"

@@ -1,0 +1,319 @@
+"""How an image is prepared for conv1: crops, mirroring, color noise and random regions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet.augment import VIEWS, color_axes, prepare_function, resized_crop
+from alexnet.statistics import Statistics
+from common.errors import DataError
+
+
+def some_statistics(height=12, width=10, seed=0) -> Statistics:
+    random = np.random.default_rng(seed)
+    mixing = random.normal(size=(3, 3)) * 30
+    return Statistics(
+        random.uniform(60, 180, (height, width, 3)).astype(np.float32), mixing @ mixing.T
+    )
+
+
+def some_images(count=6, height=12, width=10, seed=1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def preparing(statistics, **settings):
+    defaults = dict(
+        crop_size=8, scaling="mean_image", augmentation="crop_flip", color_pca=False, pad=0, seed=0
+    )
+    return jax.jit(prepare_function(statistics, **(defaults | settings)))
+
+
+def scaled(images, statistics, scaling) -> np.ndarray:
+    """All pixels of `images` as the network gets them, in float64."""
+    mean_image = statistics.mean_image.astype(np.float64)
+    if scaling == "mean_image":
+        return images - mean_image
+    return (images - mean_image.mean(axis=(0, 1))) / np.sqrt(np.diag(statistics.covariance))
+
+
+@pytest.mark.parametrize("scaling", ["mean_image", "standardized"])
+def test_the_center_crop(scaling):
+    statistics, images = some_statistics(), some_images()
+    expected = scaled(images, statistics, scaling)[:, 2:10, 1:9]
+    for augmentation, pad in (
+        ("crop_flip", 3),
+        ("resized_crop_flip", 0),
+        ("none", 0),
+    ):  # none of which is for evaluation
+        prepare = preparing(
+            statistics, scaling=scaling, augmentation=augmentation, pad=pad, color_pca=True
+        )
+        out = prepare(images)
+        assert (out.shape, out.dtype) == ((6, 8, 8, 3), np.float32)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
+    trained = preparing(statistics, scaling=scaling, augmentation="none", pad=2)(
+        images, np.arange(1, 7, dtype=np.uint32)
+    )
+    np.testing.assert_allclose(trained, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_ten_views():
+    """Section 4.1: 'the four corner patches and the center patch as well as their horizontal
+    reflections'.
+    """
+    statistics, images = some_statistics(), some_images()
+    whole = scaled(images, statistics, "mean_image")
+    patches = [
+        whole[:, :8, :8],
+        whole[:, :8, 2:],
+        whole[:, 2:10, 1:9],
+        whole[:, 4:, :8],
+        whole[:, 4:, 2:],
+    ]
+    expected = [*patches, *(patch[:, :, ::-1] for patch in patches)]
+    assert len(expected) == VIEWS
+    prepare = prepare_function(
+        statistics,
+        crop_size=8,
+        scaling="mean_image",
+        augmentation="none",
+        color_pca=True,
+        pad=0,
+        seed=0,
+    )
+    traced = jax.jit(prepare)
+    for view in range(VIEWS):
+        np.testing.assert_allclose(
+            jax.jit(functools.partial(prepare, view=view))(images), expected[view], atol=1e-4
+        )
+        np.testing.assert_allclose(traced(images, view=jnp.int32(view)), expected[view], atol=1e-4)
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("scaling", ["mean_image", "standardized"])
+def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
+    statistics, image = some_statistics(7, 7), some_images(1, 7, 7)
+    whole = np.pad(
+        scaled(image, statistics, scaling)[0], ((pad, pad), (pad, pad), (0, 0))
+    )  # the mean became 0
+    places = 7 + 2 * pad - 6 + 1
+    crops = [
+        whole[top : top + 6, left : left + 6] for top in range(places) for left in range(places)
+    ]
+    candidates = np.array([*crops, *(crop[:, ::-1] for crop in crops)])
+    count = 100 * len(candidates)
+    images = np.broadcast_to(image, (count, 7, 7, 3))
+    out = preparing(statistics, crop_size=6, scaling=scaling, pad=pad)(
+        images, np.arange(1, count + 1, dtype=np.uint32)
+    )
+    matches = np.array(
+        [np.abs(out - candidate).max(axis=(1, 2, 3)) < 1e-3 for candidate in candidates]
+    )
+    assert (matches.sum(axis=0) == 1).all()  # each result is one of them
+    assert np.abs(matches.sum(axis=1) - 100).max() < 6 * np.sqrt(100)  # six standard deviations
+
+
+@pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop_flip"])
+def test_a_use_of_an_image_looks_the_same_in_any_batch(augmentation):
+    statistics, images = some_statistics(), some_images(8)
+    prepare = preparing(statistics, augmentation=augmentation, color_pca=True)
+    draws = np.array([3, 1, 4, 10, 5, 9, 2**32 - 1, 6], np.uint32)
+    together = np.asarray(prepare(images, draws))
+    np.testing.assert_allclose(
+        prepare(images[::-1], draws[::-1])[::-1], together, rtol=1e-5, atol=1e-4
+    )
+    for number in range(8):
+        alone = prepare(images[number : number + 1], draws[number : number + 1])
+        np.testing.assert_allclose(alone[0], together[number], rtol=1e-5, atol=1e-4)
+    same_image = np.broadcast_to(images[:1], images.shape)
+    drawn = np.asarray(prepare(same_image, draws))
+    assert all(np.abs(drawn[0] - other).max() > 0.1 for other in drawn[1:])
+    other_seed = preparing(statistics, augmentation=augmentation, color_pca=True, seed=1)
+    assert np.abs(np.asarray(other_seed(images, draws)) - together).max() > 0.1
+
+
+def test_crops_mirror_images_and_colors_are_drawn_apart():
+    """Colour noise or not, the same crop and mirror image."""
+    statistics, images, draws = (
+        some_statistics(),
+        some_images(50),
+        np.arange(1, 51, dtype=np.uint32),
+    )
+    plain, colored = (
+        np.asarray(preparing(statistics, color_pca=pca)(images, draws)) for pca in (False, True)
+    )
+    difference = colored - plain
+    np.testing.assert_allclose(
+        difference, np.broadcast_to(difference[:, :1, :1], difference.shape), atol=1e-3
+    )
+    assert (np.abs(difference[:, 0, 0]).max(axis=1) > 0.01).all()
+
+
+@pytest.mark.parametrize("scaling", ["mean_image", "standardized"])
+def test_the_color_noise_has_a_hundredth_of_the_covariance(scaling):
+    """sum_i p_i a_i s_i with s_i^2 = lambda_i and a_i ~ N(0, 0.1^2) has mean 0 and covariance 0.01
+    C, and is Gaussian.
+    """
+    statistics, count = some_statistics(2, 2), 40_000
+    images = np.full((count, 2, 2, 3), 100, np.uint8)
+    prepare = preparing(
+        statistics, crop_size=1, scaling=scaling, augmentation="none", color_pca=True
+    )
+    noise = np.asarray(prepare(images, np.arange(1, count + 1, dtype=np.uint32)), np.float64)[
+        :, 0, 0
+    ]
+    noise -= scaled(images[:1], statistics, scaling)[0, 0, 0]
+    if scaling == "standardized":
+        noise *= np.sqrt(np.diag(statistics.covariance))
+    whitened = noise @ np.linalg.inv(np.linalg.cholesky(0.01 * statistics.covariance)).T
+    assert np.abs(whitened.mean(axis=0)).max() < 6 / np.sqrt(count)
+    assert np.abs(np.cov(whitened.T) - np.eye(3)).max() < 6 * np.sqrt(2 / count)
+    assert np.abs((whitened**4).mean(axis=0) - 3).max() < 6 * np.sqrt(
+        96 / count
+    )  # the fourth moment of a Gaussian
+
+
+def test_a_constant_channel_cannot_be_standardized():
+    statistics = Statistics(np.zeros((8, 8, 3), np.float32), np.diag([1.0, 0.0, 2.0]))
+    preparing(statistics)
+    with pytest.raises(DataError, match="--scaling=standardized"):
+        preparing(statistics, scaling="standardized")
+
+
+def test_color_axes_are_the_principal_components():
+    covariance = some_statistics().covariance
+    axes = color_axes(covariance)
+    np.testing.assert_allclose(axes @ axes.T, covariance, rtol=1e-9)
+    products = axes.T @ axes  # orthogonal, of length sqrt(lambda)
+    np.testing.assert_allclose(
+        products, np.diag(np.linalg.eigvalsh(covariance)), atol=1e-8 * np.trace(covariance)
+    )
+    np.testing.assert_allclose(
+        color_axes(np.ones((3, 3)))[:, 2], 1, rtol=1e-6
+    )  # gray images: one component
+    assert (axes[np.abs(axes).argmax(axis=0), range(3)] > 0).all()
+
+
+# Random regions
+
+
+def regions(count, size=64):
+    """(count, 4): height, width, top and left of regions, measured on images of coordinates in the
+    middle of the result, where linear interpolation is exact.
+    """
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    ramps = jnp.asarray(np.stack([y, x], axis=-1))
+    keys = jax.vmap(jax.random.key)(jnp.arange(count))
+    results = np.asarray(
+        jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, size)))(keys), np.float64
+    )
+    a, b = size // 4, size - size // 4
+    slopes = np.stack(
+        [results[:, b, a, 0] - results[:, a, a, 0], results[:, a, b, 1] - results[:, a, a, 1]],
+        axis=1,
+    ) / (b - a)
+    corners = (
+        np.stack([results[:, a, a, 0], results[:, a, a, 1]], axis=1) + 0.5 - (a + 0.5) * slopes
+    )
+    return np.concatenate([slopes * size, corners], axis=1)
+
+
+def torchvision_regions(count, size=64, seed=0):
+    """The same by torchvision's loop: heights, widths, tops and lefts."""
+    random, found = np.random.default_rng(seed), []
+    for _ in range(count):
+        for _ in range(10):
+            area = size * size * random.uniform(0.08, 1.0)
+            aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+            width, height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+            if 0 < width <= size and 0 < height <= size:
+                top, left = (
+                    random.integers(0, size - height + 1),
+                    random.integers(0, size - width + 1),
+                )
+                break
+        else:
+            height, width, top, left = size, size, 0, 0
+        found.append((height, width, top, left))
+    return np.array(found, np.float64)
+
+
+def test_random_regions_are_distributed_as_torchvisions():
+    ours, theirs = regions(2000), torchvision_regions(2000)
+    np.testing.assert_allclose(ours, np.round(ours), atol=0.01)  # whole pixels
+    ours = np.round(ours)
+    height, width, top, left = ours.T
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= 64).all() and (left + width <= 64).all()
+    assert height.max() == width.max() == 64
+    for name, measure in {
+        "area": lambda r: r[:, 0] * r[:, 1] / 64**2,
+        "aspect": lambda r: np.log(r[:, 1] / r[:, 0]),
+        "place": lambda r: (r[:, 2] + 0.5) / (64 - r[:, 0] + 1),
+        "places": lambda r: (
+            (r[:, 2] + 0.5) / (64 - r[:, 0] + 1) * (r[:, 3] + 0.5) / (64 - r[:, 1] + 1)
+        ),
+    }.items():
+        for quantile in (
+            0.05,
+            0.25,
+            0.5,
+            0.75,
+            0.95,
+        ):  # within what 2,000 draws can tell, six standard deviations
+            at = np.quantile(measure(theirs), quantile)
+            share = (measure(ours) < at).mean() / 2 + (measure(ours) <= at).mean() / 2
+            expected = (measure(theirs) < at).mean() / 2 + (measure(theirs) <= at).mean() / 2
+            assert abs(share - expected) < 6 * np.sqrt(2 * 0.25 / 2000), (name, quantile)
+    assert 0.07 < (height * width).min() / 64**2 < 0.1
+    assert 0.7 < (width / height).min() < 0.78 and 1.28 < (width / height).max() < 1.42
+
+
+def test_a_random_region_is_resized_as_pytorch_does(torch):
+    """Inside; at the border of the region PyTorch sees nothing beyond it."""
+    images = np.random.default_rng(0).uniform(0, 255, (9, 64, 64, 3)).astype(np.float32)
+    sizes = np.round(regions(9)).astype(int)
+    cropped = jax.jit(lambda number, image: resized_crop(jax.random.key(number), image, 32))
+    for number, (height, width, top, left) in enumerate(sizes):
+        ours = np.asarray(cropped(number, images[number]))
+        region = torch.tensor(images[number, top : top + height, left : left + width]).permute(
+            2, 0, 1
+        )[None]
+        theirs = torch.nn.functional.interpolate(
+            region, (32, 32), mode="bilinear", antialias=True, align_corners=False
+        )
+        np.testing.assert_allclose(
+            ours[2:-2, 2:-2], theirs[0].permute(1, 2, 0).numpy()[2:-2, 2:-2], atol=0.05
+        )
+    assert (sizes[:, :2] < 32).any() and (sizes[:, :2] > 32).any()  # both enlarged and reduced
+
+
+def test_where_no_region_fits_the_largest_in_the_middle_is_taken():
+    """Of 256x8 pixels: 8 wide and round(8 / (3/4)) = 11 high, from row (256 - 11) // 2 = 122."""
+    rows = jnp.broadcast_to(jnp.arange(256.0)[:, None, None], (256, 8, 1))
+    for seed in range(5):
+        out = np.asarray(resized_crop(jax.random.key(seed), rows, 11))
+        np.testing.assert_allclose(
+            out[..., 0], np.broadcast_to(122.0 + np.arange(11)[:, None], (11, 11)), atol=1e-3
+        )
+
+
+def test_resized_crops_are_scaled_and_mirrored():
+    """A constant image less its constant mean is constant; columns rise or fall, as often."""
+    statistics = Statistics(np.full((32, 32, 3), 10, np.float32), np.diag([4.0, 9.0, 16.0]))
+    images = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, None, :, None], (400, 32, 32, 3))
+    draws = np.arange(1, 401, dtype=np.uint32)
+    settings = dict(crop_size=24, augmentation="resized_crop_flip")
+    prepare = preparing(statistics, **settings)
+    out = np.asarray(prepare(images, draws))
+    rising = out[:, 12, 16, 0] > out[:, 12, 8, 0]
+    assert abs(rising.sum() - 200) < 6 * np.sqrt(100)
+    standardized = np.asarray(
+        preparing(statistics, scaling="standardized", **settings)(images, draws)
+    )
+    np.testing.assert_allclose(standardized, out / [2, 3, 4], rtol=1e-4, atol=1e-4)
+    constant = np.full_like(images, 30)
+    np.testing.assert_allclose(prepare(constant, draws), 20, rtol=1e-5)

@@ -1,0 +1,111 @@
+"""What a run sets up in its process, and what it says about itself."""
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from common import provenance, runtime
+from common.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("", "--xla_gpu_deterministic_ops=true"),
+        (
+            "--xla_cpu_use_acl=false",
+            "--xla_cpu_use_acl=false --xla_gpu_deterministic_ops=true",
+        ),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_deterministic_reductions_restrict_xla_before_jax_starts(monkeypatch, given, used):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setenv("NPROC", "3")
+    jax.devices()
+    with pytest.raises(UserError, match="--reduction=fixed"):
+        runtime.use_deterministic_reductions()
+    assert os.environ["XLA_FLAGS"] == given
+    monkeypatch.setattr(runtime.xla_bridge, "backends_are_initialized", lambda: False)
+    runtime.use_deterministic_reductions()
+    assert (os.environ["XLA_FLAGS"], os.environ["NPROC"]) == (used, "8")
+    monkeypatch.undo()
+
+
+def test_only_the_writes_that_orbax_abandons_are_muted(monkeypatch):
+    reported = []
+    for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, name, lambda *arguments: reported.append(arguments))
+    runtime.mute_orbax_tracebacks()
+    abandoned = RuntimeError("Event loop is closed")
+    for error in (abandoned, RuntimeError("another"), ValueError("Event loop is closed")):
+        sys.excepthook(type(error), error, None)
+        for hook in (sys.unraisablehook, threading.excepthook):
+            hook(SimpleNamespace(exc_type=type(error), exc_value=error))
+    assert len(reported) == 2 * 3
+    assert abandoned not in {arguments[1] for arguments in reported if len(arguments) == 3}
+
+
+@pytest.mark.commands
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_kept_for_every_thread(kept):
+    """Page faults of the second time that a thread fills 64 MB: without, one for each 4 KiB."""
+    code = f"""
+import ctypes, resource, threading
+from common import runtime
+
+def fill():
+    global faults
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2**26)
+    ctypes.memset(block, 1, 2**26)
+    libc.free(block)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if {kept}:
+    runtime.keep_freed_memory()
+for _ in range(2):
+    thread = threading.Thread(target=fill)
+    thread.start()
+    thread.join()
+print(faults)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 100) == kept
+
+
+def test_the_start_up_lines_say_what_is_trained():
+    facts = dict(
+        dataset="mnist10k", num_examples={"training": 7500, "validation": 500, "test": 2000},
+        num_classes=10, num_channels=1, num_parameters=60_806, num_epochs=60, steps_per_epoch=118,
+        batch_size=64, num_devices=2, parallel="jit", reduction="fast", compute_dtype="float32",
+    )  # fmt: skip
+    lines = provenance.start_up_lines(**facts)
+    assert len(lines) == 3 and max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    for fact in (
+        "mnist10k", "7,500 training", "500 validation", "2,000 test", "10 classes", "1 channel",
+        "60,806 parameters", "float32", "2 devices", "jit", "60 epochs", "118 steps", "7,080 steps",
+    ):  # fmt: skip
+        assert fact in text, fact
+    assert provenance.start_up_lines(**facts, first_step=354) == [
+        *lines,
+        "resuming from step 354 (epoch 3.00)",
+    ]
+
+
+def test_a_copy_of_the_code_inside_another_checkout_has_no_commit(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    (tmp_path / "provenance.py").touch()
+    assert provenance.commit() is None
