@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from alexnet.statistics import Statistics
+from alexnet.image_statistics import Statistics
 from common.errors import DataError
 
 # Folded into key(seed) first: apart from the keys of initial weights (0, 1, ...) and of dropout.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ from flax import nnx
 from alexnet.augment import prepare_function
 from alexnet.cifar import CifarNet
 from alexnet.config import Config
+from alexnet.image_statistics import Statistics
 from alexnet.model import AlexNet, loss_function
-from alexnet.statistics import Statistics
 from common import checkpoint, conv, parallel
-from common.network import Network, Trained, class_names, count
+from common.network import Network, Trained, class_names, count, source_of
 from common.workdir import read_config
 
 
@@ -114,3 +115,12 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     statistics = jax.device_get(state["statistics"])
     network = assemble(config, meta["num_classes"], statistics)
     return Trained(network, state[weights], step, class_names(meta))
+
+
+def given_params(config: Config, target) -> Any:
+    """The weights of the run --init_from, of the shapes of `target`; None without it.
+
+    Raises UserError if there is no such run, or its network is another one.
+    """
+    source = source_of(config, load, target)
+    return source.params if source else None

@@ -2,7 +2,7 @@
 a rate that drops on plateaus.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,31 +10,40 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int, Int32
 
+from alexnet.cifar import WEIGHT_DECAY_FACTORS
+from alexnet.config import Config
+
 DROP = 0.1  # the factor of a drop of the rate (section 5)
 
 
-def learning_rate_schedule(
-    schedule: str,
-    learning_rate: float,
-    *,
-    steps_per_epoch: int,
-    num_steps: int,
-    drop_epochs: Sequence[int] = (),
-    warmup_epochs: float = 0.0,
-) -> optax.Schedule:
-    """step -> rate. 'constant'; 'plateau', constant too, with drops by `drop_on_plateau`; 'epochs',
-    divided by 10 after each of `drop_epochs`; 'cosine', to 0 at `num_steps`, after a warm-up.
+def learning_rate_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
+    """Updates done -> the learning rate of the next, in epochs of `epoch_steps` updates.
+
+    'constant'; 'plateau', constant too, with drops by `drop_on_plateau`; 'epochs', divided by 10
+    after each of --drop_epochs; 'cosine', to 0 at the end after a linear warm-up.
     """
-    if schedule == "cosine":
-        warmup_steps = min(round(warmup_epochs * steps_per_epoch), num_steps - 1)
-        return optax.warmup_cosine_decay_schedule(
-            learning_rate / 100, learning_rate, warmup_steps, num_steps
-        )
-    if schedule == "epochs":
-        return optax.piecewise_constant_schedule(
-            learning_rate, {epoch * steps_per_epoch: DROP for epoch in drop_epochs}
-        )
-    return optax.constant_schedule(learning_rate)
+    rate, num_steps = config.learning_rate, config.num_epochs * epoch_steps
+    if config.schedule == "cosine":
+        warmup_steps = min(round(config.warmup_epochs * epoch_steps), num_steps - 1)
+        return optax.warmup_cosine_decay_schedule(rate / 100, rate, warmup_steps, num_steps)
+    if config.schedule == "epochs":
+        drops = {epoch * epoch_steps: DROP for epoch in config.drop_epoch_numbers}
+        return optax.piecewise_constant_schedule(rate, drops)
+    return optax.constant_schedule(rate)
+
+
+def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
+    return make_optimizer(
+        config.optimizer,
+        learning_rate_schedule(config, epoch_steps),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        decay_factors=WEIGHT_DECAY_FACTORS.get(config.net),
+        decay_biases=config.decay_biases,
+        bias_rate_factor=config.bias_rate_factor,
+        drop_bias_rate=config.drop_bias_rate,
+    )
 
 
 class OptimizerState(NamedTuple):

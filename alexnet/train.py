@@ -7,7 +7,6 @@ python -m alexnet.train --workdir=runs/no_dropout --preset=small --dropout=0 --s
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,11 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if not __package__:  # python alexnet/train.py, whose folder would hide modules of Python
-    sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)]
-    if find_spec("alexnet") is None:
-        print("error: run pip install -e . first, or: python -m alexnet.train", file=sys.stderr)
-        sys.exit(2)
+if find_spec("common") is None:  # python alexnet/train.py in a clone that is not installed
+    print("error: run pip install -e . first, or: python -m alexnet.train", file=sys.stderr)
+    sys.exit(2)
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +24,18 @@ import numpy as np
 import optax
 
 from alexnet.augment import VIEWS
-from alexnet.cifar import WEIGHT_DECAY_FACTORS
 from alexnet.config import Config
 from alexnet.data import load_splits, require_first_batch, training_batches
-from alexnet.network import assemble, load
+from alexnet.image_statistics import Statistics, statistics
+from alexnet.network import assemble, given_params
 from alexnet.optimizer import (
     Plateau,
+    build_optimizer,
     drop_on_plateau,
     learning_rate_schedule,
-    make_optimizer,
     new_plateau,
 )
-from alexnet.statistics import Statistics, statistics
 from common import launch, metrics, parallel, step
-from common.digests import require_fit
 from common.errors import DataError, UserError
 from common.loop import Task, fit
 from common.network import Network
@@ -73,32 +68,6 @@ class TrainState(NamedTuple):
     statistics: Statistics  # of the training set
 
 
-def build_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
-    """Updates done -> the learning rate of the next, in epochs of `epoch_steps` updates."""
-    return learning_rate_schedule(
-        config.schedule,
-        config.learning_rate,
-        steps_per_epoch=epoch_steps,
-        num_steps=config.num_epochs * epoch_steps,
-        drop_epochs=config.drop_epoch_numbers,
-        warmup_epochs=config.warmup_epochs,
-    )
-
-
-def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
-    return make_optimizer(
-        config.optimizer,
-        build_schedule(config, epoch_steps),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        decay_factors=WEIGHT_DECAY_FACTORS.get(config.net),
-        decay_biases=config.decay_biases,
-        bias_rate_factor=config.bias_rate_factor,
-        drop_bias_rate=config.drop_bias_rate,
-    )
-
-
 def initial_state(network: Network, tx, statistics: Statistics, params=None) -> TrainState:
     """The state before the first update; without `params`, with those drawn from the seed."""
     if params is None:
@@ -107,18 +76,6 @@ def initial_state(network: Network, tx, statistics: Statistics, params=None) -> 
     plateau = new_plateau() if network.config.schedule == "plateau" else ()
     start = jnp.zeros((), jnp.int32)
     return TrainState(start, params, tx.init(params), average, plateau, statistics)
-
-
-def given_params(config: Config, target) -> Any:
-    """The weights of the run --init_from, on the host; None without it.
-
-    Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
-    """
-    if not config.init_from:
-        return None
-    source = load(config.init_from)
-    require_fit(source.params, target, config.init_from)
-    return jax.device_get(source.params)
 
 
 def make_train_step(network: Network, tx) -> Callable:
@@ -136,15 +93,10 @@ def make_train_step(network: Network, tx) -> Callable:
         def sums_of(part):
             images = network.prepare(part["image"], part["draw"])  # (B, crop, crop, 3)
             keys = jax.vmap(dropout_key)(part["draw"])  # (B,): functions of the seed and the use
-            return step.gradient_sums(
-                lambda params: network.logits(params, images, keys),
-                network.loss,
-                state.params,
-                part["label"],
-            )
+            logits = partial(network.logits, images=images, keys=keys)
+            return step.gradient_sums(logits, network.loss, state.params, part["label"])
 
-        grads, sums = add_up(sums_of, batch)
-        grads = step.mean(grads, sums["count"])
+        grads, sums = step.mean_gradients(*add_up(sums_of, batch))
         drops = state.plateau.drops if state.plateau != () else 0
         updates, opt_state = tx.update(grads, state.opt_state, state.params, drops=drops)
         params = optax.apply_updates(state.params, updates)
@@ -312,7 +264,9 @@ def make_task(config: Config) -> Task:
         training_set=train.fingerprint(),
         restored=require_same_set,
         notes=notes,
-        learning_rate=build_schedule(config, epoch_steps) if config.schedule != "plateau" else None,
+        learning_rate=learning_rate_schedule(config, epoch_steps)
+        if config.schedule != "plateau"
+        else None,
         chance_loss=math.log(num_classes),
         hint=NOT_LEARNING[config.net],
     )

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from common.digests import require_fit
+
 PREDICT_BATCH_SIZE = 256
 
 
@@ -106,6 +108,18 @@ class Trained(NamedTuple):
                 f"{images.shape} of {images.dtype}"
             )
         return images
+
+
+def source_of(config, load: Callable[[str], Trained], target) -> Trained | None:
+    """The run --init_from, its weights on the host; None without it.
+
+    Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
+    """
+    if not config.init_from:
+        return None
+    source = load(config.init_from)
+    require_fit(source.params, target, config.init_from)
+    return source._replace(params=jax.device_get(source.params))
 
 
 def class_names(meta: dict) -> tuple[str, ...] | None:

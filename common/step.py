@@ -24,13 +24,13 @@ def gradient_sums(logits: Callable, loss: Callable, params, labels) -> tuple:
     return grads, {"loss": loss_sum, "errors": errors, "count": len(labels)}
 
 
-def mean(sums, count):
-    """Sums over a batch of `count` examples -> their mean.
+def mean_gradients(grads, sums: dict) -> tuple:
+    """(gradients, sums) of a batch, the gradients divided by its number of examples.
 
-    A product everywhere: on one device the compiler would make one of a division.
+    By a product everywhere: on one device the compiler would make one of a division.
     """
-    scale = 1 / count
-    return jax.tree.map(lambda each: each * scale, sums)
+    scale = 1 / sums["count"]
+    return jax.tree.map(lambda grad: grad * scale, grads), sums
 
 
 def average(state, params, decay: float):

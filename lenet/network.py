@@ -1,13 +1,15 @@
 """LeNet-5 assembled from its config, and loaded with the weights of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from common import checkpoint, conv
-from common.network import Network, Trained, class_names, count
+from common.errors import UserError
+from common.network import Network, Trained, class_names, count, source_of
 from common.workdir import read_config
 from lenet.codes import digit_codes
 from lenet.config import Config
@@ -85,3 +87,20 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
 
     step, state, meta = checkpoint.restore_part(workdir, target, step)
     return Trained(network_of(meta), state[weights], step, class_names(meta))
+
+
+def given_params(config: Config, target) -> Any:
+    """The weights of the run --init_from, of the shapes of `target`; None without it.
+
+    Raises UserError if there is no such run, or its network is another one.
+    """
+    source = source_of(config, load, target)
+    if source is None:
+        return None
+    theirs = source.config
+    if c3_connections(theirs.c3, theirs.seed) != c3_connections(config.c3, config.seed):
+        raise UserError(
+            f"--init_from={config.init_from} has other connections in C3 (--c3={theirs.c3}); "
+            "use its --c3 and --seed"
+        )
+    return source.params

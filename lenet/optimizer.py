@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from common.losses import Labels, Logits, Losses
+from lenet.config import Config
 
 Images = Float[Array | np.ndarray, "B 32 32 C"]
 
@@ -21,27 +22,31 @@ MU = 0.02  # section III.B
 PAPER_RATES = {1: 0.0005, 3: 0.0002, 6: 0.0001, 9: 0.00005, 13: 0.00001}
 
 
-def learning_rate_schedule(
-    schedule: str,
-    learning_rate: float,
-    *,
-    steps_per_epoch: int,
-    num_steps: int,
-    warmup_epochs: float = 0.0,
-) -> optax.Schedule:
-    """step -> rate. 'constant'; 'cosine', to 0 at `num_steps` after a linear warm-up; or 'paper',
-    the eta of section III.B for each pass, times `learning_rate`.
+def learning_rate_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
+    """Updates done -> the learning rate of the next, in epochs of `epoch_steps` updates.
+
+    'constant'; 'cosine', to 0 at the end after a linear warm-up; or 'paper', the eta of section
+    III.B for each pass, times the learning rate.
     """
-    if schedule == "cosine":
-        warmup_steps = min(round(warmup_epochs * steps_per_epoch), num_steps - 1)
-        return optax.warmup_cosine_decay_schedule(
-            learning_rate / 100, learning_rate, warmup_steps, num_steps
-        )
-    if schedule == "paper":
-        rates = [optax.constant_schedule(learning_rate * eta) for eta in PAPER_RATES.values()]
-        starts = [(first_pass - 1) * steps_per_epoch for first_pass in PAPER_RATES]
-        return optax.join_schedules(rates, starts[1:])
-    return optax.constant_schedule(learning_rate)
+    rate, num_steps = config.learning_rate, config.num_epochs * epoch_steps
+    if config.schedule == "cosine":
+        warmup_steps = min(round(config.warmup_epochs * epoch_steps), num_steps - 1)
+        return optax.warmup_cosine_decay_schedule(rate / 100, rate, warmup_steps, num_steps)
+    if config.schedule == "paper":
+        rates = [optax.constant_schedule(rate * eta) for eta in PAPER_RATES.values()]
+        first_steps = [(first_pass - 1) * epoch_steps for first_pass in PAPER_RATES]
+        return optax.join_schedules(rates, first_steps[1:])
+    return optax.constant_schedule(rate)
+
+
+def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformation:
+    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
+    return make_optimizer(
+        config.optimizer,
+        learning_rate_schedule(config, epoch_steps),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
 
 
 def make_optimizer(

@@ -5,7 +5,6 @@ python -m lenet.train --workdir=runs/paper --preset=paper
 python -m lenet.train --workdir=runs/slower --preset=modern --learning_rate=0.001 --seed=1
 """
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if not __package__:  # python lenet/train.py, whose folder would hide modules of Python
-    sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)]
-    if find_spec("lenet") is None:
-        print("error: run pip install -e . first, or: python -m lenet.train", file=sys.stderr)
-        sys.exit(2)
+if find_spec("common") is None:  # python lenet/train.py in a clone that is not installed
+    print("error: run pip install -e . first, or: python -m lenet.train", file=sys.stderr)
+    sys.exit(2)
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +22,15 @@ import optax
 from jax import lax
 
 from common import launch, parallel, step
-from common.digests import require_fit
 from common.errors import UserError
 from common.loop import Task, fit
 from common.network import Network
 from common.order import epoch_order, steps_per_epoch
 from lenet.config import Config
 from lenet.data import load_splits, training_chunks
-from lenet.model import c3_connections, loss_function
-from lenet.network import assemble, load
-from lenet.optimizer import curvature, learning_rate_schedule, make_optimizer
+from lenet.model import loss_function
+from lenet.network import assemble, given_params
+from lenet.optimizer import build_optimizer, curvature, learning_rate_schedule
 
 EVAL_BATCH_SIZE = 1000
 
@@ -48,51 +44,12 @@ class TrainState(NamedTuple):
     average: Any  # like params; () when the weights are not averaged
 
 
-def build_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
-    """Updates done -> the learning rate of the next, in epochs of `epoch_steps` updates."""
-    return learning_rate_schedule(
-        config.schedule,
-        config.learning_rate,
-        steps_per_epoch=epoch_steps,
-        num_steps=config.num_epochs * epoch_steps,
-        warmup_epochs=config.warmup_epochs,
-    )
-
-
-def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformation:
-    """The optimizer with its schedule for epochs of `epoch_steps` updates."""
-    return make_optimizer(
-        config.optimizer,
-        build_schedule(config, epoch_steps),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-
-
 def initial_state(network: Network, tx, params=None) -> TrainState:
     """The state before the first update; without `params`, with those drawn from the seed."""
     if params is None:
         params = network.init()
     average = params if network.config.average_decay else ()
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
-
-
-def given_params(config: Config, target) -> Any:
-    """The weights of the run --init_from, on the host; None without it.
-
-    Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
-    """
-    if not config.init_from:
-        return None
-    source = load(config.init_from)
-    require_fit(source.params, target, config.init_from)
-    theirs = source.config
-    if c3_connections(theirs.c3, theirs.seed) != c3_connections(config.c3, config.seed):
-        raise UserError(
-            f"--init_from={config.init_from} has other connections in C3 (--c3={theirs.c3}); "
-            "use its --c3 and --seed"
-        )
-    return jax.device_get(source.params)
 
 
 def make_train_steps(network: Network, tx) -> Callable:
@@ -105,15 +62,10 @@ def make_train_steps(network: Network, tx) -> Callable:
     def train_step(state: TrainState, batch, add_up):
         def sums_of(part):
             images = network.prepare(part["image"], part["draw"])  # (B, 32, 32, C)
-            return step.gradient_sums(
-                lambda params: network.logits(params, images),
-                network.loss,
-                state.params,
-                part["label"],
-            )
+            logits = partial(network.logits, images=images)
+            return step.gradient_sums(logits, network.loss, state.params, part["label"])
 
-        grads, sums = add_up(sums_of, batch)
-        grads = step.mean(grads, sums["count"])
+        grads, sums = step.mean_gradients(*add_up(sums_of, batch))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = step.average(state, params, network.config.average_decay)
@@ -240,7 +192,7 @@ def make_task(config: Config) -> Task:
         splits={"train": train, "validation": validation, "test": test},
         facts=sizes | {"class_names": train.class_names},
         training_set=train.fingerprint(),
-        learning_rate=build_schedule(config, epoch_steps),
+        learning_rate=learning_rate_schedule(config, epoch_steps),
     )
 
 

@@ -22,8 +22,8 @@ from absl import flags
 
 import common.flags
 from alexnet.config import Config
+from alexnet.image_statistics import Statistics
 from alexnet.network import assemble
-from alexnet.statistics import Statistics
 from common import launch, provenance
 from common.errors import UserError
 from common.workdir import write_atomic

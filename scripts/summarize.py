@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 import alexnet.config
+import alexnet.image_statistics
 import alexnet.model
 import alexnet.network
-import alexnet.statistics
 import alexnet.train
 import common.flags
 import lenet.config
@@ -113,7 +113,7 @@ def collectives(config: alexnet.config.Config) -> dict[str, dict[str, int]]:
 def compiled_step(config: alexnet.config.Config) -> str:
     """The compiled program (HLO) of a training step, for the devices of --mesh."""
     size = config.crop_size
-    blank = alexnet.statistics.Statistics(
+    blank = alexnet.image_statistics.Statistics(
         np.full((size, size, 3), 127.5, np.float32), np.eye(3, dtype=np.float32)
     )
     before_fc = parallel.gather_before_split_layers(config.mesh)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet.augment import VIEWS, color_axes, prepare_function, resized_crop
-from alexnet.statistics import Statistics
+from alexnet.image_statistics import Statistics
 from common.errors import DataError
 
 

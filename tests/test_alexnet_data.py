@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from alexnet.data import load_splits, require_first_batch, training_batch, training_batches
+from alexnet.image_statistics import statistics
 from alexnet.noise import Noise
-from alexnet.statistics import statistics
 from common.errors import DataError, UserError
 from common.examples import Examples
 from common.order import epoch_order

@@ -13,7 +13,7 @@ from absl import flags
 from flax import nnx
 
 from alexnet.config import Config
-from alexnet.statistics import Statistics
+from alexnet.image_statistics import Statistics
 from alexnet.train import (
     build_loss,
     build_model,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alexnet.cifar import WEIGHT_DECAY_FACTORS
+from alexnet.config import Config
 from alexnet.optimizer import (
     Plateau,
     drop_on_plateau,
@@ -45,17 +46,18 @@ def problem() -> tuple[dict, list[dict]]:
     return entries(), [entries() for _ in range(STEPS)]
 
 
+def scheduled(schedule: str, rate: float, epoch_steps: int, num_epochs: int, **settings):
+    config = Config(schedule=schedule, learning_rate=rate, num_epochs=num_epochs, **settings)
+    return learning_rate_schedule(config, epoch_steps)
+
+
 def one_drop(learning_rate: float):
     """Two epochs of five steps, a drop between them."""
-    return learning_rate_schedule(
-        "epochs", learning_rate, steps_per_epoch=DROP_STEP, num_steps=STEPS, drop_epochs=(1,)
-    )
+    return scheduled("epochs", learning_rate, DROP_STEP, 2, drop_epochs="1")
 
 
 def constant(learning_rate: float):
-    return learning_rate_schedule(
-        "plateau", learning_rate, steps_per_epoch=DROP_STEP, num_steps=STEPS
-    )
+    return scheduled("plateau", learning_rate, DROP_STEP, 2)
 
 
 def run(tx, params: dict, all_grads: list[dict], drops=lambda step: 0) -> list[dict]:
@@ -185,9 +187,7 @@ def test_sgd_is_pytorchs(decays_too, factor, dropped_by, torch):
 
 @pytest.mark.parametrize("decays_too", [True, False])
 def test_adamw_is_optaxs(decays_too):
-    schedule = learning_rate_schedule(
-        "cosine", 0.1, steps_per_epoch=5, num_steps=STEPS, warmup_epochs=0.4
-    )
+    schedule = scheduled("cosine", 0.1, 5, 2, warmup_epochs=0.4)
     params, all_grads = problem()
     tx = make_optimizer("adamw", schedule, weight_decay=0.3, decay_biases=decays_too)
     mask = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel" or decays_too, params)
@@ -244,9 +244,7 @@ def test_decays_of_cuda_convnets_layers():
 
 
 def test_epochs_schedule_at_its_corners():
-    schedule = learning_rate_schedule(
-        "epochs", 0.01, steps_per_epoch=7, num_steps=63, drop_epochs=(2, 5, 8)
-    )
+    schedule = scheduled("epochs", 0.01, 7, 9, drop_epochs="2,5,8")
     rates = [float(schedule(jnp.int32(step))) for step in range(63)]
     np.testing.assert_allclose(
         rates, [0.01] * 14 + [0.001] * 21 + [0.0001] * 21 + [0.00001] * 7, rtol=1e-5
@@ -255,16 +253,14 @@ def test_epochs_schedule_at_its_corners():
 
 def test_plateau_and_constant_schedules_do_not_move():
     for name in ("plateau", "constant"):
-        schedule = learning_rate_schedule(name, 0.01, steps_per_epoch=7, num_steps=63)
+        schedule = scheduled(name, 0.01, 7, 9)
         np.testing.assert_allclose(
             [schedule(jnp.int32(step)) for step in (0, 31, 62)], 0.01, rtol=1e-6
         )
 
 
 def test_cosine_schedule_rises_and_ends_at_zero():
-    schedule = learning_rate_schedule(
-        "cosine", 0.1, steps_per_epoch=100, num_steps=1000, warmup_epochs=2
-    )
+    schedule = scheduled("cosine", 0.1, 100, 10, warmup_epochs=2)
     rates = {step: float(schedule(step)) for step in (0, 100, 199, 200, 201, 400, 600, 1000)}
     assert rates[0] == pytest.approx(0.001, rel=1e-5)  # a hundredth, then linear
     assert rates[100] == pytest.approx((0.001 + 0.1) / 2)
@@ -272,7 +268,7 @@ def test_cosine_schedule_rises_and_ends_at_zero():
     assert rates[400] == pytest.approx(0.05 * (1 + np.cos(np.pi / 4)))
     assert rates[600] == pytest.approx(0.05)
     assert rates[1000] == pytest.approx(0.0, abs=1e-9)
-    without = learning_rate_schedule("cosine", 0.1, steps_per_epoch=100, num_steps=1000)
+    without = scheduled("cosine", 0.1, 100, 10)
     assert float(without(0)) == pytest.approx(0.1) and float(without(500)) == pytest.approx(0.05)
 
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from lenet.codes import digit_codes
+from lenet.config import Config
 from lenet.model import C3_TABLE, LeNet5, c3_mask, loss_function
 from lenet.optimizer import MU, curvature, learning_rate_schedule, make_optimizer, sdlm
 
@@ -231,7 +232,7 @@ def test_update_is_equation_21():
 
 
 def test_paper_schedule_gives_the_rates_of_section_3b():
-    schedule = learning_rate_schedule("paper", 1.0, steps_per_epoch=60_000, num_steps=20 * 60_000)
+    schedule = learning_rate_schedule(Config(schedule="paper", learning_rate=1.0), 60_000)
     expected = [5e-4] * 2 + [2e-4] * 3 + [1e-4] * 3 + [5e-5] * 4 + [1e-5] * 8
     first = [float(schedule(jnp.int32(p * 60_000))) for p in range(20)]
     last = [float(schedule(jnp.int32((p + 1) * 60_000 - 1))) for p in range(20)]
@@ -240,9 +241,8 @@ def test_paper_schedule_gives_the_rates_of_section_3b():
 
 
 def test_cosine_schedule_rises_and_ends_at_zero():
-    schedule = learning_rate_schedule(
-        "cosine", 0.1, steps_per_epoch=100, num_steps=1000, warmup_epochs=2
-    )
+    config = Config(schedule="cosine", learning_rate=0.1, num_epochs=10, warmup_epochs=2)
+    schedule = learning_rate_schedule(config, 100)
     assert float(schedule(200)) == pytest.approx(0.1)
     assert float(schedule(100)) == pytest.approx(0.0505)
     assert float(schedule(600)) == pytest.approx(0.05)
@@ -259,7 +259,7 @@ def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
     params = nnx.to_pure_dict(state)
     tx = make_optimizer(
         optimizer,
-        learning_rate_schedule("constant", 1e-3, steps_per_epoch=1, num_steps=1),
+        optax.constant_schedule(1e-3),
         momentum=0.9,
         weight_decay=decay,
     )

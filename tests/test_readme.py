@@ -14,8 +14,8 @@ from absl.flags import FlagValues
 
 import alexnet.config
 import lenet.config
-from common.errors import UserError
 from common import launch
+from common.errors import UserError
 from common.processes import Processes
 from scripts import compare_with_torch, evaluate, prepare_data, report, summarize
 from scripts.benchmark import __main__ as benchmark

@@ -144,7 +144,7 @@ def test_what_is_no_run_of_the_network_is_named(net, tmp_path):
 
 OTHER_MODELS = {
     "lenet": [({"pooling": "trainable"}, "['s2']['bias']"), ({"c3": "random"}, "--c3=random")],
-    "alexnet": [({"crop_size": 40}, "['fc6']['kernel']")],
+    "alexnet": [({"num_classes": 12}, "['fc8']['bias']")],
 }
 
 

@@ -21,8 +21,8 @@ import lenet.data
 import lenet.model
 import lenet.network
 import lenet.train
+from alexnet.image_statistics import statistics
 from alexnet.noise import Noise
-from alexnet.statistics import statistics
 from common import parallel
 from common.evaluation import evaluate
 from common.examples import Examples
@@ -133,7 +133,7 @@ class LeNetTraining:
 
     def learning_rates(self, num_steps: int) -> np.ndarray:
         """(num_steps,): the learning rate of each update."""
-        schedule = lenet.train.build_schedule(self.config, self.epoch_steps)
+        schedule = lenet.train.learning_rate_schedule(self.config, self.epoch_steps)
         return np.asarray(schedule(np.arange(num_steps)))
 
 
