@@ -106,7 +106,7 @@ def write_set():
     """write_set(folder, name, images, num_classes=10): a prepared set, labels 0, 1, 2 ..., train
     and test alike.
     """
-    from common.builders import write_prepared
+    from scripts.prepare.builders import write_prepared
 
     def write(folder, name, images, num_classes=10):
         labels = [i % num_classes for i in range(len(images))]

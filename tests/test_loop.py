@@ -100,9 +100,8 @@ def toy(rate: float = 0.3, chunk_steps: int = 2) -> loop.Task:
                 part["label"],
             )
 
-        grads, sums = add_up(sums_of, batch)
+        grads, sums = step.mean_gradients(*add_up(sums_of, batch))
         scale = rate / (1 + state.begun) + 0.01 * rate * state.scored  # what was not called is felt
-        grads = step.mean(grads, sums["count"])
         params = jax.tree.map(lambda w, g: w - scale * g, state.params, grads)
         average = step.average(state, params, 0.9)
         return state._replace(step=state.step + 1, params=params, average=average), sums

@@ -16,7 +16,7 @@ import alexnet.network
 import lenet.codes
 import lenet.model
 import lenet.network
-from alexnet.statistics import Statistics
+from alexnet.image_statistics import Statistics
 from common.errors import StorageError, UserError
 from lenet.data import load_splits
 

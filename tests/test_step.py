@@ -11,8 +11,8 @@ import pytest
 
 import alexnet.train
 import lenet.train
+from alexnet.image_statistics import Statistics
 from alexnet.optimizer import Plateau
-from alexnet.statistics import Statistics
 from common import step
 from common.loop import evaluated_params
 from common.losses import cross_entropy
@@ -53,7 +53,9 @@ def test_gradients_and_scores_are_sums_over_the_examples():
     np.testing.assert_allclose(grads, x.T @ (p - np.eye(3)[labels]), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(sums["loss"], -np.log(p[range(5), labels]).sum(), rtol=1e-5)
     assert sums["errors"] == (logits.argmax(-1) != labels).sum() and sums["count"] == 5
-    np.testing.assert_allclose(step.mean(grads, 5), np.asarray(grads) / 5, rtol=1e-6)
+    mean, same = step.mean_gradients(grads, sums)
+    np.testing.assert_allclose(mean, np.asarray(grads) / 5, rtol=1e-6)
+    assert same is sums
 
 
 def test_the_average_of_the_weights_forgets_the_start_sooner():
