@@ -43,6 +43,7 @@ def tool(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()  # what a training said before
         argv, words = ["checkpoint", *map(str, arguments)], ("ls|verify", "DIR")
         code = launch.run_tool(checkpoint.define_flags, checkpoint.main, argv, words)
         return code, *capsys.readouterr()

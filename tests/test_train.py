@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -267,8 +268,9 @@ def test_scores_against_forward_passes_one_by_one(finished, score):
     pixels = training.images.reshape(-1, 3)
     x = ((examples.images - pixels.mean(0)) / pixels.std(0)).astype(np.float32)  # (68, 32, 32, 3)
     corners = [x[:, i : i + 24, j : j + 24] for i, j in ((4, 4), (0, 0), (0, 8), (8, 0), (8, 8))]
-    crops = np.concatenate(corners + [corner[:, :, ::-1] for corner in corners])
-    logits = np.asarray(net.network.logits(net.params, crops), np.float64).reshape(10, 68, 10)
+    crops = corners + [corner[:, :, ::-1] for corner in corners]
+    forward = jax.jit(lambda params, images: net.network.logits(params, images))
+    logits = np.stack([forward(net.params, crop) for crop in crops]).astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(net.predict(examples.images), probabilities[0], rtol=1e-3, atol=1e-5)
     for scores, prefix in ((probabilities[0], ""), (probabilities.mean(0), "ten_crop_")):
