@@ -167,7 +167,8 @@ def test_probabilities_are_the_softmax_of_the_logits_of_prepared_images(trained)
     """With RBF outputs of minus the distances, which the logits are."""
     name, net, images = trained
     network, few = net.network, images[:20]
-    logits = np.asarray(network.logits(net.params, network.prepare(few)), np.float64)
+    forward = jax.jit(lambda params, images: network.logits(params, network.prepare(images)))
+    logits = np.asarray(forward(net.params, few), np.float64)
     np.testing.assert_allclose(net.predict(few), softmax(logits), rtol=1e-4, atol=1e-7)
     if name == "lenet_paper":
         assert logits.max() <= 0  # squared distances from the codes
