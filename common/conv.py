@@ -73,7 +73,7 @@ def cpu_convolution(
     *,
     feature_group_count: int = 1,
     **options,
-) -> Outputs:
+) -> Float[Array, "N rows columns outputs"]:
     """`lax.conv_general_dilated` in the form that is fast on a CPU."""
     if feature_group_count > 1:
         parts = (jnp.split(array, feature_group_count, axis=-1) for array in (inputs, kernel))

@@ -9,20 +9,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from flax import nnx
 
 from alexnet.config import Config
 from alexnet.image_statistics import Statistics
-from alexnet.train import (
-    build_loss,
-    build_model,
-    build_optimizer,
-    build_prepare,
-    initial_state,
-    make_train_step,
-)
-from common.flags import define, read
+from alexnet.network import assemble
+from alexnet.train import build_optimizer, initial_state, make_train_step
+from common.flags import from_preset
 
 PRESETS = sorted(path.stem for path in Path("alexnet/presets").glob("*.flags"))
 
@@ -33,22 +25,14 @@ def exported_step(name: str, platform: str):
     """The training step of a preset at its batch size, traced on shapes alone, and the shapes of
     its state.
     """
-    values = flags.FlagValues()
-    define(Config, values)
-    values(["program", f"--flagfile=alexnet/presets/{name}.flags"])
-    config = read(Config, values)
+    config = from_preset(Config, name)
     num_classes, side = (10, 32) if config.dataset == "cifar10" else (1000, 256)
     statistics = Statistics(
         np.full((side, side, 3), 127.5, np.float32), np.eye(3, dtype=np.float32)
     )
-    tx, loss, prepare = (
-        build_optimizer(config, epoch_steps=100),
-        build_loss(config),
-        build_prepare(config, statistics),
-    )
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config, num_classes)))
-    train_step = make_train_step(graphdef, tx, loss, prepare, config.average_decay, config.seed)
-    state = jax.eval_shape(lambda: initial_state(config, tx, num_classes, statistics))
+    network, tx = assemble(config, num_classes, statistics), build_optimizer(config, 100)
+    train_step = make_train_step(network, tx)
+    state = jax.eval_shape(lambda: initial_state(network, tx, statistics))
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),

@@ -12,7 +12,7 @@ from flax import nnx
 
 from alexnet.config import Config
 from alexnet.model import WIDTHS, AlexNet, layer_table, loss_function
-from alexnet.train import build_model
+from alexnet.network import build_model
 from common.errors import UserError
 from common.flags import define, read
 

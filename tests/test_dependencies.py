@@ -22,7 +22,12 @@ MAY_IMPORT = {  # of the project's own packages; all others are free
 # Within a network's package only these know the others; the rest take plain values, so that each
 # can be used alone.
 HEADS = {"config", "data", "model", "optimizer", "network", "train"}
-KNOW_HEADS = {"train": HEADS, "network": HEADS - {"train"}, "__init__": {"network"}}
+KNOW_HEADS = {
+    "train": HEADS,
+    "network": HEADS - {"train"},
+    "optimizer": {"config"},
+    "__init__": {"network"},
+}
 FORBIDDEN = {"tensorflow", "pickle", "cloudpickle", "dill", "joblib"}  # a pickle can run any code
 UNSAFE_ARGUMENTS = {"allow_pickle": True, "weights_only": False}
 # Absolute paths of the machine that a file was written on.

@@ -14,7 +14,7 @@ from common.conv import batch_last_convolution
 from lenet.codes import digit_codes, smallest_distance
 from lenet.config import Config
 from lenet.model import C3_TABLE, LeNet5, c3_connections, c3_mask, layer_table, loss_function
-from lenet.train import build_model
+from lenet.network import build_model
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
