@@ -490,7 +490,7 @@ def restored(config, workdir: Path, image_shape=(40, 40, 3)) -> alexnet.train.Tr
     [
         pytest.param(PAPER, 36, id="sdlm", marks=pytest.mark.slow),
         pytest.param(PHOTOS, 12, id="plateau", marks=pytest.mark.slow),
-        pytest.param(COPIES, 108, id="copies", marks=pytest.mark.nightly),
+        pytest.param(COPIES, 36, id="copies", marks=pytest.mark.nightly),
         pytest.param(ADAMW, 36, id="average", marks=pytest.mark.nightly),
         pytest.param(
             dataclasses.replace(DIGITS, parallel="pmap", save_every_epochs=3, track="test"),
