@@ -30,7 +30,7 @@ from common.digests import (
     describe,
     host_leaves,
     json_sha256,
-    path_names,
+    plain_path,
     require_same_shapes,
     shapes,
 )
@@ -207,13 +207,13 @@ class Checkpointer:
                 _read_every_byte(self._directory / str(step))
                 leaves = self.description(step)["leaves"]
                 arrays = {
-                    path_names(path): array
+                    plain_path(path): array
                     for path, array in host_leaves(self._restore_to_host(step)).items()
                 }
                 damaged = [
                     path
                     for path, saved in leaves.items()
-                    if describe(path, arrays[path_names(path)]) != saved
+                    if describe(path, arrays[plain_path(path)]) != saved
                 ]
         except MemoryError:  # says nothing about the files
             raise
@@ -270,8 +270,8 @@ class Checkpointer:
         """({"params": ...}, meta) of one step; raises as `_restore`."""
         content = self.description(step)
         target = jax.tree.map(_on_one_device, target_of(content["meta"]))
-        wanted = {path_names(path): shape for path, shape in shapes(target).items()}
-        paths = {path_names(path): path for path in content["leaves"]}
+        wanted = {plain_path(path): shape for path, shape in shapes(target).items()}
+        paths = {plain_path(path): path for path in content["leaves"]}
         there = {}
         for names in wanted.keys() & paths.keys():
             dtype, shape, _ = content["leaves"][paths[names]]
@@ -284,7 +284,7 @@ class Checkpointer:
         )
         part = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
         for path, array in host_leaves(part).items():
-            saved_path = paths[path_names(path)]
+            saved_path = paths[plain_path(path)]
             if describe(saved_path, array) != content["leaves"][saved_path]:
                 raise ValueError(f"{saved_path} does not match its digest")
         return part, content["meta"]

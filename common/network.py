@@ -92,7 +92,10 @@ class Trained(NamedTuple):
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """`Network.activations` of stored images (B, H, W, C) uint8, all in one batch."""
         images = self._require_stored(images)
-        return jax.device_get(_activations(self.network, self.params, images))
+        count, shape = images.shape[0], images.shape[1:]
+        some = images if count else np.zeros((1, *shape), np.uint8)  # layers reshape no empty batch
+        found = jax.device_get(_activations(self.network, self.params, some))
+        return {name: values[:count] for name, values in found.items()}
 
     def _require_stored(self, images: np.ndarray) -> np.ndarray:
         images, shapes = np.asarray(images), self.network.image_shapes
