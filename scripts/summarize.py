@@ -162,7 +162,7 @@ def collective_bytes(program: str) -> dict[str, int]:
 
 def main(flag_values: flags.FlagValues) -> None:
     config = common.flags.read(CONFIGS[flag_values.model], flag_values)
-    mesh = parallel.mesh_shape(getattr(config, "mesh", ""))
+    mesh = parallel.mesh_shape(config.mesh if flag_values.model == "alexnet" else "")
     if mesh:  # as many virtual devices, before anything asks for one
         jax.config.update("jax_num_cpu_devices", math.prod(mesh.values()))
         jax.config.update("jax_platforms", "cpu")
