@@ -683,16 +683,9 @@ class Preparation:
         return list(self.work.glob(f"{imagenet.NAME}-*"))
 
     def workers(self) -> list[int]:
-        """Those that have reached a shard."""
+        """Both, once they have reached a shard."""
+        self.wait(lambda: len(list(self.folder.glob("at work *"))) == 2)
         return [int(path.name.split()[-1]) for path in self.folder.glob("at work *")]
-
-    def wait_for_workers(self) -> list[int]:
-        self.wait(lambda: len(self.workers()) == 2)
-        return self.workers()
-
-    def wait_for_first_shard(self) -> list[int]:
-        self.wait(self.shards)
-        return self.wait_for_workers()
 
 
 @pytest.fixture
@@ -726,7 +719,8 @@ def wait_for_end(pids: list[int]) -> None:
 @pytest.mark.slow
 def test_killed_and_resumed(preparation, prepared_as):
     killed = preparation.start(hold=1)
-    workers = preparation.wait_for_first_shard()
+    preparation.wait(preparation.shards)
+    workers = preparation.workers()
     killed.kill()
     killed.communicate()
     wait_for_end(workers)
@@ -752,11 +746,9 @@ def test_killed_and_resumed(preparation, prepared_as):
 @pytest.mark.parametrize("moment", ["workers start", "first shard"])
 def test_ctrl_c(preparation, moment):
     process = preparation.start(hold=0 if moment == "workers start" else 1)
-    if moment == "workers start":
-        # With the resource tracker of Python.
-        preparation.wait(lambda: len(descendants(process.pid)) >= 3)
-    else:
-        preparation.wait_for_first_shard()
+    preparation.wait(lambda: len(descendants(process.pid)) >= 3)  # with Python's resource tracker
+    if moment == "first shard":
+        preparation.wait(preparation.shards)
     workers = descendants(process.pid)
     for pid in workers:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -773,7 +765,7 @@ def test_ctrl_c(preparation, moment):
 @pytest.mark.slow
 def test_a_killed_worker(preparation):
     process = preparation.start(hold=0)
-    workers = preparation.wait_for_workers()
+    workers = preparation.workers()
     os.kill(workers[0], signal.SIGKILL)
     _, error = process.communicate()
     assert (process.returncode, error.count("\n")) == (2, 1)
