@@ -40,16 +40,8 @@ from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
 
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are
 # left as they are.
-UNREADABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
+UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+UNREADABLE |= {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class Checkpointer:
