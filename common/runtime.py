@@ -21,7 +21,7 @@ from common.parallel import FIXED_PARTS
 
 @contextlib.contextmanager
 def stop_signals():
-    """Gives stop_requested() -> None, or the number of the first SIGTERM or SIGINT. A second one
+    """Yields stop_requested() -> None, or the number of the first SIGTERM or SIGINT. A second one
     ends the process at once.
 
     Python runs signal handlers between bytecodes of the main thread, which a compilation can block
@@ -106,8 +106,13 @@ def use_compilation_cache() -> None:
     JAX_COMPILATION_CACHE_DIR wins.
     """
     if not jax.config.jax_compilation_cache_dir:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "lenet-alexnet" / "jax"))
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = caches / "lenet-alexnet" / "jax"
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError:  # a read-only home: JAX would warn about it at every program
+            return
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     # By default, JAX does not cache the programs of a small network.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -8,23 +8,19 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 option=${1:-}
 case $option in
-  --quick) minutes=1 runs=("not commands and not slow and not nightly") ;;
-  --ci) minutes=25 runs=("not slow and not nightly" slow) ;;
-  --all) minutes=45 runs=("not slow and not nightly" slow nightly) ;;
-  *) minutes=5 runs=("not slow and not nightly") option="" ;;
+  --quick) minutes=1 tests="not commands and not slow and not nightly" ;;
+  --ci) minutes=25 tests="not nightly" ;;
+  --all) minutes=45 tests="" ;;
+  *) minutes=5 tests="not slow and not nightly" option="" ;;
 esac
 [ -z "$option" ] || shift
-if [ $# -gt 0 ] && [ "$option" = --all ]; then
-  runs=("") # what the arguments choose runs at once: a tier may have none of it
-fi
 install requirements.txt
 install requirements-dev.txt
 unset PYTHONDONTWRITEBYTECODE # or each of hundreds of commands compiles the same modules
 
-[ $# -gt 0 ] || echo "About $minutes min on 2 cores."
+echo "At most $minutes min on 2 cores."
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-for tests in "${runs[@]}"; do # a process per core, at most four: the largest tests need gigabytes
-  .venv/bin/python -m pytest -m "$tests" -n auto --maxprocesses=4 --dist=worksteal -rs \
-    --durations=15 "$@"
-done
+# A process per core, at most four: the largest tests need gigabytes.
+.venv/bin/python -m pytest -m "$tests" -n auto --maxprocesses=4 --dist=worksteal -rs \
+  --durations=15 "$@"

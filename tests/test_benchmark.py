@@ -18,6 +18,7 @@ import lenet.config
 from alexnet.lrn import local_response_normalization
 from common import conv, launch, parallel
 from common.errors import UserError
+from common.flags import from_preset
 from lenet.model import C3_TABLE, c3_mask
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import alexnet as alexnet_suites
@@ -29,12 +30,10 @@ from scripts.benchmark.training import (
     LeNetTraining,
     embedded_digits,
     lenet_operations,
-    preset,
 )
 from scripts.prepare.encode import encode_jpeg
 
 ROOT = Path(__file__).parents[1]
-SLOW = pytest.mark.slow
 # how programs are compiled where only their rows count
 QUICKLY = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SMALLEST = timing.Setting(True, "", Path())
@@ -47,6 +46,13 @@ def peers(torch):
     return timing.torch_peers()
 
 
+def tiers(names: str, first, *others):
+    """Parametrizes: the first case is a slow test, the others are nightly ones."""
+    cases = [pytest.param(*first, marks=pytest.mark.slow)]
+    cases += [pytest.param(*case, marks=pytest.mark.nightly) for case in others]
+    return pytest.mark.parametrize(names, cases)
+
+
 def largest_difference(ours, theirs) -> float:
     """Relative to the largest value."""
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
@@ -55,7 +61,7 @@ def largest_difference(ours, theirs) -> float:
 # ---- PyTorch's networks
 
 
-@pytest.mark.parametrize("pooling", ["average", pytest.param("max", marks=SLOW)])
+@tiers("pooling", ["average"], ["max"])
 def test_pytorchs_lenet_is_ours(peers, torch, pooling):
     activation = "tanh" if pooling == "average" else "relu"
     config = lenet.config.Config(pooling=pooling, activation=activation)
@@ -70,16 +76,10 @@ def test_pytorchs_lenet_is_ours(peers, torch, pooling):
     assert largest_difference(ours, logits) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("small", 28),
-        ("cifar18", 24),
-        *(
-            pytest.param(*pair, marks=SLOW)
-            for pair in (("deck", 67), ("paper", 64), ("small", 32), ("cifar13", 24))
-        ),
-    ],
+@tiers(
+    "name, size",
+    ("small", 28),
+    *(("cifar18", 24), ("deck", 67), ("paper", 64), ("small", 32), ("cifar13", 24)),
 )
 def test_pytorchs_alexnets_are_ours(peers, torch, name, size):
     """At sizes where a pool that rounds differently would show: 28 -> 14 -> 7 -> 3 pixels, after
@@ -87,7 +87,7 @@ def test_pytorchs_alexnets_are_ours(peers, torch, name, size):
     """
     changes = ["--dataset=fake", "--batch_size=2", f"--crop_size={size}", "--dropout=0"]
     changes += [] if "cifar" in name else ["--initialization=he"]
-    training = AlexNetTraining(preset(alexnet, name, *changes), 10)
+    training = AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 10)
     network, params = training.network, training.state.params
     model, *_ = alexnet_suites.theirs(name, training)
     theirs = model().eval()
@@ -100,6 +100,7 @@ def test_pytorchs_alexnets_are_ours(peers, torch, name, size):
     assert largest_difference(jax.jit(network.logits)(params, images), logits) < 1e-4
 
 
+@pytest.mark.slow
 def test_pytorchs_networks_have_all_weights(peers):
     """At full size: as many as the lecture deck, the paper and LeNet-5 with C3's masked ones."""
 
@@ -116,10 +117,7 @@ def test_pytorchs_networks_have_all_weights(peers):
 RACE = dict(activation="relu", pooling="max", optimizer="adamw", momentum=0.0, learning_rate=0.004)
 
 
-@pytest.mark.parametrize(
-    ("form", "settings"),
-    [("channels-last", {}), ("channels-last", RACE), pytest.param("eager", {}, marks=SLOW)],
-)
+@tiers("form, settings", ("channels-last", RACE), ("channels-last", {}), ("eager", {}))
 def test_lenets_updates_are_the_same(peers, form, settings):
     """Three steps of the deck's SGD, or of time_to_accuracy's Adam."""
     config = lenet.config.Config(batch_size=16, schedule="constant", **settings)
@@ -132,14 +130,12 @@ def test_lenets_updates_are_the_same(peers, form, settings):
     assert_same_weights(training.state.params, trainer.model)
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar18", pytest.param("cifar13", marks=SLOW), pytest.param("small", marks=SLOW)]
-)
+@tiers("name", ["cifar18"], ["cifar13"], ["small"])
 def test_alexnets_updates_are_the_same(peers, name):
     """Two steps on the center crop without dropout: every layer's rate and decay, biases too."""
     changes = ["--dataset=fake", "--batch_size=4", "--augmentation=none", "--dropout=0"]
     changes += ["--pad=0"] * (name == "small")
-    training = AlexNetTraining(preset(alexnet, name, *changes), 10)
+    training = AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 10)
     model, crops, optimizer, batch = alexnet_suites.theirs(name, training)
     trainer = peers.Trainer(model(), optimizer, peers.FORMS["channels-last"], augment=crops.center)
     trainer.model.eval()  # no dropout
@@ -160,6 +156,7 @@ def assert_same_weights(params, model):
         assert np.linalg.norm(arrays["kernel"]) == pytest.approx(norm, rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_random_crops_are_cut_from_the_image(peers, torch):
     """With pixel numbers as the image and mean 0, a crop is a window of it or its mirror image."""
     image = np.arange(20 * 20, dtype=np.float32).reshape(20, 20) % 256
@@ -175,7 +172,7 @@ def test_random_crops_are_cut_from_the_image(peers, torch):
     assert len(np.unique(crops[:, 0, 0])) > 10
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"
 )
@@ -197,6 +194,7 @@ def test_compiled_forms_do_the_same(peers, torch):
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["masked C3", "LRN", "max pooling"])
 def test_pytorchs_operations_are_ours(peers, torch, what):
     """Values and gradients, for a random cotangent. `axes` of each array, outputs last: those of
@@ -299,12 +297,15 @@ def test_work_is_repeated_for_a_while_after_a_warm_up(monkeypatch):
     assert timing.rate(lambda: 0.5, 8)() == (16.0,)
 
 
+@pytest.mark.slow
 def test_operations_of_a_step():
     """Two per multiply-add forward; backward twice as many, less conv1's gradient of the image."""
     multiply_adds, config = 784 * 150 + 150_000 + 48_000 + 10_080 + 840, lenet.config.Config()
     assert lenet_operations(config, training=False) == 2 * multiply_adds
     assert lenet_operations(config, training=True) == 2 * (3 * multiply_adds - 784 * 150)
-    training = AlexNetTraining(preset(alexnet, "cifar18", "--dataset=fake", "--batch_size=1"), 10)
+    training = AlexNetTraining(
+        from_preset(alexnet.config.Config, "cifar18", "--dataset=fake", "--batch_size=1"), 10
+    )
     multiply_adds = 576 * 32 * 75 + 144 * 32 * 800 + 36 * 64 * 800 + 576 * 10
     assert training.operations(training=False) == 2 * multiply_adds
 
@@ -317,6 +318,7 @@ def test_noise_is_as_large_as_a_photo():
 # ---- the command
 
 
+@pytest.mark.commands
 def test_a_suite_has_a_process_of_its_own():
     assert suites.in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(UserError, match="--mesh"):  # a mistake is one line from there too
@@ -360,7 +362,7 @@ def test_rows_of_other_suites_stay_and_other_machines_are_refused(tmp_path):
             suites.rows_of(path, source)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_suite_gives_its_rows(peers, tmp_path):
     path = tmp_path / "benchmark.json"
     command = [sys.executable, "-m", "scripts.benchmark", "--smallest", f"--json={path}"]

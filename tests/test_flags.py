@@ -57,9 +57,7 @@ def parse(*arguments: str) -> Config:
     return read(Config, values)
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=CONFIGS)
 def test_flagfile_replays_every_config(config, tmp_path):
     path = tmp_path / "flags.txt"

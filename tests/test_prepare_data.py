@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 from rich import console
 
+from common.errors import INTERRUPTED
 from common.examples import load
 from scripts import prepare_data
 from scripts.prepare import download, published
@@ -216,13 +216,12 @@ def test_a_file_that_the_server_does_not_have(server, small_mnist, capsys):
     assert files_below(small_mnist) == []
 
 
+@pytest.mark.commands
 def test_without_a_network_one_line_within_ten_seconds(tmp_path):
     """The real command and the real table of files; nothing listens on port 9."""
     environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path / "nothing")}
     command = [sys.executable, "-m", "scripts.prepare_data", "--mirror=http://127.0.0.1:9"]
-    start = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert time.monotonic() - start < 10
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (74, "", 1)
     for part in ("127.0.0.1:9", "--dataset=mnist10k", "--data_dir", "--source"):
         assert part in done.stderr
@@ -243,14 +242,12 @@ def test_name_resolution_times_out(capsys, monkeypatch):
     released = threading.Event()
 
     def hang(*_, **__):
-        released.wait(5)
+        released.wait()  # for ever, if it were waited for
         raise socket.gaierror("no name server")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     monkeypatch.setattr(download, "ANSWER_S", 0.2)
-    start = time.monotonic()
     assert prepare_data.main([]) == 74
-    assert time.monotonic() - start < 2
     released.set()
     assert "storage.googleapis.com" in one_error(capsys)
 
@@ -261,7 +258,7 @@ def test_an_interrupt(capsys, monkeypatch):
 
     monkeypatch.setattr(published, "download", interrupt)
     assert prepare_data.main([]) == 130
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err == f"{INTERRUPTED}\n"
 
 
 # ---- files of a folder, and other sets

@@ -2,7 +2,9 @@
 sample of real ones.
 """
 
+import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -24,7 +26,7 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from common.errors import DataError, LockedError, StorageError
+from common.errors import INTERRUPTED, DataError, LockedError, StorageError
 from common.examples import load
 from common.prepared import find
 from common.records import open_records
@@ -34,13 +36,27 @@ from scripts.prepare.encode import RECORD_FORMATS, center_256
 from scripts.prepare.layouts import _validation_wnids, find_images, synsets
 
 ROOT = Path(__file__).resolve().parents[1]
-# The command with smaller shards and the arguments that follow.
+# The command with four files a shard. A worker says so before it writes one, and waits while the
+# folder has a file "hold N" with N at most the shard's number.
 SMALL_SHARDS = """
-import sys
+import os, sys, time
+from pathlib import Path
 from scripts import prepare_data
 from scripts.prepare import imagenet
+
 imagenet.IMAGES_PER_SHARD = 4
-sys.exit(prepare_data.main(sys.argv[1:]))
+FOLDER, write = Path(__file__).parent, imagenet._write_shard
+
+def hold_and_write(work, name, *more):
+    number = int(name.partition("array_record-")[2][:5])
+    (FOLDER / f"at work {os.getpid()}").touch()
+    while any(int(path.name.split()[1]) <= number for path in FOLDER.glob("hold *")):
+        time.sleep(0.01)
+    write(work, name, *more)
+
+if __name__ == "__main__":
+    imagenet._write_shard = hold_and_write
+    sys.exit(prepare_data.main(sys.argv[1:]))
 """
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="finds processes in /proc"
@@ -50,6 +66,20 @@ needs_proc = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@contextlib.contextmanager
+def threads(num_workers: int):
+    """What worker processes do, done in this process."""
+    with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagenet, "worker_pool", threads)
+        yield
 
 
 @pytest.fixture
@@ -380,12 +410,22 @@ def tree(tmp_path_factory) -> Path:
     return write_tree(tmp_path_factory.mktemp("tree"), some_images(names) | corrupt)
 
 
-@pytest.fixture(scope="module", params=RECORD_FORMATS)
-def prepared(request, tree, tmp_path_factory) -> tuple[Path, str]:
-    """(folder, record format), written by two workers, four files per shard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(imagenet, "IMAGES_PER_SHARD", 4)
-        return prepare(tree, tmp_path_factory.mktemp("sets"), request.param, 2), request.param
+@pytest.fixture(scope="module")
+def prepared_as(tree, tmp_path_factory):
+    """record format -> the folder of the set, written by two workers, four files per shard."""
+
+    @functools.cache
+    def prepared_as(record_format: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(imagenet, "IMAGES_PER_SHARD", 4)
+            return prepare(tree, tmp_path_factory.mktemp("sets"), record_format, 2)
+
+    return prepared_as
+
+
+@pytest.fixture(params=RECORD_FORMATS)
+def prepared(request, prepared_as) -> tuple[Path, str]:
+    return prepared_as(request.param), request.param
 
 
 def decode(content: bytes, record_format: str) -> np.ndarray:
@@ -478,14 +518,18 @@ def test_files_of_the_set(prepared):
         assert CORRUPT[name.rpartition("/")[2]][1] in reason
 
 
+def assert_same_set(a: Path, b: Path) -> None:
+    assert files_of(a) == files_of(b)
+    with np.load(a / "statistics.npz") as first, np.load(b / "statistics.npz") as second:
+        assert first.keys() == second.keys()
+        for key in first:
+            np.testing.assert_array_equal(first[key], second[key])
+
+
 def test_one_worker_writes_the_same_bytes(prepared, tree, tmp_path, monkeypatch):
     folder, record_format = prepared
     monkeypatch.setattr(imagenet, "IMAGES_PER_SHARD", 4)
-    again = prepare(tree, tmp_path, record_format, num_workers=1)
-    assert files_of(again) == files_of(folder)
-    with np.load(folder / "statistics.npz") as first, np.load(again / "statistics.npz") as second:
-        for key in first:
-            np.testing.assert_array_equal(first[key], second[key])
+    assert_same_set(folder, prepare(tree, tmp_path, record_format, num_workers=1))
 
 
 def test_the_bytes_are_those_of_sets_prepared_before(tmp_path):
@@ -571,6 +615,7 @@ def test_a_full_disk(tmp_path):
 # ---- the command
 
 
+@pytest.mark.commands
 def test_the_command_on_real_images(sample, tmp_path):
     """36 images of the sample, gray ones among them, and a corrupt one, from a tar file."""
     members = sample.getmembers()
@@ -599,24 +644,55 @@ def test_the_command_on_real_images(sample, tmp_path):
     assert without_color[wnids.index(gray[0].split("/")[2])]
 
 
+class Preparation:
+    """Starts the command with SMALL_SHARDS in `folder`, with two workers; kills what is left."""
+
+    def __init__(self, folder: Path, tree: Path):
+        self.folder, self.tree, self.started = folder, tree, []
+        self.set = folder / "sets" / imagenet.NAME / imagenet.VERSION
+        self.work = self.set.with_name(f"{imagenet.VERSION}.unfinished")
+        (folder / "small_shards.py").write_text(SMALL_SHARDS)
+
+    def start(self, hold: int | None = None) -> subprocess.Popen:
+        """Shards from the number `hold` on are not written."""
+        for old in [*self.folder.glob("hold *"), *self.folder.glob("at work *")]:
+            old.unlink()
+        if hold is not None:
+            (self.folder / f"hold {hold}").touch()
+        command = [sys.executable, self.folder / "small_shards.py", "--dataset=imagenet_256"]
+        command += ["--num_workers=2", f"--source={self.tree}", f"--data_dir={self.folder}/sets"]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def wait(self, condition) -> None:
+        """For something that happens while the command runs, however long that takes."""
+        while not condition():
+            assert self.started[-1].poll() is None, self.started[-1].communicate()
+            time.sleep(0.01)
+
+    def shards(self) -> list[Path]:
+        return list(self.work.glob(f"{imagenet.NAME}-*"))
+
+    def workers(self) -> list[int]:
+        """Both, once they have reached a shard."""
+        self.wait(lambda: len(list(self.folder.glob("at work *"))) == 2)
+        return [int(path.name.split()[-1]) for path in self.folder.glob("at work *")]
+
+
 @pytest.fixture
-def start(tmp_path):
-    """Starts the command on 24 large images, four per shard, with two workers; kills what is left
-    of it.
-    """
-    image = encode(pixels(1800, 1800, 3))
-    write_tree(tmp_path / "tree", {f"{name}/{i}.jpg": image for name in "ab" for i in range(12)})
-    started = []
-
-    def start_in(folder: str = "sets") -> subprocess.Popen:
-        command = [sys.executable, "-c", SMALL_SHARDS, "--dataset=imagenet_256", "--num_workers=2"]
-        command += [f"--source={tmp_path / 'tree'}", f"--data_dir={tmp_path / folder}"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes))
-        return started[-1]
-
-    yield start_in
-    for process in started:
+def preparation(tmp_path, tree):
+    preparation = Preparation(tmp_path, tree)
+    yield preparation
+    for process in preparation.started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -634,78 +710,67 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
+def wait_for_end(pids: list[int]) -> None:
+    while any(map(is_running, pids)):
         time.sleep(0.01)
 
 
 @needs_proc
-def test_killed_and_resumed(tmp_path, start):
-    work = tmp_path / "sets" / "imagenet_256" / "1.0.0.unfinished"
-    killed = start()
-    wait_until(lambda: list(work.glob("imagenet_256-*")))
-    workers = descendants(killed.pid)
-    assert len(workers) >= 2
+@pytest.mark.slow
+def test_killed_and_resumed(preparation, prepared_as):
+    killed = preparation.start(hold=1)
+    preparation.wait(preparation.shards)
+    workers = preparation.workers()
     killed.kill()
-    killed.communicate(timeout=20)
-    wait_until(lambda: not any(map(is_running, workers)))
-    finished = {path.name: path.stat().st_mtime_ns for path in work.glob("imagenet_256-*")}
-    assert 1 <= len(finished) < 6
-    assert not (work / "dataset_info.json").exists()
+    killed.communicate()
+    wait_for_end(workers)
+    written = {path.name: path.stat().st_mtime_ns for path in preparation.shards()}
+    assert len(written) == 1
+    assert not (preparation.work / "dataset_info.json").exists()
     with pytest.raises(DataError):
-        find("imagenet_256", [tmp_path / "sets"])
-    assert run(tmp_path, f"--source={tmp_path / 'tree'}", "--record_format=raw") == 65
+        find("imagenet_256", [preparation.folder / "sets"])
+    arguments = [f"--source={preparation.tree}", "--record_format=raw"]
+    assert run(preparation.folder, *arguments) == 65
 
-    for process in (start(), start("whole")):
-        output, error = process.communicate(timeout=60)
-        assert (process.returncode, error) == (0, "")
-        assert "24 images in train" in output
-    folder = tmp_path / "sets" / "imagenet_256" / "1.0.0"
-    assert {name: (folder / name).stat().st_mtime_ns for name in finished} == finished
-    assert files_of(folder) == files_of(tmp_path / "whole" / "imagenet_256" / "1.0.0")
-    assert not work.exists()
+    output, _ = (resumed := preparation.start()).communicate()
+    assert resumed.returncode == 0
+    assert "11 images in train" in output
+    folder = preparation.set
+    assert {name: (folder / name).stat().st_mtime_ns for name in written} == written
+    assert_same_set(folder, prepared_as("jpeg"))
+    assert not preparation.work.exists()
 
 
 @needs_proc
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["workers start", "first shard"])
-def test_ctrl_c(tmp_path, moment, start):
-    process = start()
-    shards = (tmp_path / "sets").glob
-    if moment == "workers start":
-        wait_until(lambda: len(descendants(process.pid)) >= 2)
-    else:
-        wait_until(lambda: list(shards("imagenet_256/*/imagenet_256-*")))
+def test_ctrl_c(preparation, moment):
+    process = preparation.start(hold=0 if moment == "workers start" else 1)
+    preparation.wait(lambda: len(descendants(process.pid)) >= 3)  # with Python's resource tracker
+    if moment == "first shard":
+        preparation.wait(preparation.shards)
     workers = descendants(process.pid)
     for pid in workers:
         status = Path(f"/proc/{pid}/status").read_text()
         masks = [int(status.partition(key)[2].split()[0], 16) for key in ("SigBlk:", "SigIgn:")]
         assert (masks[0] | masks[1]) >> (signal.SIGINT - 1) & 1
     os.killpg(process.pid, signal.SIGINT)  # to all of them, as a terminal does
-    _, error = process.communicate(timeout=20)
-    num_shards = len(list(shards("imagenet_256/*/imagenet_256-*")))
-    if moment == "first shard" and process.returncode == 0:
-        assert error == "" and num_shards == 6  # a fast machine had already written all six
-    else:
-        assert process.returncode == 130 and error.count("\n") == 1 and "Traceback" not in error
-        assert num_shards < 6 or moment == "first shard"  # it does not wait for the rest
-    wait_until(lambda: not any(map(is_running, workers)), 5)
+    _, error = process.communicate()  # it does not wait for the rest
+    assert (process.returncode, error.splitlines()[-1]) == (130, INTERRUPTED)
+    assert "Traceback" not in error
+    wait_for_end(workers)
 
 
 @needs_proc
-def test_a_killed_worker(tmp_path, start):
-    process = start()
-    work = tmp_path / "sets" / "imagenet_256" / "1.0.0.unfinished"
-    wait_until(lambda: list(work.glob(".imagenet_256-*.tmp")))
-    pids = descendants(process.pid)
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
-    workers = [pid for pid, command in commands.items() if b"spawn_main" in command]
+@pytest.mark.slow
+def test_a_killed_worker(preparation):
+    process = preparation.start(hold=0)
+    workers = preparation.workers()
     os.kill(workers[0], signal.SIGKILL)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate()
     assert (process.returncode, error.count("\n")) == (2, 1)
     assert error.startswith("error: ") and "--num_workers" in error
-    wait_until(lambda: not any(map(is_running, workers)), 5)
+    wait_for_end(workers)
 
 
 def run(tmp_path, *arguments) -> int:

@@ -25,6 +25,8 @@ from common.errors import Interrupted, UserError
 from common.flags import to_flagfile
 from common.workdir import saved_steps, write_config
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once")
+
 ROOT = Path(__file__).parents[1]
 DIGITS = lenet.config.Config(
     dataset="mnist10k", train_size=40, validation_size=40, batch_size=4, num_epochs=1
@@ -129,6 +131,7 @@ def test_a_resume_needs_the_other_run_no_more(net, tmp_path):
     assert stopped["state_sha256"] == straight["state_sha256"] != new["state_sha256"]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("net", NETWORKS)
 def test_what_is_no_run_of_the_network_is_named(net, tmp_path):
     network, config = NETWORKS[net]

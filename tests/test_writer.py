@@ -25,6 +25,7 @@ from common.workdir import read_metrics, write_atomic
 from common.writer import Writer
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 
 def sums(loss: float = 64.0, errors: int = 32, count: int = 128) -> dict:
@@ -96,9 +97,8 @@ def test_a_start_from_nothing_keeps_no_line(tmp_path):
 
 def test_tensorboard_hides_what_a_resume_repeats(tmp_path):
     crashed_run(tmp_path)
-    first = next(tmp_path.glob("events*")).rename(
-        tmp_path / "first"
-    )  # the names have a resolution of one second
+    # The names have a resolution of one second.
+    first = next(tmp_path.glob("events*")).rename(tmp_path / "first")
     with open_writer(tmp_path, first_step=20) as log:
         log.write(30, "validation", sums(errors=64))
     second = next(tmp_path.glob("events*"))
@@ -224,10 +224,9 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys):
         for step in range(1, 21):
             log.write(step, "train", sums())
         log.write(20, "validation", sums())
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("step 1/40  epoch 0.10  train loss 0.5000  error 25.00%")
-    assert lines[-1].startswith("step 20/40  epoch 2.00  validation loss 0.5000  error 25.00%")
-    assert len(lines) == 2  # the others came within seconds of the first
+    first, last = capsys.readouterr().err.splitlines()  # the others came within seconds
+    for line, facts in ((first, "1/40 0.10 train"), (last, "20/40 2.00 validation")):
+        assert set(facts.split()) | {"0.5000", "25.00%"} <= set(line.split())
 
 
 def on_a_terminal(program: str) -> str:
@@ -270,7 +269,8 @@ def test_a_bar_on_a_terminal(tmp_path):
         assert text in shown, shown
 
 
-def test_curves_show_the_mean_error_of_each_epoch(tmp_path):
+def test_curves_show_the_mean_error_of_each_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "draw_curves", draw_curves)  # as outside of the tests
     with open_writer(tmp_path) as log:
         log.write(6, "train", sums(errors=128))  # 100% over 6 steps
         log.write(10, "train", sums(errors=0))  # 0% over 4
@@ -294,7 +294,6 @@ def test_the_panels_of_curves_of_any_shape(tmp_path, monkeypatch, errors, schedu
         panels.append([axes.get_ylabel() for axes in figure.axes])
         return savefig(figure, *arguments, **options)
 
-    monkeypatch.setattr(writer, "draw_curves", lambda *_: None)
     with open_writer(tmp_path) as log:
         for step, count in enumerate(errors, 1):
             log.write(step, "train", sums(errors=count))
