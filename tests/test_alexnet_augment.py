@@ -98,10 +98,8 @@ def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
     assert np.abs(matches.sum(axis=1) - 100).max() < 6 * np.sqrt(100)  # six standard deviations
 
 
-@pytest.mark.parametrize(
-    "augmentation",
-    ["crop_flip", pytest.param("resized_crop_flip", marks=pytest.mark.commands)],
-)
+@pytest.mark.commands
+@pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop_flip"])
 def test_a_use_of_an_image_looks_the_same_in_any_batch(augmentation):
     statistics, images = some_statistics(), some_images(8)
     prepare = preparing(statistics, augmentation=augmentation, color_pca=True)
@@ -261,6 +259,7 @@ def test_a_random_region_is_resized_as_pytorch_does(torch):
     assert (sizes[:, :2] < 32).any() and (sizes[:, :2] > 32).any()  # both enlarged and reduced
 
 
+@pytest.mark.commands
 def test_where_no_region_fits_the_largest_in_the_middle_is_taken():
     """Of 256x8 pixels: 8 wide and round(8 / (3/4)) = 11 high, from row (256 - 11) // 2 = 122."""
     rows = jnp.broadcast_to(jnp.arange(256.0)[:, None, None], (256, 8, 1))

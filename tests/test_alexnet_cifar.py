@@ -112,6 +112,7 @@ def test_other_sizes_and_classes(net):
         abstract(net, input_size=3)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "net, deviations",
     [
