@@ -53,7 +53,7 @@ def of_each_tier():
             )
 
 
-@pytest.mark.parametrize("name, backend", of_each_tier())
+@pytest.mark.parametrize("name, backend", [*of_each_tier()])
 def test_the_training_step_lowers(name, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     exported, state = exported_step(name)
