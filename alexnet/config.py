@@ -147,7 +147,9 @@ class Config:
         0.9, "Momentum of `paper` and `sgd`.", lower_bound=0.0, upper_bound=1.0
     )
     weight_decay: float = setting(
-        0.0005, "Weight decay, times the rate; cifar18, cifar13: a factor a layer.", lower_bound=0.0
+        0.0005,
+        "Weight decay, times the rate; in cifar18 and cifar13 times each layer's factor.",
+        lower_bound=0.0,
     )
     decay_biases: bool = setting(True, "Weight decay of biases too; the paper does not say.")
     bias_rate_factor: float = setting(

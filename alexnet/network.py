@@ -14,7 +14,7 @@ from alexnet.config import Config
 from alexnet.image_statistics import Statistics
 from alexnet.model import AlexNet, loss_function
 from common import checkpoint, conv, parallel
-from common.network import Network, Trained, class_names, count, source_of
+from common.network import Network, Trained, class_names, load_init_from, num_elements
 from common.workdir import read_config
 
 
@@ -70,7 +70,7 @@ def assemble(
     return Network(
         config=config,
         num_classes=num_classes,
-        num_parameters=count(params),
+        num_parameters=num_elements(params),
         image_shapes=(statistics.mean_image.shape,),
         init=lambda: nnx.to_pure_dict(nnx.state(build_model(config, num_classes), nnx.Param)),
         bind=lambda params: nnx.merge(graphdef, params),
@@ -122,5 +122,5 @@ def given_params(config: Config, target) -> Any:
 
     Raises UserError if there is no such run, or its network is another one.
     """
-    source = source_of(config, load, target)
+    source = load_init_from(config, load, target)
     return source.params if source else None

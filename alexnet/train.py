@@ -36,11 +36,11 @@ from alexnet.optimizer import (
     new_plateau,
 )
 from common import launch, metrics, parallel, step
-from common.errors import DataError, UserError
-from common.loop import Task, fit
+from common.errors import UserError
+from common.loop import Task, fit, other_training_set
 from common.network import Network
 from common.order import steps_per_epoch
-from common.records import DamagedRecords
+from common.records import REPLACED, DamagedRecords
 
 DROPOUT = 2**31 + 1  # folded into key(seed): apart from the keys of initial weights, augmentation
 EVAL_VALUES = 10_000_000  # input values of a batch of evaluation: 64 crops of 227x227x3
@@ -206,7 +206,7 @@ def make_task(config: Config) -> Task:
     def train_chunk(state: TrainState, batch, count):
         return placement.run(state, placement.place_training(batch))
 
-    def slow_down(state: TrainState, scores: dict, say: Callable) -> TrainState:
+    def update_plateau(state: TrainState, scores: dict, say: Callable) -> TrainState:
         patience, one = config.patience, placement.replicate(state)
         plateau = drop_on_plateau(
             one.plateau, scores["error_pct"], patience=patience, num_drops=config.num_drops
@@ -217,10 +217,7 @@ def make_task(config: Config) -> Task:
 
     def require_same_set(state: TrainState, meta: dict) -> None:
         if not jax.tree.all(jax.tree.map(np.array_equal, state.statistics, measured)):
-            raise DataError(
-                f"{config.dataset} is not the training set of this run: its mean image differs. "
-                "Point --data_dir at the old one, or use another --workdir."
-            )
+            raise other_training_set(config, "its mean image")
         damaged.add(meta.get("damaged", ()))
 
     def more_scores(test_scores: dict, score: Callable) -> dict:
@@ -235,7 +232,7 @@ def make_task(config: Config) -> Task:
         return found
 
     def notes() -> dict:
-        damaged.agree()
+        damaged.agree(REPLACED)
         return {"damaged": damaged.listed}
 
     return Task(
@@ -250,7 +247,7 @@ def make_task(config: Config) -> Task:
         given_params=partial(given_params, config),
         chunks=chunks,
         train=train_chunk,
-        after_epoch=slow_down if config.schedule == "plateau" else lambda state, *_: state,
+        after_epoch=update_plateau if config.schedule == "plateau" else lambda state, *_: state,
         eval_step=center,
         eval_batch_size=eval_batch_size(config),
         num_threads=config.num_workers,

@@ -1,7 +1,7 @@
 """Checkpoints that come back bit for bit or not at all.
 
-Orbax writes them atomically and in the background, but loads flipped bits in array data without a
-word. So each checkpoint carries a SHA-256 per leaf, taken of the array in memory, and a restore
+Orbax writes them atomically and in the background, but does not detect flipped bits in array
+data. So each checkpoint carries a SHA-256 per leaf, taken of the array in memory, and a restore
 verifies all of them. A damaged step is set aside as `N.corrupt`, and the next older one is used.
 """
 
@@ -30,33 +30,25 @@ from common.digests import (
     describe,
     host_leaves,
     json_sha256,
-    path_names,
+    plain_path,
     require_same_shapes,
     shapes,
 )
-from common.errors import NonFiniteError, StorageError, UserError
-from common.processes import all_true, broadcast, is_first_process
+from common.errors import NonFiniteError, StorageError, UserError, one_line
+from common.processes import all_gather_text, all_true, broadcast, is_first_process
 from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
 
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are
 # left as they are.
-UNREADABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
+UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+UNREADABLE |= {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class Checkpointer:
     """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept.
 
     Close it when done (`contextlib.closing`): only then is the last save on disk. With `read_only`,
-    nothing is ever written, renamed or removed, as befits a look at somebody else's run.
+    nothing is ever written, renamed or removed, so another user's run can be inspected.
     """
 
     def __init__(self, workdir: Path, keep: int = 3, read_only: bool = False):
@@ -85,8 +77,8 @@ class Checkpointer:
         `step`; returns early.
 
         The caller waits for the copy to the host and a look for NaN; digests and files are made
-        beside what it does next. A
-        step that is saved already is left alone: the same step of the same run is the same state.
+        beside what it does next. A step that is saved already is left alone: the same step of the
+        same run is the same state.
 
         Raises:
           NonFiniteError: a leaf holds NaN or infinity; nothing is written.
@@ -134,13 +126,11 @@ class Checkpointer:
         Raises:
           UserError: a checkpoint of other leaves, shapes or dtypes; nothing is set aside.
           StorageError: there are checkpoints, but none is intact, or the system cannot read one;
-            or, unless we only look, the disk has no room for the saves that follow.
+            or, unless `read_only`, the disk has no room for the saves that follow.
         """
         if not self._read_only:
             self._require_space(target)
-        return self._first_intact(
-            lambda step: self._restore(step, target), saved_steps(self._workdir)
-        )
+        return self._newest_intact(lambda step: self._restore(step, target))
 
     def restore_part(self, target_of: Callable[[dict], dict], step: int | None = None):
         """Some entries of the newest intact checkpoint, or of that of `step`; the rest is not read.
@@ -151,27 +141,39 @@ class Checkpointer:
 
         Returns, raises: as `restore_newest`, {"params": ...} in place of the state.
         """
-        steps = saved_steps(self._workdir) if step is None else [step]
-        return self._first_intact(lambda step: self._restore_part(step, target_of), steps)
+        if step is None:
+            return self._newest_intact(lambda step: self._restore_part(step, target_of))
+        try:
+            return step, *self._restore_part(step, target_of)
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # not about the files
+            raise
+        except Exception as error:
+            reason = _unreadable(error) or f"it is damaged ({one_line(error)})"
+            raise self._cannot_read(step, reason) from error
 
-    def _first_intact(self, restore: Callable[[int], tuple], steps: list[int]):
-        """(step, *restore(step)) of the last of `steps` where that succeeds, in all processes."""
+    def _newest_intact(self, restore: Callable[[int], tuple]):
+        """(step, *restore(step)) of the newest step where that succeeds in all processes."""
+        # On a shared disk processes may see different steps for a moment: those of the first count.
+        steps = json.loads(all_gather_text(json.dumps(saved_steps(self._workdir)))[0])
         for step in reversed(steps):
             failure = None
             try:
                 with _one_failure_at_a_time():
                     restored = restore(step)
-            except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # not about the files
-                raise
             except Exception as error:
                 failure = error
             if all_true(failure is None):
                 return step, *restored
+            of_the_files = not isinstance(
+                failure, UserError | MemoryError | jax.errors.JaxRuntimeError
+            )
+            if not all_true(of_the_files):
+                raise self._cannot_read(step, "see the other process") if of_the_files else failure
             reason = _unreadable(failure)
             if not all_true(reason is None):
                 raise self._cannot_read(step, reason or "see the other process") from failure
             self._set_aside(
-                step, _one_line(failure) if failure else "another process cannot read it"
+                step, one_line(failure) if failure else "another process cannot read it"
             )
         # What an earlier start set aside: training must not begin anew unasked.
         if steps or any(self._directory.glob("*.corrupt*")):
@@ -186,8 +188,8 @@ class Checkpointer:
         the damage on one line.
 
         Needs no target: the arrays are read into the host's memory as Orbax describes them. Bytes
-          that belong to no array, such
-        as Orbax's own notes, have no digest: that they can be read is all that is known of them.
+        that belong to no array, such as Orbax's own notes, have no digest: all that is checked is
+        that they can be read.
 
         Raises:
           StorageError: the system cannot read it, which is no damage.
@@ -197,20 +199,20 @@ class Checkpointer:
                 _read_every_byte(self._directory / str(step))
                 leaves = self.description(step)["leaves"]
                 arrays = {
-                    path_names(path): array
+                    plain_path(path): array
                     for path, array in host_leaves(self._restore_to_host(step)).items()
                 }
                 damaged = [
                     path
                     for path, saved in leaves.items()
-                    if describe(path, arrays[path_names(path)]) != saved
+                    if describe(path, arrays[plain_path(path)]) != saved
                 ]
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:
             if reason := _unreadable(error):
                 raise self._cannot_read(step, reason) from error
-            return _one_line(error)
+            return one_line(error)
         return f"{', '.join(damaged)}: not what was saved" if damaged else None
 
     def close(self) -> None:
@@ -260,8 +262,8 @@ class Checkpointer:
         """({"params": ...}, meta) of one step; raises as `_restore`."""
         content = self.description(step)
         target = jax.tree.map(_on_one_device, target_of(content["meta"]))
-        wanted = {path_names(path): shape for path, shape in shapes(target).items()}
-        paths = {path_names(path): path for path in content["leaves"]}
+        wanted = {plain_path(path): shape for path, shape in shapes(target).items()}
+        paths = {plain_path(path): path for path in content["leaves"]}
         there = {}
         for names in wanted.keys() & paths.keys():
             dtype, shape, _ = content["leaves"][paths[names]]
@@ -274,7 +276,7 @@ class Checkpointer:
         )
         part = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
         for path, array in host_leaves(part).items():
-            saved_path = paths[path_names(path)]
+            saved_path = paths[plain_path(path)]
             if describe(saved_path, array) != content["leaves"][saved_path]:
                 raise ValueError(f"{saved_path} does not match its digest")
         return part, content["meta"]
@@ -440,7 +442,3 @@ def _unreadable(error: Exception | None) -> str | None:
     """Why the system could not read, or None if there is no error or it is about what was read."""
     found = _storage_error(error)
     return found.strerror if found and found.errno in UNREADABLE else None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -50,7 +50,8 @@ CHANNELS_OF_PARTS = 64  # at most, where a kernel's gradient is summed in parts 
 
 
 def convolution(model_axis: bool = False) -> Callable[..., Outputs]:
-    """The convolution for this process's backend, with the signature of `lax.conv_general_dilated`.
+    """The convolution of NHWC images by HWIO kernels for this process's backend, with the arguments
+    that Flax gives to `lax.conv_general_dilated`.
 
     With a model axis it is `lax` itself: there the compiler places the communication, and it would
     all-reduce the gradients of `winograd_convolution`'s transformed kernels, which are up to four

@@ -55,11 +55,11 @@ def _is_key(leaf) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def path_names(path: str) -> tuple[str, ...]:
-    """The names along a path of `keystr`: Orbax gives back a dict where a NamedTuple or a module
-    was saved.
+def plain_path(path: str) -> str:
+    """`.params['c1']['kernel']` -> `params.c1.kernel`: the same for a dict, which Orbax gives back
+    where a NamedTuple or a module was saved.
     """
-    return tuple(re.findall(r"\w+", path))
+    return ".".join(re.findall(r"\w+", path))
 
 
 def shapes(tree) -> dict[str, str]:

@@ -7,11 +7,13 @@ is a bug and shows its traceback (exit code 1).
 INTERRUPTED = "interrupted; rerun the same command to continue."
 
 
-class Interrupted(Exception):
-    """Raised by a training loop that was asked to stop, after it saved its state.
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
-    `Interrupted(signal_number)`.
-    """
+
+class Interrupted(Exception):
+    """`Interrupted(signal_number)`: a stop signal came; the loop saves its state and re-raises."""
 
 
 class UserError(Exception):

@@ -9,6 +9,7 @@ import numpy as np
 from common.errors import DataError, Interrupted
 from common.order import NUM_THREADS, eval_batches
 from common.parallel import Placement
+from common.records import SKIPPED
 
 
 def evaluate(
@@ -34,7 +35,7 @@ def evaluate(
 
     Raises:
       Interrupted: `stop_requested()` gave the number of a signal.
-      DataError: no record is intact.
+      DataError: no record is intact, or more are damaged than is allowed.
     """
     num_devices = placement.num_devices if placement else 1
     batch_size = min(batch_size, -(-len(examples) // num_devices)) * num_devices
@@ -52,7 +53,7 @@ def evaluate(
                 fetched.append(jax.device_get(before))
     fetched.append(jax.device_get(waiting))
     if examples.damaged is not None:
-        examples.damaged.agree()
+        examples.damaged.agree(SKIPPED)
     total = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *fetched)
     if not total["count"]:
         raise DataError(f"{examples.name}: none of its {len(examples)} records is intact")

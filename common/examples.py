@@ -154,8 +154,9 @@ def cached(
         # An .npz has a CRC-32 of each array, which is checked on reading.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return tuple(arrays[name] for name in names)
-    except Exception:  # missing or damaged, which raises one of a dozen classes: compute it anew
-        arrays = compute()
+    except Exception:  # missing or damaged, which raises one of a dozen classes
+        pass
+    arrays = compute()
     _write_cache(path, dict(zip(names, arrays, strict=True)))
     return arrays
 
@@ -196,5 +197,7 @@ def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
             np.savez(stream, **arrays)
         os.replace(temporary, path)
     except OSError:
+        pass
+    finally:
         if temporary:
             temporary.unlink(missing_ok=True)

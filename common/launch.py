@@ -1,5 +1,5 @@
-"""The command line of both networks and of the tools: flags, exit codes, and one line for what is
-no bug.
+"""The command line of both networks and of the tools: flags, exit codes, and one-line messages for
+expected errors.
 
 Exit codes: 0 done, 1 a bug (traceback), 2 usage or resume refused, 65 bad data, 70 non-finite, 74
 storage, 75 locked, 130 SIGINT, 143 SIGTERM.
@@ -70,7 +70,7 @@ def run_tool(
         its exit code, Ctrl-C one line and 130. The docstring of its module is the description in
         --help.
       argv: the program's name and its arguments.
-      words: the names of the arguments that are no flags, such as ("ls|verify", "DIR"); all are
+      words: the names of the positional arguments, such as ("ls|verify", "DIR"); all are
         required. A last one that ends in "...]" stands for any number of arguments.
       config_class: the config whose settings are among the flags: --preset=NAME works.
     """

@@ -15,7 +15,6 @@ from common.evaluation import evaluate
 from common.metrics import summarize
 from common.network import Network
 from common.parallel import Placement
-from common.provenance import start_up_lines
 from common.writer import Writer
 
 
@@ -27,14 +26,14 @@ class Task(NamedTuple):
 
     Attributes:
       config: the settings; `fit` reads those that both networks have.
-      network: what the config means.
+      network: what the config describes.
       num_steps, epoch_steps: updates in the run and in an epoch.
       log_every_steps: a line of metrics after so many steps, and at the end of each epoch.
       save_every_steps: a checkpoint after so many steps as well; 0: at the ends of epochs alone.
       placement: where everything lies.
       initial_state: (params, or None for new ones) -> the state before the first update; traced.
       given_params: (their shapes) -> the params to start from, or None.
-      chunks: (first step) -> (count, chunk) without end, read ahead; closed at the end.
+      chunks: (first step) -> (count, chunk) without end; closed at the end.
       train: (state, chunk, count) -> (state, sums {"loss", "errors", "count"}); donates the state.
       before_epoch: (state, epoch from 0) -> the state that the epoch starts with.
       after_epoch: (state, metrics of the tracked split, say) -> the state that training goes on
@@ -97,55 +96,6 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
     """
     config, placement, splits = task.config, task.placement, task.splits
 
-    # ---- restore or start
-    target = placement.abstract(lambda: task.initial_state(None))
-    placement.state_shardings(target)  # refuses what it cannot split, before anything is compiled
-    checkpointer = Checkpointer(workdir)
-    if restored := checkpointer.restore_newest(target):
-        step, state, meta = restored
-        for name, value in task.training_set.items():
-            if meta.get(name, value) != value:  # older checkpoints lack some
-                raise other_training_set(config, workdir, name)
-        task.restored(state, meta)
-    else:
-        new_state = jax.jit(task.initial_state, out_shardings=placement.replicated)
-        step, state, meta = 0, new_state(task.given_params(target.params)), {}
-    state = placement.place_state(state)
-    unlogged = meta.get("unlogged", [])  # sums of the steps since the last line of metrics
-    log = Writer(
-        workdir,
-        first_step=step,
-        num_steps=task.num_steps,
-        steps_per_epoch=task.epoch_steps,
-        before=meta.get("totals"),
-        chance_loss=task.chance_loss,
-        hint=task.hint,
-        learning_rate=task.learning_rate,
-    )
-
-    lines = start_up_lines(
-        dataset=config.dataset,
-        num_examples={split: len(examples) for split, examples in splits.items()}
-        | {"train": task.training_set["train_examples"]},
-        num_classes=task.network.num_classes,
-        num_channels=splits["train"].image_shape[-1],
-        num_parameters=task.network.num_parameters,
-        num_epochs=config.num_epochs,
-        steps_per_epoch=task.epoch_steps,
-        batch_size=config.batch_size,
-        num_devices=placement.num_devices,
-        parallel=config.parallel,
-        reduction=config.reduction,
-        compute_dtype=config.compute_dtype,
-        first_step=step,
-    )
-
-    def save() -> None:
-        log.flush()
-        notes = {"totals": log.totals, "unlogged": [numbers(sums) for sums in unlogged]}
-        notes |= task.notes() | task.facts | task.training_set
-        checkpointer.save(step, placement.replicate(state), notes)
-
     def score(examples, eval_step=task.eval_step, batch_size=task.eval_batch_size) -> dict:
         return evaluate(
             eval_step,
@@ -157,48 +107,64 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             stop_requested=stop_requested,
         )
 
-    def end_epoch():
-        log.flush()
-        sums = score(splits[config.track])
-        log.write(step, config.track, sums)
-        return task.after_epoch(state, summarize(sums), log.say) if step < task.num_steps else state
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        step, state, meta = restore_or_start(task, checkpointer, workdir)
+        unlogged = meta.get("unlogged", [])  # sums of the steps since the last line of metrics
+        log = Writer(
+            workdir,
+            first_step=step,
+            num_steps=task.num_steps,
+            steps_per_epoch=task.epoch_steps,
+            before=meta.get("totals"),
+            chance_loss=task.chance_loss,
+            hint=task.hint,
+            learning_rate=task.learning_rate,
+        )
 
-    # ---- train
-    with (
-        contextlib.closing(checkpointer),
-        log,
-        contextlib.closing(task.chunks(step)) as chunks,
-    ):
-        try:
-            log.say("\n".join(lines))
-            sums = ()
-            if step and step % task.epoch_steps == 0:
-                state = end_epoch()  # an epoch is saved before it is scored
-            while step < task.num_steps:
-                if step % task.epoch_steps == 0:
-                    state = task.before_epoch(state, step // task.epoch_steps)
-                count, chunk = next(chunks)
-                before, (state, sums) = sums, task.train(state, chunk, count)
-                jax.block_until_ready(before)  # one chunk at work, none in the queue
-                step += count
-                unlogged.append(sums)
-                end_of_epoch = step % task.epoch_steps == 0
-                if step % task.log_every_steps == 0 or end_of_epoch:
-                    log.write(step, "train", jax.tree.map(lambda *parts: parts, *unlogged))
-                    unlogged = []
-                if stop_signal := stop_requested():
-                    raise Interrupted(stop_signal)
-                due = end_of_epoch and step // task.epoch_steps % config.save_every_epochs == 0
-                due |= step == task.num_steps
-                if due or (task.save_every_steps and step % task.save_every_steps == 0):
-                    save()
-                if end_of_epoch:
-                    state = end_epoch()
-        except Interrupted:
-            save()
-            raise
+        def save() -> None:
+            log.flush()
+            notes = {"totals": log.totals, "unlogged": [numbers(sums) for sums in unlogged]}
+            notes |= task.notes() | task.facts | task.training_set
+            checkpointer.save(step, placement.replicate(state), notes)
 
-    # ---- the final scores; unless --track=test, the test split was not looked at before
+        def end_epoch():
+            log.flush()
+            sums = score(splits[config.track])
+            log.write(step, config.track, sums)
+            last = step == task.num_steps
+            return state if last else task.after_epoch(state, summarize(sums), log.say)
+
+        with log, contextlib.closing(task.chunks(step)) as chunks:
+            log.say("\n".join(start_up_lines(task, step)))
+            try:
+                sums = ()
+                if step and step % task.epoch_steps == 0:
+                    state = end_epoch()  # an epoch is saved before it is scored
+                while step < task.num_steps:
+                    if step % task.epoch_steps == 0:
+                        state = task.before_epoch(state, step // task.epoch_steps)
+                    count, chunk = next(chunks)
+                    before, (state, sums) = sums, task.train(state, chunk, count)
+                    jax.block_until_ready(before)  # one chunk at work, none in the queue
+                    step += count
+                    unlogged.append(sums)
+                    end_of_epoch = step % task.epoch_steps == 0
+                    if step % task.log_every_steps == 0 or end_of_epoch:
+                        log.write(step, "train", jax.tree.map(lambda *parts: parts, *unlogged))
+                        unlogged = []
+                    if stop_signal := stop_requested():
+                        raise Interrupted(stop_signal)
+                    due = end_of_epoch and step // task.epoch_steps % config.save_every_epochs == 0
+                    due |= step == task.num_steps
+                    if due or (task.save_every_steps and step % task.save_every_steps == 0):
+                        save()
+                    if end_of_epoch:
+                        state = end_epoch()
+            except Interrupted:
+                save()
+                raise
+
+    # The final scores; unless --track=test, the test split was not looked at before.
     scores = {"test": summarize(on_test := score(splits["test"]))}
     for split in ("train", "validation"):
         if len(splits[split]):
@@ -217,16 +183,52 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
     }
 
 
+def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> tuple:
+    """(step, state, what was saved with it) of the newest checkpoint, or of a new run."""
+    placement = task.placement
+    target = placement.abstract(lambda: task.initial_state(None))
+    placement.state_shardings(target)  # refuses what it cannot split, before anything is compiled
+    if restored := checkpointer.restore_newest(target):
+        step, state, meta = restored
+        for name, value in task.training_set.items():
+            if meta.get(name, value) != value:  # older checkpoints lack some
+                raise other_training_set(task.config, f"{name} in {workdir}")
+        task.restored(state, meta)
+    else:
+        new_state = jax.jit(task.initial_state, out_shardings=placement.replicated)
+        step, state, meta = 0, new_state(task.given_params(target.params)), {}
+    return step, placement.place_state(state), meta
+
+
+def start_up_lines(task: Task, step: int) -> list[str]:
+    """What a run is about to do, in three lines, and a fourth if it resumes from `step`."""
+    config, network, num_devices = task.config, task.network, task.placement.num_devices
+    sizes = {split: len(examples) for split, examples in task.splits.items()}
+    sizes["train"] = task.training_set["train_examples"]
+    splits = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    channels = task.splits["train"].image_shape[-1]
+    lines = [
+        f"{config.dataset}: {splits} examples; {network.num_classes:,} classes, "
+        f"{channels} channel{'s' * (channels > 1)}",
+        f"{network.num_parameters:,} parameters; {config.compute_dtype} on {num_devices} "
+        f"device{'s' * (num_devices > 1)} ({config.parallel}, {config.reduction} reduction)",
+        f"{config.num_epochs:,} epoch{'s' * (config.num_epochs > 1)} of {task.epoch_steps:,} "
+        f"steps: {task.num_steps:,} steps, batch size {config.batch_size:,}",
+    ]
+    resumed = f"resuming from step {step:,} (epoch {step / task.epoch_steps:.2f})"
+    return lines + [resumed] * (step > 0)
+
+
 def evaluated_params(state) -> Any:
     """The weights that evaluation uses: their average where there is one."""
     return state.average if state.average != () else state.params
 
 
-def other_training_set(config, workdir: Path, what: str) -> DataError:
+def other_training_set(config, what: str) -> DataError:
     """The error of a resume on other data."""
     return DataError(
-        f"{config.dataset} is not the training set that {workdir} was started with ({what} "
-        "differs). Point --data_dir at the old one, or use another --workdir."
+        f"{config.dataset} is not the training set that this run was started with: {what} "
+        "differs. Point --data_dir at the old one, or use another --workdir."
     )
 
 

@@ -19,7 +19,7 @@ PREDICT_BATCH_SIZE = 256
 
 
 class Network(NamedTuple):
-    """What a config means: pure functions of the parameters {layer: {parameter: array}}.
+    """The network that a config describes: pure functions of the parameters {layer: {parameter: array}}.
 
     Attributes:
       config: the run's settings.
@@ -92,7 +92,10 @@ class Trained(NamedTuple):
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """`Network.activations` of stored images (B, H, W, C) uint8, all in one batch."""
         images = self._require_stored(images)
-        return jax.device_get(_activations(self.network, self.params, images))
+        count, shape = images.shape[0], images.shape[1:]
+        some = images if count else np.zeros((1, *shape), np.uint8)  # layers reshape no empty batch
+        found = jax.device_get(_activations(self.network, self.params, some))
+        return {name: values[:count] for name, values in found.items()}
 
     def _require_stored(self, images: np.ndarray) -> np.ndarray:
         images, shapes = np.asarray(images), self.network.image_shapes
@@ -107,7 +110,7 @@ class Trained(NamedTuple):
         return images
 
 
-def source_of(config, load: Callable[[str], Trained], target) -> Trained | None:
+def load_init_from(config, load: Callable[[str], Trained], target) -> Trained | None:
     """The run --init_from, its weights on the host; None without it.
 
     Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
@@ -125,7 +128,7 @@ def class_names(meta: dict) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def count(params) -> int:
+def num_elements(params) -> int:
     """The numbers in a tree of arrays, or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import DataError
+from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES
 
 
@@ -96,7 +96,7 @@ class PreparedSet:
             self.class_names = self._read_class_names()
         except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
             raise DataError(
-                f"the description of {self.folder} is invalid ({reason(error)}); prepare the set "
+                f"the description of {self.folder} is invalid ({one_line(error)}); prepare the set "
                 "again"
             ) from error
 
@@ -173,11 +173,6 @@ class PreparedSet:
         return [(part.splitname, part.from_, part.to) for part in parts]
 
 
-def reason(error: Exception) -> str:
-    """What an exception says, in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -185,4 +180,4 @@ def _read_json(path: Path) -> dict:
             raise ValueError("not a JSON object")
         return content
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} ({reason(error)}); prepare the set again") from error
+        raise DataError(f"cannot read {path} ({one_line(error)}); prepare the set again") from error

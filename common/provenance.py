@@ -47,46 +47,6 @@ def summary(source: dict) -> str:
     )
 
 
-def start_up_lines(
-    *,
-    dataset: str,
-    num_examples: dict[str, int],
-    num_classes: int,
-    num_channels: int,
-    num_parameters: int,
-    num_epochs: int,
-    steps_per_epoch: int,
-    batch_size: int,
-    num_devices: int,
-    parallel: str,
-    reduction: str,
-    compute_dtype: str,
-    first_step: int = 0,
-) -> list[str]:
-    """What a run is about to do, for stderr below `summary`: three lines, and a fourth if it
-    resumes.
-
-    Args:
-      num_examples: split -> number of examples, in the order in which they are printed.
-      first_step: the step of the checkpoint that the run resumes from; 0 for a new run.
-    """
-    splits = ", ".join(f"{count:,} {split}" for split, count in num_examples.items())
-    channels = "channel" if num_channels == 1 else "channels"
-    devices = "device" if num_devices == 1 else "devices"
-    epochs = "epoch" if num_epochs == 1 else "epochs"
-    lines = [
-        f"{dataset}: {splits} examples; {num_classes:,} classes, {num_channels} {channels}",
-        f"{num_parameters:,} parameters; {compute_dtype} on {num_devices} {devices} "
-        f"({parallel}, {reduction} reduction)",
-        f"{num_epochs:,} {epochs} of {steps_per_epoch:,} steps: {num_epochs * steps_per_epoch:,} "
-        f"steps, batch size {batch_size:,}",
-    ]
-    if first_step:
-        epoch = first_step / steps_per_epoch
-        lines.append(f"resuming from step {first_step:,} (epoch {epoch:.2f})")
-    return lines
-
-
 def program() -> str:
     """How this program was started: `python -m lenet.train`."""
     spec = sys.modules["__main__"].__spec__

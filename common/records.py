@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import DataError
+from common.errors import DataError, one_line
 from common.images import decode_into
-from common.prepared import PreparedSet, reason
+from common.prepared import PreparedSet
 from common.processes import all_gather_text, is_first_process
 
 # What happens to a damaged record, in training and in scoring.
@@ -92,14 +92,14 @@ class DamagedRecords:
                 "command resumes"
             )
 
-    def agree(self) -> None:
+    def agree(self, consequence: str) -> None:
         """All-gathers what the processes have found. Every process must call it at the same point.
 
         Raises DataError as `add` does.
         """
         if self.allowed:
             for text in all_gather_text(json.dumps(self.listed)):
-                self.add(json.loads(text), SKIPPED)
+                self.add(json.loads(text), consequence)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Records:
             scarce = isinstance(error, MemoryError) or getattr(error, "errno", None)
             if scarce or not self.damaged.allowed:
                 raise damaged_data(self.name, split, filename, record, error) from error
-            return 0, Damage(split, Path(filename).name, record, reason(error))
+            return 0, Damage(split, Path(filename).name, record, one_line(error))
 
     @functools.cached_property
     def _ends(self) -> np.ndarray:
@@ -306,5 +306,5 @@ def damaged_data(
     """The error to raise for a damaged record."""
     return DataError(
         f"damaged data in {dataset}, split {split}, shard {shard}, record {record} "
-        f"({reason(error)}); restore the file or prepare the set again"
+        f"({one_line(error)}); restore the file or prepare the set again"
     )

@@ -21,7 +21,7 @@ from common.parallel import FIXED_PARTS
 
 @contextlib.contextmanager
 def stop_signals():
-    """Gives stop_requested() -> None, or the number of the first SIGTERM or SIGINT. A second one
+    """Yields stop_requested() -> None, or the number of the first SIGTERM or SIGINT. A second one
     ends the process at once.
 
     Python runs signal handlers between bytecodes of the main thread, which a compilation can block

@@ -140,7 +140,7 @@ def require_same_config(config, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(config, workdir: Path):
-    """Locks `workdir` for the run of `config` and writes its config; gives whether the run is
+    """Locks `workdir` for the run of `config` and writes its config; yields whether the run is
     finished.
 
     The first process does so for all; the others raise UserError where it does.
@@ -154,7 +154,7 @@ def claimed(config, workdir: Path):
                 finished = (workdir / "result.json").exists()
                 if not finished:
                     write_config(config, workdir)
-            except UserError as error:
+            except Exception as error:  # raised below: the other processes wait for the broadcast
                 refusal = error
         refused, finished = broadcast(refusal is not None, finished)
         if refused:
@@ -174,8 +174,7 @@ def _locked(workdir: Path):
             raise UserError(
                 f"{workdir} holds other files and no run (no config.json). Use another --workdir."
             )
-        lock = filelock.FileLock(workdir / ".lock", timeout=0)
-        lock.acquire()
+        held = filelock.FileLock(workdir / ".lock", timeout=0).acquire()
     except filelock.Timeout:
         owner = workdir / ".pid"
         process = owner.read_text() if owner.exists() else "unknown"
@@ -187,7 +186,7 @@ def _locked(workdir: Path):
         raise StorageError(
             f"cannot write in {workdir}: {reason}. Use another --workdir."
         ) from error
-    with lock:
+    with held:
         write_atomic(workdir / ".pid", str(os.getpid()))
         yield
 

@@ -259,12 +259,7 @@ class Writer:
             self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
             done, elapsed = step - self._first_step, time.monotonic() - self._start
             remaining = timedelta(seconds=round(elapsed / max(done, 1) * (self._num_steps - step)))
-            speed = (
-                f"  {self.images_per_s:,.0f} images/s  {remaining} left"
-                if self.images_per_s
-                else ""
-            )
-            self.say(line + speed)
+            self.say(f"{line}  {self.images_per_s:,.0f} images/s  {remaining} left")
 
     def _draw_curves(self) -> None:
         draw_curves(self._workdir, self._learning_rate)

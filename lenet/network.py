@@ -9,7 +9,7 @@ from flax import nnx
 
 from common import checkpoint, conv
 from common.errors import UserError
-from common.network import Network, Trained, class_names, count, source_of
+from common.network import Network, Trained, class_names, load_init_from, num_elements
 from common.workdir import read_config
 from lenet.codes import digit_codes
 from lenet.config import Config
@@ -43,7 +43,7 @@ def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Net
     return Network(
         config=config,
         num_classes=num_classes,
-        num_parameters=count(params) - int(masked.sum()),
+        num_parameters=num_elements(params) - int(masked.sum()),
         image_shapes=((28, 28, in_channels), (32, 32, in_channels)),
         init=lambda: nnx.to_pure_dict(
             nnx.state(build_model(config, num_classes, in_channels), nnx.Param)
@@ -94,7 +94,7 @@ def given_params(config: Config, target) -> Any:
 
     Raises UserError if there is no such run, or its network is another one.
     """
-    source = source_of(config, load, target)
+    source = load_init_from(config, load, target)
     if source is None:
         return None
     theirs = source.config

@@ -1,8 +1,8 @@
 """Looks at the checkpoints of a run, while it trains or later, and changes nothing:
 
-python -m scripts.checkpoint ls DIR        a table of them: size, age, scores, and whether they have
-digests python -m scripts.checkpoint verify DIR    reads every byte, compares each array with its
-SHA-256; exit code 74 on damage
+python -m scripts.checkpoint ls DIR      a table: size, age, scores, whether there are digests
+python -m scripts.checkpoint verify DIR  reads every byte, compares each array with its SHA-256;
+                                         exit code 74 on damage
 
 DIR is the run's --workdir.
 """
@@ -27,7 +27,7 @@ from common.workdir import read_metrics, saved_steps
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
-    """None: two words say it all."""
+    """No flags: the command takes two positional arguments."""
 
 
 def main(flag_values: flags.FlagValues, command: str, folder: str) -> None:

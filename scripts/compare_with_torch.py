@@ -28,7 +28,6 @@ from common import launch, provenance
 from common.errors import UserError
 from common.workdir import write_atomic
 
-PRESET = "alexnet/presets/torchvision.flags"
 WEIGHTED = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
@@ -63,11 +62,8 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 def preset() -> Config:
-    """The config of the preset."""
-    common.flags.define(Config, values := flags.FlagValues())
-    flagfile = Path(__file__).parents[1] / PRESET
-    values(["compare_with_torch", f"--flagfile={flagfile}", "--dropout=0", "--dataset=fake"])
-    return common.flags.read(Config, values)
+    """The config of the preset, without what is random."""
+    return common.flags.from_preset(Config, "torchvision", "--dropout=0", "--dataset=fake")
 
 
 def torch_alexnet(torch):

@@ -1,6 +1,6 @@
 """The layer table of a network, computed from the module itself:
 
-python -m scripts.summarize --model=lenet|alexnet [--flagfile=lenet/presets/paper.flags]
+python -m scripts.summarize --model=lenet|alexnet [--preset=paper]
 [--name=value ...]
 
 With --model=alexnet --mesh=data:4,model:2 also what devices send each other in a training step,
@@ -59,7 +59,7 @@ def chosen_model(argv: list[str]) -> str:
     try:
         values(argv, known_only=True)
     except flags.Error:
-        return "lenet"  # what is wrong is said when all flags are read
+        return "lenet"  # errors are reported when all flags are parsed
     return values.model
 
 
@@ -94,7 +94,9 @@ def number_of_classes(config) -> int:
     """
     num_classes = config.num_classes or NUM_CLASSES.get(config.dataset)
     if num_classes is None:
-        raise UserError(f"--dataset={config.dataset}: how many classes has it? Add --num_classes=N")
+        raise UserError(
+            f"--dataset={config.dataset}: the number of classes is unknown; add --num_classes=N"
+        )
     return num_classes
 
 
@@ -172,7 +174,7 @@ def main(flag_values: flags.FlagValues) -> None:
         return
     is_lenet = flag_values.model == "lenet"
     title = (
-        "LeNet-5, grey images of ten classes"
+        "LeNet-5, gray images of ten classes"
         if is_lenet
         else f"--net={config.net} --crop_size={config.crop_size}"
     )

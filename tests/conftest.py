@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
@@ -18,6 +19,9 @@ install_import_hook(
     ["lenet", "alexnet", "common"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+settings.register_profile("no deadline", deadline=None, max_examples=30)  # machines are shared
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="module")

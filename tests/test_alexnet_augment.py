@@ -1,7 +1,5 @@
 """How an image is prepared for conv1: crops, mirroring, color noise and random regions."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,8 @@ import pytest
 from alexnet.augment import VIEWS, color_axes, prepare_function, resized_crop
 from alexnet.image_statistics import Statistics
 from common.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def some_statistics(height=12, width=10, seed=0) -> Statistics:
@@ -43,21 +43,15 @@ def scaled(images, statistics, scaling) -> np.ndarray:
 def test_the_center_crop(scaling):
     statistics, images = some_statistics(), some_images()
     expected = scaled(images, statistics, scaling)[:, 2:10, 1:9]
-    for augmentation, pad in (
-        ("crop_flip", 3),
-        ("resized_crop_flip", 0),
-        ("none", 0),
-    ):  # none of which is for evaluation
-        prepare = preparing(
-            statistics, scaling=scaling, augmentation=augmentation, pad=pad, color_pca=True
-        )
-        out = prepare(images)
+    evaluated = [  # none of these settings is for evaluation
+        preparing(statistics, scaling=scaling, augmentation=augmentation, pad=pad, color_pca=True)
+        for augmentation, pad in (("crop_flip", 3), ("resized_crop_flip", 0), ("none", 0))
+    ]
+    trained = preparing(statistics, scaling=scaling, augmentation="none", pad=2)
+    draws = np.arange(1, 7, dtype=np.uint32)
+    for out in (*(prepare(images) for prepare in evaluated), trained(images, draws)):
         assert (out.shape, out.dtype) == ((6, 8, 8, 3), np.float32)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
-    trained = preparing(statistics, scaling=scaling, augmentation="none", pad=2)(
-        images, np.arange(1, 7, dtype=np.uint32)
-    )
-    np.testing.assert_allclose(trained, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_ten_views():
@@ -75,30 +69,18 @@ def test_the_ten_views():
     ]
     expected = [*patches, *(patch[:, :, ::-1] for patch in patches)]
     assert len(expected) == VIEWS
-    prepare = prepare_function(
-        statistics,
-        crop_size=8,
-        scaling="mean_image",
-        augmentation="none",
-        color_pca=True,
-        pad=0,
-        seed=0,
-    )
-    traced = jax.jit(prepare)
+    prepare = preparing(statistics, augmentation="none", color_pca=True)
+    known = jax.jit(lambda images: [prepare(images, view=view) for view in range(VIEWS)])
+    np.testing.assert_allclose(known(images), expected, atol=1e-4)
     for view in range(VIEWS):
-        np.testing.assert_allclose(
-            jax.jit(functools.partial(prepare, view=view))(images), expected[view], atol=1e-4
-        )
-        np.testing.assert_allclose(traced(images, view=jnp.int32(view)), expected[view], atol=1e-4)
+        np.testing.assert_allclose(prepare(images, view=jnp.int32(view)), expected[view], atol=1e-4)
 
 
-@pytest.mark.parametrize("pad", [0, 2])
-@pytest.mark.parametrize("scaling", ["mean_image", "standardized"])
+@pytest.mark.parametrize("scaling, pad", [("mean_image", 1), ("standardized", 0)])
 def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
     statistics, image = some_statistics(7, 7), some_images(1, 7, 7)
-    whole = np.pad(
-        scaled(image, statistics, scaling)[0], ((pad, pad), (pad, pad), (0, 0))
-    )  # the mean became 0
+    margins = ((pad, pad), (pad, pad), (0, 0))
+    whole = np.pad(scaled(image, statistics, scaling)[0], margins)  # the mean became 0
     places = 7 + 2 * pad - 6 + 1
     crops = [
         whole[top : top + 6, left : left + 6] for top in range(places) for left in range(places)
@@ -116,18 +98,19 @@ def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
     assert np.abs(matches.sum(axis=1) - 100).max() < 6 * np.sqrt(100)  # six standard deviations
 
 
-@pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize(
+    "augmentation",
+    ["crop_flip", pytest.param("resized_crop_flip", marks=pytest.mark.commands)],
+)
 def test_a_use_of_an_image_looks_the_same_in_any_batch(augmentation):
     statistics, images = some_statistics(), some_images(8)
     prepare = preparing(statistics, augmentation=augmentation, color_pca=True)
     draws = np.array([3, 1, 4, 10, 5, 9, 2**32 - 1, 6], np.uint32)
     together = np.asarray(prepare(images, draws))
-    np.testing.assert_allclose(
-        prepare(images[::-1], draws[::-1])[::-1], together, rtol=1e-5, atol=1e-4
-    )
-    for number in range(8):
-        alone = prepare(images[number : number + 1], draws[number : number + 1])
-        np.testing.assert_allclose(alone[0], together[number], rtol=1e-5, atol=1e-4)
+    for part in (slice(None, None, -1), slice(3, 4)):
+        np.testing.assert_allclose(
+            prepare(images[part], draws[part]), together[part], rtol=1e-5, atol=1e-4
+        )
     same_image = np.broadcast_to(images[:1], images.shape)
     drawn = np.asarray(prepare(same_image, draws))
     assert all(np.abs(drawn[0] - other).max() > 0.1 for other in drawn[1:])
@@ -136,12 +119,9 @@ def test_a_use_of_an_image_looks_the_same_in_any_batch(augmentation):
 
 
 def test_crops_mirror_images_and_colors_are_drawn_apart():
-    """Colour noise or not, the same crop and mirror image."""
-    statistics, images, draws = (
-        some_statistics(),
-        some_images(50),
-        np.arange(1, 51, dtype=np.uint32),
-    )
+    """Color noise or not, the same crop and mirror image."""
+    statistics, images = some_statistics(), some_images(50)
+    draws = np.arange(1, 51, dtype=np.uint32)
     plain, colored = (
         np.asarray(preparing(statistics, color_pca=pca)(images, draws)) for pca in (False, True)
     )
@@ -162,18 +142,16 @@ def test_the_color_noise_has_a_hundredth_of_the_covariance(scaling):
     prepare = preparing(
         statistics, crop_size=1, scaling=scaling, augmentation="none", color_pca=True
     )
-    noise = np.asarray(prepare(images, np.arange(1, count + 1, dtype=np.uint32)), np.float64)[
-        :, 0, 0
-    ]
+    noise = np.asarray(prepare(images, np.arange(1, count + 1, dtype=np.uint32)), np.float64)
+    noise = noise[:, 0, 0]
     noise -= scaled(images[:1], statistics, scaling)[0, 0, 0]
     if scaling == "standardized":
         noise *= np.sqrt(np.diag(statistics.covariance))
     whitened = noise @ np.linalg.inv(np.linalg.cholesky(0.01 * statistics.covariance)).T
     assert np.abs(whitened.mean(axis=0)).max() < 6 / np.sqrt(count)
     assert np.abs(np.cov(whitened.T) - np.eye(3)).max() < 6 * np.sqrt(2 / count)
-    assert np.abs((whitened**4).mean(axis=0) - 3).max() < 6 * np.sqrt(
-        96 / count
-    )  # the fourth moment of a Gaussian
+    fourth_moments = (whitened**4).mean(axis=0)  # 3 for a Gaussian
+    assert np.abs(fourth_moments - 3).max() < 6 * np.sqrt(96 / count)
 
 
 def test_a_constant_channel_cannot_be_standardized():
@@ -191,34 +169,29 @@ def test_color_axes_are_the_principal_components():
     np.testing.assert_allclose(
         products, np.diag(np.linalg.eigvalsh(covariance)), atol=1e-8 * np.trace(covariance)
     )
-    np.testing.assert_allclose(
-        color_axes(np.ones((3, 3)))[:, 2], 1, rtol=1e-6
-    )  # gray images: one component
+    gray = color_axes(np.ones((3, 3)))
+    np.testing.assert_allclose(gray[:, 2], 1, rtol=1e-6)  # a single component
     assert (axes[np.abs(axes).argmax(axis=0), range(3)] > 0).all()
 
 
 # Random regions
 
 
-def regions(count, size=64):
+def regions(count, size=64, side=16):
     """(count, 4): height, width, top and left of regions, measured on images of coordinates in the
-    middle of the result, where linear interpolation is exact.
+    middle of the `side` pixels of the result, where linear interpolation is exact.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     ramps = jnp.asarray(np.stack([y, x], axis=-1))
     keys = jax.vmap(jax.random.key)(jnp.arange(count))
-    results = np.asarray(
-        jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, size)))(keys), np.float64
-    )
-    a, b = size // 4, size - size // 4
-    slopes = np.stack(
-        [results[:, b, a, 0] - results[:, a, a, 0], results[:, a, b, 1] - results[:, a, a, 1]],
-        axis=1,
-    ) / (b - a)
-    corners = (
-        np.stack([results[:, a, a, 0], results[:, a, a, 1]], axis=1) + 0.5 - (a + 0.5) * slopes
-    )
-    return np.concatenate([slopes * size, corners], axis=1)
+    crops = jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, side)))(keys)
+    a, b = side // 4, side - side // 4
+    first, below, beside = (
+        np.asarray(crops[:, row, column], np.float64) for row, column in ((a, a), (b, a), (a, b))
+    )  # (count, 2) each: the coordinates y, x in the images
+    slopes = np.stack([below[:, 0] - first[:, 0], beside[:, 1] - first[:, 1]], axis=1) / (b - a)
+    corners = first + 0.5 - (a + 0.5) * slopes
+    return np.concatenate([slopes * side, corners], axis=1)
 
 
 def torchvision_regions(count, size=64, seed=0):
@@ -257,13 +230,8 @@ def test_random_regions_are_distributed_as_torchvisions():
             (r[:, 2] + 0.5) / (64 - r[:, 0] + 1) * (r[:, 3] + 0.5) / (64 - r[:, 1] + 1)
         ),
     }.items():
-        for quantile in (
-            0.05,
-            0.25,
-            0.5,
-            0.75,
-            0.95,
-        ):  # within what 2,000 draws can tell, six standard deviations
+        # Within six standard deviations of 2,000 draws.
+        for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
             at = np.quantile(measure(theirs), quantile)
             share = (measure(ours) < at).mean() / 2 + (measure(ours) <= at).mean() / 2
             expected = (measure(theirs) < at).mean() / 2 + (measure(theirs) <= at).mean() / 2
@@ -272,6 +240,7 @@ def test_random_regions_are_distributed_as_torchvisions():
     assert 0.7 < (width / height).min() < 0.78 and 1.28 < (width / height).max() < 1.42
 
 
+@pytest.mark.slow
 def test_a_random_region_is_resized_as_pytorch_does(torch):
     """Inside; at the border of the region PyTorch sees nothing beyond it."""
     images = np.random.default_rng(0).uniform(0, 255, (9, 64, 64, 3)).astype(np.float32)
@@ -294,13 +263,13 @@ def test_a_random_region_is_resized_as_pytorch_does(torch):
 def test_where_no_region_fits_the_largest_in_the_middle_is_taken():
     """Of 256x8 pixels: 8 wide and round(8 / (3/4)) = 11 high, from row (256 - 11) // 2 = 122."""
     rows = jnp.broadcast_to(jnp.arange(256.0)[:, None, None], (256, 8, 1))
-    for seed in range(5):
-        out = np.asarray(resized_crop(jax.random.key(seed), rows, 11))
-        np.testing.assert_allclose(
-            out[..., 0], np.broadcast_to(122.0 + np.arange(11)[:, None], (11, 11)), atol=1e-3
-        )
+    keys = jax.vmap(jax.random.key)(jnp.arange(5))
+    out = jax.jit(jax.vmap(lambda key: resized_crop(key, rows, 11)))(keys)
+    expected = np.broadcast_to(122.0 + np.arange(11)[:, None], (5, 11, 11))
+    np.testing.assert_allclose(out[..., 0], expected, atol=1e-3)
 
 
+@pytest.mark.commands
 def test_resized_crops_are_scaled_and_mirrored():
     """A constant image less its constant mean is constant; columns rise or fall, as often."""
     statistics = Statistics(np.full((32, 32, 3), 10, np.float32), np.diag([4.0, 9.0, 16.0]))

@@ -2,8 +2,6 @@
 for them shows here.
 """
 
-from pathlib import Path
-
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -14,16 +12,15 @@ from alexnet.config import Config
 from alexnet.image_statistics import Statistics
 from alexnet.network import assemble
 from alexnet.train import build_optimizer, initial_state, make_train_step
-from common.flags import from_preset
+from common.flags import from_preset, presets
 
-PRESETS = sorted(path.stem for path in Path("alexnet/presets").glob("*.flags"))
+PLATFORMS = ("cuda", "tpu")
+TWO_TOWERS, LOCALLY_CONNECTED, RANDOM_REGIONS = "paper", "cifar13", "torchvision"
 
-pytestmark = pytest.mark.slow
 
-
-def exported_step(name: str, platform: str):
-    """The training step of a preset at its batch size, traced on shapes alone, and the shapes of
-    its state.
+def exported_step(name: str):
+    """The training step of a preset at its batch size, traced on shapes alone for both platforms,
+    and the shapes of its state.
     """
     config = from_preset(Config, name)
     num_classes, side = (10, 32) if config.dataset == "cifar10" else (1000, 256)
@@ -42,18 +39,25 @@ def exported_step(name: str, platform: str):
         lambda state, batch: train_step(state, batch, lambda sums_of, batch: sums_of(batch)),
         donate_argnums=0,
     )
-    return jax.export.export(step, platforms=[platform])(state, batch), state
+    return jax.export.export(step, platforms=PLATFORMS)(state, batch), state
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize(
-    "backend", ["cpu", "gpu"]
-)  # whose forms of convolutions and pools are lowered
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_training_step_lowers(name, backend, platform, monkeypatch):
+def of_each_tier():
+    """Every preset with each backend's forms of convolutions and pools; the longer ones nightly."""
+    for name in presets(Config):
+        for backend in ("gpu", "cpu"):
+            one_of_a_kind = backend == "gpu" and name in (TWO_TOWERS, RANDOM_REGIONS)
+            slow = one_of_a_kind or name == LOCALLY_CONNECTED
+            yield pytest.param(
+                name, backend, marks=pytest.mark.slow if slow else pytest.mark.nightly
+            )
+
+
+@pytest.mark.parametrize("name, backend", of_each_tier())
+def test_the_training_step_lowers(name, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    exported, state = exported_step(name, platform)
-    assert exported.platforms == (platform,)
+    exported, state = exported_step(name)
+    assert exported.platforms == PLATFORMS
     new_state, sums = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     shapes = [
         jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (new_state, state)
@@ -61,14 +65,9 @@ def test_the_training_step_lowers(name, backend, platform, monkeypatch):
     assert shapes[0] == shapes[1]  # fit for the next step, and for a checkpoint
     assert set(sums) == {"loss", "errors", "count"}
     program = exported.mlir_module()
-    without_stride = name in (
-        "cifar13",
-        "cifar18",
-        "small",
-    )  # on few channels: on a CPU only its gradients are those of lax
-    assert ("stablehlo.convolution" in program) == (
-        backend == "gpu" or without_stride
-    )  # all others are products
-    assert ("stablehlo.select_and_scatter" in program) == (
-        backend == "gpu"
-    )  # the gradient of lax.reduce_window's maximum
+    # On a CPU all convolutions are products but those without a stride on few channels, whose
+    # gradients are those of lax.
+    without_stride = name in ("cifar13", "cifar18", "small")
+    assert ("stablehlo.convolution" in program) == (backend == "gpu" or without_stride)
+    # The gradient of lax.reduce_window's maximum.
+    assert ("stablehlo.select_and_scatter" in program) == (backend == "gpu")

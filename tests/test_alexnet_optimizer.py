@@ -1,4 +1,4 @@
-"""The paper's update rule, its neighbours and the schedules, against float64 loops, PyTorch and
+"""The paper's update rule, its neighbors and the schedules, against float64 loops, PyTorch and
 Optax.
 """
 
@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from alexnet.cifar import WEIGHT_DECAY_FACTORS
 from alexnet.config import Config
 from alexnet.optimizer import (
     Plateau,
@@ -146,6 +145,7 @@ def test_the_papers_rule_and_sgd_agree_until_the_rate_drops():
     assert difference.min() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decays_too", "factor"), [(True, 1.0), (False, 2.0)])
 @pytest.mark.parametrize("dropped_by", ["schedule", "plateau"])
 def test_sgd_is_pytorchs(decays_too, factor, dropped_by, torch):
@@ -192,9 +192,9 @@ def test_adamw_is_optaxs(decays_too):
     tx = make_optimizer("adamw", schedule, weight_decay=0.3, decay_biases=decays_too)
     mask = jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel" or decays_too, params)
     adamw = optax.adamw(schedule, weight_decay=0.3, mask=mask)
-    theirs, state = [params], adamw.init(params)
+    theirs, state, update = [params], adamw.init(params), jax.jit(adamw.update)
     for grads in all_grads:
-        updates, state = adamw.update(grads, state, theirs[-1])
+        updates, state = update(grads, state, theirs[-1])
         theirs.append(optax.apply_updates(theirs[-1], updates))
     assert_close(run(tx, params, all_grads), theirs[1:])
 
@@ -216,28 +216,12 @@ def test_each_layer_has_its_own_decay(optimizer):
             decay_biases=decays_too,
             **momentum,
         )
-        updates, _ = tx.update(grads, tx.init(params), params)
+        updates = jax.jit(lambda tx=tx: tx.update(grads, tx.init(params), params)[0])()
         for layer, decay in (("conv1", 0.0), ("fc8", 0.004), ("fc10", 1.0)):
-            np.testing.assert_allclose(
-                updates[layer]["kernel"], -0.1 * decay, rtol=1e-5, atol=1e-12
-            )
-            np.testing.assert_allclose(
-                updates[layer]["bias"], -0.1 * 0.004 * decays_too, rtol=1e-5, atol=1e-12
-            )
-
-
-def test_decays_of_cuda_convnets_layers():
-    """layer-params-18pct.cfg: 0.004, and 1 in fc10; layer-params-conv-local-13pct.cfg: 0.004 in the
-    last three layers only.
-    """
-    decays = {
-        net: {layer: 0.004 * factor for layer, factor in of.items()}
-        for net, of in WEIGHT_DECAY_FACTORS.items()
-    }
-    assert decays == {
-        "cifar18": {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc10": 1.0},
-        "cifar13": {"conv1": 0.0, "conv2": 0.0, "local3": 0.004, "local4": 0.004, "fc10": 0.004},
-    }
+            for name, expected in (("kernel", decay), ("bias", 0.004 * decays_too)):
+                np.testing.assert_allclose(
+                    updates[layer][name], -0.1 * expected, rtol=1e-5, atol=1e-12
+                )
 
 
 # ---- schedules
@@ -245,7 +229,7 @@ def test_decays_of_cuda_convnets_layers():
 
 def test_epochs_schedule_at_its_corners():
     schedule = scheduled("epochs", 0.01, 7, 9, drop_epochs="2,5,8")
-    rates = [float(schedule(jnp.int32(step))) for step in range(63)]
+    rates = jax.jit(jax.vmap(schedule))(jnp.arange(63))
     np.testing.assert_allclose(
         rates, [0.01] * 14 + [0.001] * 21 + [0.0001] * 21 + [0.00001] * 7, rtol=1e-5
     )
@@ -254,9 +238,8 @@ def test_epochs_schedule_at_its_corners():
 def test_plateau_and_constant_schedules_do_not_move():
     for name in ("plateau", "constant"):
         schedule = scheduled(name, 0.01, 7, 9)
-        np.testing.assert_allclose(
-            [schedule(jnp.int32(step)) for step in (0, 31, 62)], 0.01, rtol=1e-6
-        )
+        rates = [schedule(jnp.int32(step)) for step in (0, 31, 62)]
+        np.testing.assert_allclose(rates, 0.01, rtol=1e-6)
 
 
 def test_cosine_schedule_rises_and_ends_at_zero():
@@ -304,11 +287,10 @@ def reference(errors_pct, patience: int, num_drops: int) -> list[int]:
     return drops
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     errors=st.lists(st.integers(0, 6), min_size=1, max_size=30),
-    patience=st.integers(1, 4),
-    num_drops=st.integers(0, 3),
+    patience=st.sampled_from((1, 2, 4)),
+    num_drops=st.sampled_from((0, 1, 3)),
 )
 def test_plateau_against_looking_back(errors, patience, num_drops):
     """Errors in sevenths of 100%: ties are frequent, and no float32 is exact."""
@@ -319,40 +301,18 @@ def test_plateau_against_looking_back(errors, patience, num_drops):
 
 
 def test_plateau_by_hand():
-    assert drops_after_each([50, 40, 40, 40, 40, 40, 30, 31, 32, 33, 34, 35], 2, 3) == [
-        0,
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-        2,
-        3,
-        3,
-        3,
-        3,
-    ]
+    errors_pct = [50, 40, 40, 40, 40, 40, 30, 31, 32, 33, 34, 35]
+    assert drops_after_each(errors_pct, 2, 3) == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
     assert drops_after_each([50, 49, 48, 47], 1, 3) == [0, 0, 0, 0]  # it improves all the time
     assert drops_after_each([50, 50, 49.99, 50], 1, 3) == [0, 1, 1, 2]  # a tie is no improvement
-    assert drops_after_each([60, 60, 60, 60, 60], 1, 3) == [
-        0,
-        1,
-        2,
-        3,
-        3,
-    ]  # three times (section 5), no more
+    # Three times (section 5), no more.
+    assert drops_after_each([60, 60, 60, 60, 60], 1, 3) == [0, 1, 2, 3, 3]
     assert drops_after_each([60, 60, 60], 1, 0) == [0, 0, 0]
 
 
 def test_an_error_of_100_percent_is_no_improvement_on_nothing():
     assert drops_after_each([100.0, 100.0, 99.0, 100.0], 2, 3) == [0, 1, 1, 1]
-    plateau = drop_on_plateau(new_plateau(), 100.0, patience=5, num_drops=3)
-    assert (float(plateau.best_error_pct), int(plateau.epochs_since_best), int(plateau.drops)) == (
-        100.0,
-        1,
-        0,
-    )
+    assert drop_on_plateau(new_plateau(), 100.0, patience=5, num_drops=3) == (100.0, 1, 0)
 
 
 def test_a_plateaus_state_keeps_its_types():

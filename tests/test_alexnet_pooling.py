@@ -3,6 +3,7 @@
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,45 +28,37 @@ def by_windows(x, reduce, overlapping):
     return out
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 13, 13, 3), (2, 6, 6, 3), (1, 12, 7, 2), (1, 2, 3, 2), (3, 8, 2, 1)]
-)
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
 @pytest.mark.parametrize("overlapping", [True, False])
-def test_each_window(backend, shape, pool, overlapping):
-    x = (
-        np.random.default_rng(0).normal(size=shape) - 5
-    )  # all below the zeros that a careless border would add
-    ours = pool(jnp.asarray(x, jnp.float32), overlapping=overlapping)
-    np.testing.assert_allclose(ours, by_windows(x, NUMPY[pool], overlapping), rtol=1e-6)
+def test_each_window(backend, pool, overlapping):
+    shapes = [(2, 13, 13, 3), (2, 6, 6, 3), (1, 12, 7, 2), (1, 2, 3, 2), (3, 8, 2, 1)]
+    draw = np.random.default_rng(0)
+    # All below the zeros that a careless border would add.
+    images = [draw.normal(size=shape) - 5 for shape in shapes]
+    pools = jax.jit(lambda *images: [pool(x, overlapping=overlapping) for x in images])
+    for x, ours in zip(images, pools(*map(np.float32, images)), strict=True):
+        np.testing.assert_allclose(ours, by_windows(x, NUMPY[pool], overlapping), rtol=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [(55, 27, 13, 6), (32, 16, 8, 4), (24, 12, 6, 3)])
-@pytest.mark.parametrize("pool", [max_pool, average_pool])
 @pytest.mark.parametrize("overlapping", [True, False])
-def test_the_sizes_of_the_networks(backend, sizes, pool, overlapping):
+def test_the_sizes_of_the_networks(backend, sizes, overlapping):
     """Of the paper and of cuda-convnet's CIFAR-10 networks."""
-    for before, after in itertools.pairwise(sizes):
+    for (before, after), pool in itertools.product(itertools.pairwise(sizes), NUMPY):
         x = jax.ShapeDtypeStruct((1, before, before, 2), jnp.float32)
-        assert jax.eval_shape(lambda x: pool(x, overlapping=overlapping), x).shape == (
-            1,
-            after,
-            after,
-            2,
-        )
+        pooled = jax.eval_shape(partial(pool, overlapping=overlapping), x)
+        assert pooled.shape == (1, after, after, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [13, 12])
 @pytest.mark.parametrize("overlapping", [True, False])
 def test_values_and_gradients_are_pytorchs(backend, torch, size, overlapping):
     functional = torch.nn.functional
+    windows = dict(kernel_size=3 if overlapping else 2, stride=2, ceil_mode=overlapping)
     theirs = {
-        max_pool: lambda x: functional.max_pool2d(
-            x, 3 if overlapping else 2, 2, ceil_mode=overlapping
-        ),
-        average_pool: lambda x: functional.avg_pool2d(
-            x, 3 if overlapping else 2, 2, ceil_mode=overlapping, count_include_pad=False
-        ),
+        max_pool: partial(functional.max_pool2d, **windows),
+        average_pool: partial(functional.avg_pool2d, **windows, count_include_pad=False),
     }
     draw = np.random.default_rng(0)
     x = draw.normal(size=(2, size, size, 3)).astype(np.float32)
@@ -74,21 +67,15 @@ def test_values_and_gradients_are_pytorchs(backend, torch, size, overlapping):
         x_torch = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
         expected = pool_torch(x_torch)
         expected.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2)))
-        pooled = jax.jit(
-            lambda x, pool=pool: pool(x, overlapping=overlapping)
-        )  # as in a training step
+        pooled = jax.jit(partial(pool, overlapping=overlapping))  # as in a training step
         value, pull_back = jax.vjp(pooled, jnp.asarray(x))
-        np.testing.assert_allclose(
-            value, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
-        )
-        np.testing.assert_allclose(
-            pull_back(cotangent)[0],
-            x_torch.grad.numpy().transpose(0, 2, 3, 1),
-            rtol=1e-5,
-            atol=1e-6,
-        )
+        for ours, tensor in ((value, expected.detach()), (pull_back(cotangent)[0], x_torch.grad)):
+            np.testing.assert_allclose(
+                ours, tensor.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
+            )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 6, 7])
 @pytest.mark.parametrize("overlapping", [True, False])
 def test_of_pixels_that_share_a_maximum_the_first_has_the_gradient(
@@ -100,16 +87,16 @@ def test_of_pixels_that_share_a_maximum_the_first_has_the_gradient(
     torch.nn.functional.max_pool2d(
         x_torch, 3 if overlapping else 2, 2, ceil_mode=overlapping
     ).sum().backward()
-    gradient = jax.grad(lambda x: jnp.sum(max_pool(x, overlapping=overlapping)))(jnp.asarray(x))
+    total = jax.jit(lambda x: jnp.sum(max_pool(x, overlapping=overlapping)))
+    gradient = jax.grad(total)(jnp.asarray(x))
     np.testing.assert_array_equal(gradient, x_torch.grad.numpy().transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("pool", [max_pool, average_pool])
 def test_bfloat16(backend, pool):
-    x = (
-        np.random.default_rng(0).integers(0, 4, size=(1, 6, 6, 2)) * 12.0
-    )  # sums of nine of these are exact
-    ours = pool(jnp.asarray(x, jnp.bfloat16), overlapping=True)
+    # Sums of nine of these are exact.
+    x = np.random.default_rng(0).integers(0, 4, size=(1, 6, 6, 2)) * 12.0
+    ours = jax.jit(partial(pool, overlapping=True))(jnp.asarray(x, jnp.bfloat16))
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         np.asarray(ours, np.float64), by_windows(x, NUMPY[pool], True), rtol=2**-8

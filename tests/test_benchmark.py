@@ -18,6 +18,7 @@ import lenet.config
 from alexnet.lrn import local_response_normalization
 from common import conv, launch, parallel
 from common.errors import UserError
+from common.flags import from_preset
 from lenet.model import C3_TABLE, c3_mask
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import alexnet as alexnet_suites
@@ -29,7 +30,6 @@ from scripts.benchmark.training import (
     LeNetTraining,
     embedded_digits,
     lenet_operations,
-    preset,
 )
 from scripts.prepare.encode import encode_jpeg
 
@@ -87,7 +87,7 @@ def test_pytorchs_alexnets_are_ours(peers, torch, name, size):
     """
     changes = ["--dataset=fake", "--batch_size=2", f"--crop_size={size}", "--dropout=0"]
     changes += [] if "cifar" in name else ["--initialization=he"]
-    training = AlexNetTraining(preset(alexnet, name, *changes), 10)
+    training = AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 10)
     network, params = training.network, training.state.params
     model, *_ = alexnet_suites.theirs(name, training)
     theirs = model().eval()
@@ -135,7 +135,7 @@ def test_alexnets_updates_are_the_same(peers, name):
     """Two steps on the center crop without dropout: every layer's rate and decay, biases too."""
     changes = ["--dataset=fake", "--batch_size=4", "--augmentation=none", "--dropout=0"]
     changes += ["--pad=0"] * (name == "small")
-    training = AlexNetTraining(preset(alexnet, name, *changes), 10)
+    training = AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 10)
     model, crops, optimizer, batch = alexnet_suites.theirs(name, training)
     trainer = peers.Trainer(model(), optimizer, peers.FORMS["channels-last"], augment=crops.center)
     trainer.model.eval()  # no dropout
@@ -303,7 +303,9 @@ def test_operations_of_a_step():
     multiply_adds, config = 784 * 150 + 150_000 + 48_000 + 10_080 + 840, lenet.config.Config()
     assert lenet_operations(config, training=False) == 2 * multiply_adds
     assert lenet_operations(config, training=True) == 2 * (3 * multiply_adds - 784 * 150)
-    training = AlexNetTraining(preset(alexnet, "cifar18", "--dataset=fake", "--batch_size=1"), 10)
+    training = AlexNetTraining(
+        from_preset(alexnet.config.Config, "cifar18", "--dataset=fake", "--batch_size=1"), 10
+    )
     multiply_adds = 576 * 32 * 75 + 144 * 32 * 800 + 36 * 64 * 800 + 576 * 10
     assert training.operations(training=False) == 2 * multiply_adds
 

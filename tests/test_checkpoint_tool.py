@@ -1,4 +1,4 @@
-"""`python -m scripts.checkpoint` says what a training would find, and leaves everything as it is."""
+"""`python -m scripts.checkpoint` tells what a training would find, and changes nothing."""
 
 import contextlib
 import json
@@ -27,13 +27,28 @@ from scripts import checkpoint
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
-def tool(*arguments) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command."""
+def command(*arguments) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the real command."""
     command = [sys.executable, "-W", "error", "-m", "scripts.checkpoint", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}
     )
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """tool(*arguments): the command in this process, its exit code, output and errors."""
+    monkeypatch.setattr(launch.runtime, "keep_freed_memory", lambda: None)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()  # what a training said before
+        argv, words = ["checkpoint", *map(str, arguments)], ("ls|verify", "DIR")
+        code = launch.run_tool(checkpoint.define_flags, checkpoint.main, argv, words)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def state_of(step: int) -> dict:
@@ -83,7 +98,7 @@ def trainer_restores(workdir):
         return checkpointer.restore_newest(target)[0]
 
 
-def test_an_intact_run_is_said_to_be_and_left_alone(tmp_path):
+def test_an_intact_run_is_said_to_be_and_left_alone(tmp_path, tool):
     workdir = tmp_path / "run"
     make_run(workdir, 10, 20, 30)
     records = [
@@ -113,7 +128,7 @@ def test_an_intact_run_is_said_to_be_and_left_alone(tmp_path):
     assert f"{size / 1000:.1f} kB" in rows[2] and " s " in rows[2]
 
 
-def test_a_damaged_newest_step_means_falling_back(tmp_path):
+def test_a_damaged_newest_step_means_falling_back(tmp_path, tool):
     workdir = tmp_path / "run"
     make_run(workdir, 10, 20, 30)
     flip_weights(workdir, 30)
@@ -123,25 +138,22 @@ def test_a_damaged_newest_step_means_falling_back(tmp_path):
     first, *others = output.splitlines()
     assert first.startswith("30: damaged, ") and "kernel" in first, first
     assert others == ["20: intact", "10: intact"]
-    assert (
-        errors
-        == f"error: damaged in {workdir}/checkpoints: 30; the training will fall back to step 20.\n"
-    )
+    assert errors.count("\n") == 1 and f"{workdir}/checkpoints: 30;" in errors and " 20" in errors
     assert trainer_restores(workdir) == 20
 
 
-def test_a_damaged_older_step_leaves_the_newest(tmp_path):
+def test_a_damaged_older_step_leaves_the_newest(tmp_path, tool):
     workdir = tmp_path / "run"
     make_run(workdir, 10, 20, 30)
     (workdir / "checkpoints" / "20" / "meta" / "metadata").write_text("{}")
     code, output, errors = tool("verify", workdir)
     assert (code, output.splitlines()[::2]) == (74, ["30: intact", "10: intact"])
-    assert errors.endswith("checkpoints: 20; the training resumes from step 30, which is intact.\n")
+    assert "checkpoints: 20;" in errors and " 30" in errors
     assert "20 " in (listed := tool("ls", workdir)[1]) and listed.count("damaged: no digests") == 1
     assert trainer_restores(workdir) == 30
 
 
-def test_no_intact_step_means_no_training(tmp_path):
+def test_no_intact_step_means_no_training(tmp_path, tool):
     workdir = tmp_path / "run"
     make_run(workdir, 10, 20)
     for step in (10, 20):
@@ -152,8 +164,7 @@ def test_no_intact_step_means_no_training(tmp_path):
         assert sorted(errors.split("checkpoints: ")[1].split(";")[0].split(", ")) == sorted(
             damaged.split(", ")
         )
-        assert "none is intact, and the training will not start" in errors
-        with pytest.raises(StorageError, match="is intact"):
+        with pytest.raises(StorageError):
             trainer_restores(workdir)
 
 
@@ -162,34 +173,28 @@ def test_wrong_digests_of_right_arrays_are_named_by_leaf(tmp_path, monkeypatch):
     make_run(tmp_path / "run", 10)
     with contextlib.closing(Checkpointer(tmp_path / "run")) as checkpointer:
         with monkeypatch.context() as patch:
-            patch.setattr("common.checkpoint._describe", lambda path, array: ["float32", [3], path])
+            patch.setattr("common.checkpoint.describe", lambda path, array: ["float32", [3], path])
             checkpointer.save(20, state_of(20), {})
             checkpointer._manager.wait_until_finished()
         assert checkpointer.verify(10) is None
-        assert (
-            checkpointer.verify(20)
-            == "['pair'][0], ['pair'][1], ['params']['c1']['kernel'], ['step']: not what was saved"
-        )
+        found = checkpointer.verify(20)
+        leaves = "['pair'][0]", "['pair'][1]", "['params']['c1']['kernel']", "['step']"
+        assert all(leaf in found for leaf in leaves)
 
 
+@pytest.mark.commands
 def test_the_states_of_both_networks_are_understood(tmp_path):
     """NamedTuples, tuples and empty parts of an optimizer's state, scalars: read without the code
     that made them.
     """
     digits = lenet.config.Config(optimizer="adamw", momentum=0.0, average_decay=0.9)
     photos = alexnet.config.Config(widths="small", crop_size=40)
-    blank = alexnet.train.Statistics(jnp.zeros((48, 48, 3)), jnp.zeros((3, 3)))
+    blank = alexnet.train.Statistics(np.zeros((48, 48, 3), np.float32), np.eye(3))
+    numbers, things = lenet.train.assemble(digits), alexnet.train.assemble(photos, 10, blank)
+    tx, other = lenet.train.build_optimizer(digits, 10), alexnet.train.build_optimizer(photos, 10)
     states = (
-        jax.jit(
-            lambda: lenet.train.initial_state(
-                digits, lenet.train.build_optimizer(digits, 10), 1, 10
-            )
-        ),
-        jax.jit(
-            lambda: alexnet.train.initial_state(
-                photos, alexnet.train.build_optimizer(photos, 10), 10, blank
-            )
-        ),
+        jax.jit(lambda: lenet.train.initial_state(numbers, tx)),
+        jax.jit(lambda: alexnet.train.initial_state(things, other, blank)),
     )
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         for step, state in enumerate(states):
@@ -222,13 +227,13 @@ def test_beside_a_run_that_saves_all_the_time_it_finds_no_damage_and_does_none(t
         while len(saved_steps(tmp_path)) < 3:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
-        for _ in range(4):
-            for command in ("ls", "verify"):
+        for _ in range(2):
+            for word in ("ls", "verify"):
                 before = saved_steps(tmp_path)[-1]
-                code, output, errors = tool(command, tmp_path)
+                code, output, errors = command(word, tmp_path)
                 assert (code, errors) == (0, ""), output + errors
                 assert saved_steps(tmp_path)[-1] > before  # it did save meanwhile
-                assert "intact" in output or command == "ls"
+                assert "intact" in output or word == "ls"
         assert process.poll() is None
     finally:
         process.kill()
@@ -237,7 +242,7 @@ def test_beside_a_run_that_saves_all_the_time_it_finds_no_damage_and_does_none(t
 
 
 def test_a_step_removed_while_it_opens_is_no_failure(tmp_path, monkeypatch):
-    """Orbax lists the steps, then looks at each: a run that saves may have removed one in between."""
+    """Orbax lists the steps, then looks at each: a run may have removed one in between."""
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         checkpointer.save(1, {"w": jnp.ones(3)}, {})
     manager, calls = ocp.CheckpointManager, []
@@ -276,44 +281,41 @@ def test_all_steps_removed_while_it_reads_are_no_damage(tmp_path, monkeypatch, c
     )
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b'{"track": "te', b'{"steps": 1}', b"[]", b'"track"', b"\xff"]
-)
-def test_a_torn_or_foreign_config_gets_one_line(tmp_path, capsys, content):
+@pytest.mark.parametrize("content", [b"", b'{"steps": 1}', b"[]", b'"track"', b"\xff"])
+def test_a_torn_or_foreign_config_gets_one_line(tmp_path, tool, content):
     make_run(tmp_path / "run", 1)
     (tmp_path / "run" / "config.json").write_bytes(content)
-    for command, code in (("ls", 74), ("verify", 0)):
-        argv, words = ["checkpoint", command, str(tmp_path / "run")], ("ls|verify", "DIR")
-        assert launch.run_tool(checkpoint.define_flags, checkpoint.main, argv, words) == code
-    output, errors = capsys.readouterr()
-    assert (
-        output == "1: intact\n"
-        and errors.count("\n") == 1
-        and "config.json is not of a run, or damaged" in errors
-    )
+    code, output, errors = tool("ls", tmp_path / "run")
+    assert (code, output, errors.count("\n")) == (74, "", 1) and "config.json" in errors
+    assert tool("verify", tmp_path / "run") == (0, "1: intact\n", "")
 
 
-def test_mistakes_get_one_line(tmp_path, capsys):
+def test_mistakes_get_one_line(tmp_path, tool):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text('{"track": "test"}')
-    for arguments, message in (
-        ([], "ls|verify is missing"),
-        (["ls"], "DIR is missing"),
-        (["list", tmp_path], "'list' is none of ls, verify"),
-        (["ls", tmp_path], "holds no run"),
-        (["verify", tmp_path / "absent"], "holds no run"),
-        (["ls", tmp_path / "new"], "no checkpoint yet"),
-        (["verify", tmp_path / "new"], "no checkpoint yet"),
-        (["ls", tmp_path, "more"], "unexpected argument 'more'"),
+    for arguments, named in (
+        ([], "ls|verify"),
+        (["ls"], "DIR"),
+        (["list", tmp_path], "ls, verify"),
+        (["ls", tmp_path], str(tmp_path)),
+        (["verify", tmp_path / "absent"], "absent"),
+        (["ls", tmp_path / "new"], "new"),
+        (["verify", tmp_path / "new"], "new"),
+        (["ls", tmp_path, "more"], "more"),
         (["ls", tmp_path, "--json"], "json"),
     ):
-        argv, words = ["checkpoint", *map(str, arguments)], ("ls|verify", "DIR")
-        assert launch.run_tool(checkpoint.define_flags, checkpoint.main, argv, words) == 2
-        output, errors = capsys.readouterr()
-        assert output == "" and message in errors and errors.count("\n") == 1, errors
+        code, output, errors = tool(*arguments)
+        assert (code, output, errors.count("\n")) == (2, "", 1) and named in errors, errors
     assert not (tmp_path / "absent").exists() and os.listdir(tmp_path / "new") == ["config.json"]
 
 
-def test_help_is_the_docstring():
-    code, output, errors = tool("ls", "--help")
-    assert (code, errors) == (0, "") and "verify DIR" in output and "changes nothing" in output
+@pytest.mark.commands
+def test_the_real_command(tmp_path):
+    make_run(tmp_path / "run", 10, 20)
+    before = snapshot(tmp_path / "run")
+    assert command("verify", tmp_path / "run") == (0, "20: intact\n10: intact\n", "")
+    flip_weights(tmp_path / "run", 20)
+    assert command("verify", tmp_path / "run")[0] == 74
+    code, output, errors = command("ls", "--help")
+    assert (code, errors) == (0, "") and "verify DIR" in output
+    assert snapshot(tmp_path / "run").keys() == before.keys()

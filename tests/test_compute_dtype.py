@@ -51,6 +51,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_is_float32_coarsely(name):
     """Every layer rounds: the difference is a few times what rounding the parameters and the images
@@ -61,7 +62,7 @@ def test_bfloat16_is_float32_coarsely(name):
     if name == "cifar13":
         images = 255 * images - 128
 
-    params = nnx.to_pure_dict(nnx.state(MODELS[name]("float32")))
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(MODELS[name]("float32"))))()
 
     def logits_and_gradients(dtype):
         graphdef, own = nnx.split(nnx.eval_shape(lambda: MODELS[name](dtype)))
@@ -84,9 +85,7 @@ def test_bfloat16_is_float32_coarsely(name):
     in_float32 = logits_and_gradients("float32")
     exact = in_float32(params, images)
     rounded = in_float32(
-        *jax.tree.map(
-            lambda array: array.astype(jnp.bfloat16).astype(jnp.float32), (params, images)
-        )
+        *jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), (params, images))
     )
     coarse = logits_and_gradients("bfloat16")(params, images)
     for e, r, c in zip(exact, rounded, coarse, strict=True):
@@ -96,20 +95,9 @@ def test_bfloat16_is_float32_coarsely(name):
 
 @pytest.mark.slow
 def test_a_run_in_bfloat16_learns(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "lenet.train",
-        f"--workdir={tmp_path}",
-        "--dataset=mnist10k",
-        "--train_size=2000",
-    ]
-    command += [
-        "--validation_size=500",
-        "--num_epochs=4",
-        "--compute_dtype=bfloat16",
-        "--batch_size=32",
-    ]
+    command = [sys.executable, "-m", "lenet.train", f"--workdir={tmp_path}", "--dataset=mnist10k"]
+    command += ["--train_size=2000", "--validation_size=500", "--num_epochs=4", "--batch_size=32"]
+    command += ["--compute_dtype=bfloat16"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split("test error")[1].split("%")[0]) < 10

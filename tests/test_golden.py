@@ -23,7 +23,7 @@ GOLDEN = ROOT / "tests" / "golden"
 
 @pytest.fixture(scope="module")
 def noise10(tmp_path_factory, write_set) -> Path:
-    """The data_dir of a set of noise, bit for bit the one that the AlexNet folder was trained on."""
+    """The data_dir of the noise that the AlexNet folder was trained on, bit for bit."""
     random = np.random.Philox(np.random.SeedSequence(10))
     pixels = random.random_raw(160 * 32 * 32 * 3 // 8).view(np.uint8)
     folder = tmp_path_factory.mktemp("sets")
@@ -40,7 +40,14 @@ def run(module: str, *flags: str, data_dir: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["lenet_deck", "lenet_paper", "alexnet_cifar18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("lenet_deck", marks=pytest.mark.commands),
+        pytest.param("lenet_paper", marks=pytest.mark.slow),
+        pytest.param("alexnet_cifar18", marks=pytest.mark.slow),
+    ],
+)
 def test_an_old_run_evaluates_and_resumes(name, noise10, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(GOLDEN / name, workdir)

@@ -40,46 +40,41 @@ PAPER_TABLE = {
 }
 
 
-def total(model, count):
-    return sum(layer[count] for layer in layer_table(model))
+def abstract(config):
+    """The network without its numbers."""
+    return nnx.eval_shape(lambda: build_model(config))
 
 
 def test_the_paper_network_has_the_papers_layers():
-    rows = {
-        row["name"]: (row["output"], row["parameters"], row["connections"])
-        for row in layer_table(build_model(PAPER))
-    }
-    assert rows == PAPER_TABLE
+    rows = layer_table(abstract(PAPER))
+    assert {
+        row["name"]: (row["output"], row["parameters"], row["connections"]) for row in rows
+    } == PAPER_TABLE
+    assert sum(row["connections"] for row in rows) == 340_908
 
 
-def test_totals():
-    paper, deck = build_model(PAPER), build_model(Config())
-    assert total(paper, "parameters") == 60_000
-    assert total(paper, "connections") == 340_908
-    assert total(deck, "parameters") == 60_806
-    assert total(build_model(Config(c3="dense")), "parameters") == 61_706
-    assert total(build_model(Config(c3="random", seed=5)), "parameters") == 60_806
-
-
-def test_the_modules_hold_as_many_parameters_as_the_table_says():
-    """All but the 900 masked weights of C3, which are stored and do not exist."""
-    for config, masked in ((PAPER, 900), (Config(), 900), (Config(c3="dense"), 0)):
-        model = build_model(config)
-        stored = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        assert stored - masked == total(model, "parameters")
+@pytest.mark.parametrize(
+    "config, parameters, masked",  # of C3: 900 weights that are stored and do not exist
+    [
+        (PAPER, 60_000, 900),
+        (Config(), 60_806, 900),
+        (Config(c3="random", seed=5), 60_806, 900),
+        (Config(c3="dense"), 61_706, 0),
+    ],
+)
+def test_parameters(config, parameters, masked):
+    model = abstract(config)
+    assert sum(row["parameters"] for row in layer_table(model)) == parameters
+    stored = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert stored - masked == parameters
 
 
 def test_table_one():
     assert [len(inputs) for inputs in C3_TABLE] == [3] * 6 + [4] * 9 + [6]
-    assert [sum(s2 in inputs for inputs in C3_TABLE) for s2 in range(6)] == [
-        10
-    ] * 6  # each S2 map feeds ten C3 maps
-    assert C3_TABLE[11:15] == (
-        (0, 1, 2, 5),
-        (0, 1, 3, 4),
-        (1, 2, 4, 5),
-        (0, 2, 3, 5),
-    )  # often copied wrongly
+    # Each S2 map feeds ten C3 maps.
+    assert [sum(s2 in inputs for inputs in C3_TABLE) for s2 in range(6)] == [10] * 6
+    often_copied_wrongly = ((0, 1, 2, 5), (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5))
+    assert C3_TABLE[11:15] == often_copied_wrongly
     assert len(set(C3_TABLE)) == 16
     assert 25 * sum(map(len, C3_TABLE)) + 16 == 1_516
 
@@ -87,11 +82,8 @@ def test_table_one():
 def test_random_connections_keep_the_number_of_inputs_and_follow_the_seed():
     drawn = [c3_connections("random", seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert drawn[0][:3] == [
-        [0, 1, 2],
-        [0, 1, 5],
-        [0, 1, 3],
-    ]  # the same for ever: saved weights depend on it
+    # The same forever: saved weights depend on it.
+    assert drawn[0][:3] == [[0, 1, 2], [0, 1, 5], [0, 1, 3]]
     assert [len(set(inputs)) for inputs in drawn[0]] == [len(inputs) for inputs in C3_TABLE]
 
 
@@ -163,6 +155,7 @@ def random_params(model, key=0):
     return jax.tree.map(lambda p: jnp.asarray(draw.normal(0, 0.3, p.shape), jnp.float32), params)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "config",
     [
@@ -178,7 +171,7 @@ def test_every_layer_against_numpy(config):
     """Values of all layers, in the order and the shapes of the layer table; masked weights have no
     effect.
     """
-    model = build_model(config)
+    model = abstract(config)
     params = random_params(model)
     images = np.random.default_rng(1).uniform(-0.1, 1.175, (3, 32, 32, 1))
     activations = {
@@ -197,8 +190,8 @@ def test_every_layer_against_numpy(config):
 
     @jax.jit  # must not change the order
     def run(params, images):
-        model = nnx.merge(nnx.graphdef(build_model(config)), params)
-        return model.activations(images), model(images)
+        bound = nnx.merge(nnx.graphdef(model), params)
+        return bound.activations(images), bound(images)
 
     found, logits = run(params, jnp.asarray(images, jnp.float32))
     shapes = [(row["name"], (3, *row["output"])) for row in layer_table(model)]
@@ -209,7 +202,7 @@ def test_every_layer_against_numpy(config):
 
 
 def test_max_pooling_takes_the_maximum_and_squashes_once():
-    model = LeNet5(pooling="max", activation="relu", rngs=nnx.Rngs(0))
+    model = abstract(Config(pooling="max", activation="relu"))
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 6))
     pooled = model.s2(x.transpose(1, 3, 2, 0)).transpose(3, 0, 2, 1)
     np.testing.assert_array_equal(pooled, nnx.max_pool(x, (2, 2), (2, 2)))
@@ -217,14 +210,11 @@ def test_max_pooling_takes_the_maximum_and_squashes_once():
 
 
 def test_scaled_tanh_is_equation_6():
-    activation = build_model(PAPER).activation
-    assert (
-        abs(activation(1.0) - 1) < 1e-4 and abs(activation(-1.0) + 1) < 1e-4
-    )  # f(1) = 1, f(-1) = -1
-    curve = jax.vmap(jax.grad(jax.grad(activation)))(jnp.linspace(-3, 3, 601))
-    assert (
-        abs(abs(jnp.linspace(-3, 3, 601)[jnp.argmax(jnp.abs(curve))]) - 1) < 0.05
-    )  # |f''| is largest at +-1 (appendix A)
+    activation = abstract(PAPER).activation
+    np.testing.assert_allclose(activation(np.float32([1, -1])), [1, -1], atol=1e-4)
+    a = np.linspace(-3, 3, 601)
+    curve = jax.jit(jax.vmap(jax.grad(jax.grad(activation))))(a)
+    assert abs(abs(a[np.abs(curve).argmax()]) - 1) < 0.05  # |f''| is largest at +-1 (appendix A)
 
 
 def test_losses_against_numpy():
@@ -232,34 +222,22 @@ def test_losses_against_numpy():
     penalties, labels = draw.uniform(0, 40, (50, 10)), draw.integers(0, 10, 50)
     logits = jnp.asarray(-penalties, jnp.float32)
     wanted = penalties[np.arange(50), labels]
-    loss = loss_function("mse", "rbf")
-    np.testing.assert_allclose(loss(logits, labels), wanted, rtol=1e-6)  # eq. 8
-    for j in (0.1, 3.0, 10.0):
-        expected = wanted + np.log(np.exp(-j) + np.exp(-penalties).sum(1))  # eq. 9
-        np.testing.assert_allclose(
-            loss_function("map", "rbf", map_constant=j)(logits, labels),
-            expected,
-            rtol=1e-5,
-            atol=1e-5,
-        )
     probabilities = np.exp(-penalties) / np.exp(-penalties).sum(1, keepdims=True)
     one_hot = np.eye(10)[labels]
-    np.testing.assert_allclose(
-        loss_function("cross_entropy", "softmax")(logits, labels),
-        -np.log(probabilities[one_hot == 1]),
-        rtol=1e-5,
-    )
     smooth = 0.9 * one_hot + 0.01
-    expected = -(smooth * np.log(probabilities)).sum(1)
-    np.testing.assert_allclose(
-        loss_function("cross_entropy", "softmax", label_smoothing=0.1)(logits, labels),
-        expected,
-        rtol=1e-5,
-    )
-    expected = ((probabilities - one_hot) ** 2).sum(1)
-    np.testing.assert_allclose(
-        loss_function("mse", "softmax")(logits, labels), expected, rtol=1e-5, atol=1e-6
-    )
+
+    def check(expected, *loss, rtol=1e-5, atol=0.0, **settings):
+        ours = jax.jit(loss_function(*loss, **settings))(logits, labels)
+        np.testing.assert_allclose(ours, expected, rtol=rtol, atol=atol)
+
+    check(wanted, "mse", "rbf", rtol=1e-6)  # eq. 8
+    for j in (0.1, 3.0, 10.0):  # eq. 9
+        expected = wanted + np.log(np.exp(-j) + np.exp(-penalties).sum(1))
+        check(expected, "map", "rbf", map_constant=j, atol=1e-5)
+    check(-np.log(probabilities[one_hot == 1]), "cross_entropy", "softmax")
+    smoothed = -(smooth * np.log(probabilities)).sum(1)
+    check(smoothed, "cross_entropy", "softmax", label_smoothing=0.1)
+    check(((probabilities - one_hot) ** 2).sum(1), "mse", "softmax", atol=1e-6)
 
 
 def test_map_loss_stays_finite_where_every_penalty_is_huge():
@@ -271,11 +249,12 @@ def test_map_loss_stays_finite_where_every_penalty_is_huge():
     np.testing.assert_allclose(loss, 617.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [Config(), Config(pooling="max", activation="relu")], ids=lambda c: c.pooling
 )
 def test_logits_and_gradients_against_pytorch(config, torch):
-    model = build_model(config)
+    model = abstract(config)
     params = random_params(model)
     params["c3"]["kernel"] *= c3_mask(C3_TABLE)
     images = np.random.default_rng(2).uniform(0, 1, (4, 32, 32, 1)).astype(np.float32)
@@ -316,8 +295,8 @@ def test_logits_and_gradients_against_pytorch(config, torch):
 
 
 def test_rgb_images_and_other_class_counts():
-    model = LeNet5(
-        in_channels=3, num_classes=47, convolution=batch_last_convolution(), rngs=nnx.Rngs(0)
-    )
-    assert model(jnp.zeros((2, 32, 32, 3))).shape == (2, 47)
+    settings = dict(in_channels=3, num_classes=47, convolution=batch_last_convolution())
+    model = nnx.eval_shape(lambda: LeNet5(**settings, rngs=nnx.Rngs(0)))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    assert nnx.eval_shape(lambda model, x: model(x), model, images).shape == (2, 47)
     assert layer_table(model)[0]["parameters"] == 6 * (3 * 25 + 1)

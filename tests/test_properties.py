@@ -46,21 +46,13 @@ def values(field: dataclasses.Field) -> st.SearchStrategy:
 
 
 @st.composite
-def configs(draw, config_class):
+def changed_settings(draw, config_class):
     """Up to three settings away from the default; a dozen at random would always exclude each
     other.
     """
-    chosen = draw(
-        st.lists(
-            st.sampled_from(dataclasses.fields(config_class)),
-            max_size=3,
-            unique_by=lambda field: field.name,
-        )
-    )
-    try:
-        return config_class(**{field.name: draw(values(field)) for field in chosen})
-    except UserError:
-        assume(False)
+    fields = st.sampled_from(dataclasses.fields(config_class))
+    chosen = draw(st.lists(fields, max_size=3, unique_by=lambda field: field.name))
+    return {field.name: draw(values(field)) for field in chosen}
 
 
 def parse(config_class, *arguments: str):
@@ -73,13 +65,17 @@ def parse(config_class, *arguments: str):
 @CONFIG_CLASSES
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
-    deadline=None,
+    max_examples=50,
 )
 @given(data=st.data())
 def test_every_config_comes_back_from_flags_txt_the_command_line_and_config_json(
     config_class, data, tmp_path
 ):
-    config = data.draw(configs(config_class))
+    changed = data.draw(changed_settings(config_class))
+    try:  # not within the strategy: the checks of annotations draw random numbers of their own
+        config = config_class(**changed)
+    except UserError:
+        assume(False)
     path = tmp_path / "flags.txt"
     path.write_text(to_flagfile(config), encoding="utf-8")
     assert parse(config_class, f"--flagfile={path}") == config
@@ -89,7 +85,6 @@ def test_every_config_comes_back_from_flags_txt_the_command_line_and_config_json
 
 
 @CONFIG_CLASSES
-@settings(deadline=None)
 @given(data=st.data())
 def test_no_string_smuggles_a_second_flag_into_flags_txt(config_class, data):
     """A value is refused or is one line of the flagfile, whatever line breaks Unicode has."""
@@ -207,7 +202,6 @@ def test_lenet_reads_each_example_once_an_epoch(count, hosts, share, seed, cuts,
     assert_each_once_an_epoch(np.concatenate(chunks), count)
 
 
-@settings(deadline=None)
 @given(count=COUNTS, hosts=HOSTS, share=SHARES)
 def test_evaluation_reads_each_example_once(count, hosts, share):
     found = []
@@ -225,7 +219,6 @@ WIDTHS = {
 }
 
 
-@settings(deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(WIDTHS)))
 def test_a_single_flipped_bit_changes_the_digest(data, name):
     shape = data.draw(st_numpy.array_shapes(min_dims=0, max_dims=3, max_side=5))

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from common import builders, records
+from common import records
 from common.errors import DataError
 from common.examples import load
 from common.order import eval_batches, read_batches
 from common.records import Damage, DamagedRecords, Records, open_records
+from scripts.prepare import builders
 
 SIZE = 256
 SHARD = "photos-train.array_record-00000-of-00001"

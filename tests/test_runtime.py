@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -10,8 +11,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+import lenet.config
+import lenet.train
 from common import provenance, runtime
 from common.errors import UserError
+from common.loop import start_up_lines
 
 
 @pytest.mark.parametrize(
@@ -85,23 +89,18 @@ print(faults)
 
 
 def test_the_start_up_lines_say_what_is_trained():
-    facts = dict(
-        dataset="mnist10k", num_examples={"training": 7500, "validation": 500, "test": 2000},
-        num_classes=10, num_channels=1, num_parameters=60_806, num_epochs=60, steps_per_epoch=118,
-        batch_size=64, num_devices=2, parallel="jit", reduction="fast", compute_dtype="float32",
-    )  # fmt: skip
-    lines = provenance.start_up_lines(**facts)
+    config = lenet.config.Config(dataset="mnist10k", validation_size=500, batch_size=64)
+    task = lenet.train.make_task(config)
+    lines = start_up_lines(task, step=0)
     assert len(lines) == 3 and max(map(len, lines)) <= 100
     text = "\n".join(lines)
     for fact in (
-        "mnist10k", "7,500 training", "500 validation", "2,000 test", "10 classes", "1 channel",
-        "60,806 parameters", "float32", "2 devices", "jit", "60 epochs", "118 steps", "7,080 steps",
+        "mnist10k", "7,500 train", "500 validation", "2,000 test", "10 classes", "1 channel",
+        "60,806 parameters", "float32", "1 device ", "jit", "20 epochs", "117 steps", "2,340 steps",
     ):  # fmt: skip
         assert fact in text, fact
-    assert provenance.start_up_lines(**facts, first_step=354) == [
-        *lines,
-        "resuming from step 354 (epoch 3.00)",
-    ]
+    assert start_up_lines(task, step=351)[:-1] == lines
+    assert {"351", "3.00"} <= set(re.findall(r"[\d.]+", start_up_lines(task, step=351)[-1]))
 
 
 def test_a_copy_of_the_code_inside_another_checkout_has_no_commit(tmp_path, monkeypatch):

@@ -17,98 +17,86 @@ from scripts.summarize import summarize as summary_of
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
-def summarize(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.summarize", *arguments], capture_output=True, text=True
-    )
+@pytest.fixture
+def summarize(monkeypatch, capsys):
+    """summarize(*arguments): the command in this process: its exit code, output and errors."""
+    monkeypatch.setattr(launch.runtime, "keep_freed_memory", lambda: None)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        argv = ["summarize", *arguments]
+        model = tool.chosen_model(argv)
+        code = launch.run_tool(partial(tool.define_flags, model=model), tool.main, argv)
+        return code, *capsys.readouterr()
+
+    return run
 
 
-def test_json_keeps_the_contract():
-    done = summarize("--model=lenet", "--flagfile=lenet/presets/paper.flags", "--json")
-    summary = json.loads(done.stdout)
-    assert summary["total"] == {
-        "parameters": 60_000,
-        "connections": 340_908,
-        "multiply_adds": 328_096,
-    }
-    assert summary["layers"][2] == {
-        "name": "c3", "output": [10, 10, 16], "parameters": 1_516, "connections": 151_600, "multiply_adds": 150_000,
-    }  # fmt: skip
-    assert [layer["name"] for layer in summary["layers"]] == [
-        "c1",
-        "s2",
-        "c3",
-        "s4",
-        "c5",
-        "f6",
-        "output",
-    ]
+def test_json_keeps_the_contract(summarize):
+    summary = json.loads(summarize("--flagfile=lenet/presets/paper.flags", "--json")[1])
+    counts = {"parameters": 60_000, "connections": 340_908, "multiply_adds": 328_096}
+    assert summary["total"] == counts
+    c3 = {"parameters": 1_516, "connections": 151_600, "multiply_adds": 150_000}
+    assert summary["layers"][2] == {"name": "c3", "output": [10, 10, 16]} | c3
+    names = [layer["name"] for layer in summary["layers"]]
+    assert names == ["c1", "s2", "c3", "s4", "c5", "f6", "output"]
 
 
-def summarize_here(*arguments):
-    """In this process, which has imported everything."""
-    argv = ["summarize", *arguments]
-    return launch.run_tool(
-        partial(tool.define_flags, model=tool.chosen_model(argv)), tool.main, argv
-    )
-
-
-def test_every_preset_has_a_table(capsys):
+def test_every_preset_has_a_table(summarize):
     for preset, total in (("deck", "60,806"), ("modern", "60,806"), ("paper", "60,000")):
-        assert summarize_here(f"--flagfile=lenet/presets/{preset}.flags") == 0
-        assert total in capsys.readouterr().out
+        code, output, _ = summarize(f"--flagfile=lenet/presets/{preset}.flags")
+        assert code == 0 and total in output
 
 
-def test_mistakes_get_one_line(capsys):
-    for arguments, message in (
+def test_mistakes_get_one_line(summarize):
+    for arguments, named in (
         (["--model=vgg"], "lenet"),
-        (["--c3=full"], "table|dense|random"),
-        (["extra"], "unexpected argument"),
-        (["--model=alexnet", "--c3=table"], "'c3'"),  # LeNet's
-        (["--model=alexnet", "--crop_size=20"], "at least 39"),
+        (["--c3=full"], "c3"),
+        (["extra"], "extra"),
+        (["--model=alexnet", "--c3=table"], "c3"),  # LeNet's
+        (["--model=alexnet", "--crop_size=20"], "39"),
         (["--model=alexnet", "--optimizer=adamw"], "--momentum=0"),
         (["--model=alexnet", "--flagfile=alexnet/presets/vgg.flags"], "vgg.flags"),
     ):
-        assert summarize_here(*arguments) == 2
-        output, errors = capsys.readouterr()
-        assert output == "" and message in errors and len(errors.splitlines()) == 1
+        code, output, errors = summarize(*arguments)
+        assert (code, output, errors.count("\n")) == (2, "", 1) and named in errors
 
 
-def test_help_is_the_docstring_and_the_flags():
-    done = summarize("--help")
-    assert done.returncode == 0 and "layer table" in done.stdout and "--activation" in done.stdout
+@pytest.mark.commands
+def test_the_real_command():
+    command = [sys.executable, "-m", "scripts.summarize"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--activation" in done.stdout
+    done = subprocess.run([*command, "--model=alexnet"], capture_output=True, text=True)
+    assert done.returncode == 0 and "62,378,344" in done.stdout
 
 
-def test_alexnets_json():
-    """In the deck's count the biases of convolutions are in, those of fully connected layers out."""
-    done = summarize("--model=alexnet", "--json")
-    summary = json.loads(done.stdout)
-    assert (
-        summary["total"]
-        == {
-            "parameters": 62_378_344,
-            "multiply_adds": 1_135_256_096,  # the deck adds 650,080 biases of convolutions, one an output
-            "deck_parameters": 62_369_152,
-            "deck_computations": 1_135_906_176,
-        }
-    )
-    assert summary["layers"][0] == {
-        "name": "conv1", "output": [55, 55, 96], "parameters": 34_944, "multiply_adds": 105_415_200,
-        "deck_parameters": 34_944, "deck_computations": 105_705_600,
-    }  # fmt: skip
-    assert (
-        round(summary["conv_pct"]["deck_parameters"]) == 6
-        and round(summary["conv_pct"]["deck_computations"]) == 95
-    )
-
-
-def test_alexnets_table_shows_every_number_in_full():
-    """80 columns wide: what is no terminal has no more."""
-    done = summarize("--model=alexnet")
-    assert done.returncode == 0 and "\N{HORIZONTAL ELLIPSIS}" not in done.stdout
-    rows = {
-        line.split()[0]: line for line in done.stdout.replace("│", " ").splitlines() if line.split()
+def test_alexnets_json(summarize):
+    """The deck counts the biases of convolutions, and not those of fully connected layers."""
+    summary = json.loads(summarize("--model=alexnet", "--json")[1])
+    assert summary["total"] == {
+        "parameters": 62_378_344,
+        "multiply_adds": 1_135_256_096,  # the deck adds a bias for each of 650,080 outputs
+        "deck_parameters": 62_369_152,
+        "deck_computations": 1_135_906_176,
     }
+    assert summary["layers"][0] == {
+        "name": "conv1",
+        "output": [55, 55, 96],
+        "parameters": 34_944,
+        "multiply_adds": 105_415_200,
+        "deck_parameters": 34_944,
+        "deck_computations": 105_705_600,
+    }
+    shares = summary["conv_pct"]
+    assert round(shares["deck_parameters"]) == 6 and round(shares["deck_computations"]) == 95
+
+
+def test_alexnets_table_shows_every_number_in_full(summarize):
+    """80 columns wide: what is no terminal has no more."""
+    code, output, _ = summarize("--model=alexnet")
+    assert code == 0 and "\N{HORIZONTAL ELLIPSIS}" not in output
+    rows = {line.split()[0]: line for line in output.replace("│", " ").splitlines() if line.split()}
     for layer, numbers in (
         ("conv1", ["34,944", "105,705,600"]),
         ("conv2", ["614,656", "448,084,224"]),
@@ -116,7 +104,7 @@ def test_alexnets_table_shows_every_number_in_full():
         ("total", ["62,378,344", "62,369,152", "1,135,906,176"]),
     ):
         assert set(numbers) <= set(rows[layer].split())
-    assert "6% of the parameters" in done.stdout and "95% of the" in done.stdout
+    assert "6% of the parameters" in output and "95% of the" in output
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 
 import alexnet.cifar
 from alexnet.augment import color_axes
+from common.flags import from_preset
 from scripts.benchmark.lenet import predict_case
 from scripts.benchmark.machine import accelerated, has_bfloat16, matmul_peak
 from scripts.benchmark.measure import Case
@@ -20,7 +21,7 @@ from scripts.benchmark.timing import (
     timed_theirs,
     torch_peers,
 )
-from scripts.benchmark.training import AlexNetTraining, preset
+from scripts.benchmark.training import AlexNetTraining
 
 TRAIN_CONTAINS = (
     "A batch of uint8 images from the host, random crops, mirror images and (AlexNet) color noise, "
@@ -54,7 +55,9 @@ def cifar_train(setting: Setting) -> Iterator[Case]:
     """Updates of the CIFAR-10 networks."""
     batch_size = 8 if setting.smallest else 128
     for name in ("cifar18", "cifar13", "small"):
-        config = preset(alexnet, name, "--dataset=fake", f"--batch_size={batch_size}")
+        config = from_preset(
+            alexnet.config.Config, name, "--dataset=fake", f"--batch_size={batch_size}"
+        )
         yield training_case(setting, name, AlexNetTraining(config, 10))
 
 
@@ -67,7 +70,7 @@ def trainings(setting: Setting) -> Iterator[tuple[str, AlexNetTraining]]:
     for name, batch_size, dtype in kinds:
         changes = ["--dataset=fake", f"--batch_size={batch_size}", f"--compute_dtype={dtype}"]
         changes += ["--crop_size=67"] * setting.smallest
-        yield name, AlexNetTraining(preset(alexnet, name, *changes), 1000)
+        yield name, AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 1000)
 
 
 def described(name: str, training: AlexNetTraining) -> str:

@@ -13,10 +13,11 @@ import numpy as np
 import alexnet.config
 import lenet.config
 from common import checkpoint
+from common.flags import from_preset
 from scripts.benchmark.machine import best_seconds, copy_bandwidth, seconds
 from scripts.benchmark.measure import Case
 from scripts.benchmark.timing import PEERS, Setting, torch_peers
-from scripts.benchmark.training import AlexNetTraining, LeNetTraining, embedded_digits, preset
+from scripts.benchmark.training import AlexNetTraining, LeNetTraining, embedded_digits
 
 CONTAINS = (
     "Ours hashes every array (SHA-256), saves in the background and verifies what it restores; "
@@ -29,10 +30,10 @@ def checkpoints(setting: Setting) -> Iterator[Case]:
     """The state of a training, to disk and back."""
     yield case(setting, "LeNet-5 deck", LeNetTraining(lenet.config.Config(), embedded_digits(), 1))
     if setting.smallest:
-        small = AlexNetTraining(preset(alexnet, "small", "--dataset=fake"), 10)
+        small = AlexNetTraining(from_preset(alexnet.config.Config, "small", "--dataset=fake"), 10)
         yield case(setting, "AlexNet small", small)
     else:
-        deck = preset(alexnet, "deck", "--dataset=fake", "--batch_size=1")
+        deck = from_preset(alexnet.config.Config, "deck", "--dataset=fake", "--batch_size=1")
         yield case(setting, "AlexNet deck", AlexNetTraining(deck, 1000))
 
 

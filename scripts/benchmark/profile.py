@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 import alexnet.lrn
+from common.flags import from_preset
 from scripts.benchmark import sets
 from scripts.benchmark.alexnet import described
 from scripts.benchmark.attempts import attempt
@@ -18,7 +19,7 @@ from scripts.benchmark.measure import A_PART, Case
 from scripts.benchmark.ops import cotangent, max_pool, shape_text, with_gradients
 from scripts.benchmark.reading import reading_parts
 from scripts.benchmark.timing import Setting, span, timed
-from scripts.benchmark.training import AlexNetTraining, preset
+from scripts.benchmark.training import AlexNetTraining
 
 STEP_CONTAINS = "An update as in cifar_train. Limit: its operations at the matmul peak."
 CROPS_CONTAINS = "Limit: bytes in and out at the copy bandwidth."
@@ -49,7 +50,7 @@ def part(setting: Setting, name: str, run: Callable, contains: str, limit_s: flo
 def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     """An update in all, the crops, and each layer forward and backward on random numbers."""
     changes = ["--dataset=fake", *["--batch_size=8"] * setting.smallest]
-    training = AlexNetTraining(preset(alexnet, preset_name, *changes), 10)
+    training = AlexNetTraining(from_preset(alexnet.config.Config, preset_name, *changes), 10)
     what, peak, bandwidth = described(preset_name, training), matmul_peak(), copy_bandwidth()
     limit_s = training.config.batch_size * training.operations(training=True) / peak
     yield part(setting, f"{what}, in all", training.run, STEP_CONTAINS, limit_s)

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import numpy as np
-from absl import flags
 from flax import nnx
 
 import alexnet.config
@@ -15,7 +14,6 @@ import alexnet.data
 import alexnet.model
 import alexnet.network
 import alexnet.train
-import common.flags
 import lenet.config
 import lenet.data
 import lenet.model
@@ -28,15 +26,6 @@ from common.evaluation import evaluate
 from common.examples import Examples
 from common.network import Network
 from common.order import steps_per_epoch
-from scripts.benchmark.timing import ROOT
-
-
-def preset(package, name: str, *changes: str):
-    """The config of PACKAGE/presets/NAME.flags, with changes given as flags."""
-    common.flags.define(package.config.Config, values := flags.FlagValues())
-    flagfile = ROOT / package.__name__ / "presets" / f"{name}.flags"
-    values(["benchmark", f"--flagfile={flagfile}", *changes])
-    return common.flags.read(package.config.Config, values)
 
 
 def operations(layers: list[dict], *, training: bool) -> int:

@@ -43,6 +43,6 @@ def stopped_in_time(run: Start, message: str) -> bool:
     # The newest may still have been in writing when the message was composed.
     if len(named) < 2 or not named[-1] <= run.newest() < named[0]:
         return False
-    loaded = run.case.train.load(run.workdir)
+    loaded = run.case.network.load(run.workdir)
     leaves = jax.tree.leaves(loaded.params)
     return loaded.step == run.newest() and all(np.isfinite(leaf).all() for leaf in leaves)

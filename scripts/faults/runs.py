@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-import alexnet.train
-import lenet.train
+import alexnet.network
+import lenet.network
 from common.errors import UserError
 from common.workdir import read_metrics, saved_steps
 
@@ -24,14 +24,14 @@ class Case(NamedTuple):
     """
 
     name: str
-    train: ModuleType
+    network: ModuleType  # lenet.network or alexnet.network
     flags: tuple[str, ...]
     num_epochs: int
     devices: int = 1
 
     def command(self, workdir: Path) -> list[str]:
         settings = (*self.flags, f"--num_epochs={self.num_epochs}", f"--workdir={workdir}")
-        return [sys.executable, "-m", self.train.__name__, *settings]
+        return [sys.executable, "-m", self.network.__name__.replace("network", "train"), *settings]
 
 
 DIGITS = ("--dataset=mnist10k", "--validation_size=500")
@@ -39,14 +39,14 @@ NOISE = (
     *("--flagfile=alexnet/presets/small.flags", "--dataset=fake", "--validation_size=64"),
     *("--noten_crop", "--batch_size=16", "--learning_rate=0.001", "--log_every_steps=3"),
 )
-DECK = Case("LeNet-5 `deck`", lenet.train, (*DIGITS, "--train_size=6000"), 8)
+DECK = Case("LeNet-5 `deck`", lenet.network, (*DIGITS, "--train_size=6000"), 8)
 EIGHT = DECK._replace(name="LeNet-5 `deck`, 8 devices", devices=8)
 PAPER_FLAGS = ("--flagfile=lenet/presets/paper.flags", *DIGITS, "--train_size=4000")
-PAPER = Case("LeNet-5 `paper`", lenet.train, PAPER_FLAGS, 4)
+PAPER = Case("LeNet-5 `paper`", lenet.network, PAPER_FLAGS, 4)
 SMALL_FLAGS = (*NOISE, "--train_size=320", "--save_every_steps=15")
-SMALL = Case("AlexNet `small`", alexnet.train, SMALL_FLAGS, 8)
+SMALL = Case("AlexNet `small`", alexnet.network, SMALL_FLAGS, 8)
 FIXED_FLAGS = (*NOISE, "--train_size=640", "--reduction=fixed")
-FIXED = Case("AlexNet `small`, `--reduction=fixed`", alexnet.train, FIXED_FLAGS, 10)
+FIXED = Case("AlexNet `small`, `--reduction=fixed`", alexnet.network, FIXED_FLAGS, 10)
 ENDLESS = DECK._replace(num_epochs=100_000)
 
 

@@ -13,6 +13,7 @@ import alexnet.config
 import alexnet.train
 from common.checkpoint import Checkpointer
 from common.errors import Interrupted
+from common.loop import fit
 from common.workdir import saved_steps
 from scripts.faults.runs import is_saving, row
 
@@ -60,14 +61,18 @@ def timed_training(config, workdir: Path, num_steps: int) -> tuple[list, list[bo
     """Trains for `num_steps`.
 
     Returns:
-      After each step: when, and whether a checkpoint was being written. Of each save: the seconds
+      Before each step: when, and whether a checkpoint was being written. Of each save: the seconds
       that the loop waited.
     """
     times, writing, waits = [], [], []
+    task = alexnet.train.make_task(config)
 
-    def stop_requested() -> int | None:  # the loop calls it once per step
+    def timed_train(*args):
         times.append(time.monotonic())
         writing.append(is_saving(workdir))
+        return task.train(*args)
+
+    def stop_requested() -> int | None:
         return signal.SIGTERM if len(times) == num_steps else None
 
     def timed_save(checkpointer, *args):
@@ -77,7 +82,8 @@ def timed_training(config, workdir: Path, num_steps: int) -> tuple[list, list[bo
 
     original, Checkpointer.save = Checkpointer.save, timed_save
     try:
-        alexnet.train.train_and_evaluate(config, workdir, stop_requested)
+        # One long epoch: no scores in between, and no other saves.
+        fit(task._replace(train=timed_train, epoch_steps=10**6), workdir, stop_requested)
     except Interrupted:
         pass
     finally:

@@ -33,9 +33,9 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from common.errors import DataError, LockedError, StorageError
+from common.errors import DataError, LockedError, StorageError, one_line
 from scripts.prepare.encode import SIZE, center_256, encode
-from scripts.prepare.layouts import File, Source, one_line
+from scripts.prepare.layouts import File, Source
 from scripts.prepare.workers import interrupt_blocked, interrupt_noted, worker_pool
 
 NAME, VERSION = "imagenet_256", "1.0.0"
@@ -110,20 +110,19 @@ def prepare(
     """
     work = folder.with_name(f"{folder.name}.unfinished")
     made_from = _identity(source, record_format)
-    for place in (folder, work):
-        _require_same(place, made_from)
-    if folder.exists():
-        return []
-    (work / "progress").mkdir(parents=True, exist_ok=True)
-    lock_file = folder.with_name(".lock")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(lock_file, timeout=0):
+        with filelock.FileLock(folder.with_name(".lock"), timeout=0):
+            for place in (folder, work):
+                _require_same(place, made_from)
+            if folder.exists():
+                return []
+            (work / "progress").mkdir(parents=True, exist_ok=True)
             description = json.dumps(made_from, indent=2) + "\n"
             (work / "source.json").write_text(description, encoding="utf-8")
             shards, sums = _write_shards(source, work, record_format, num_workers, report)
             _finish(source, work, record_format, shards, sums)
             work.rename(folder)
-            lock_file.unlink()
     except filelock.Timeout:
         raise LockedError(f"another process is preparing {folder}; wait for it") from None
     return shards
@@ -224,6 +223,11 @@ def _write_shard(work: Path, name: str, files: list[File], record_format: str) -
             try:
                 image = center_256(_read(file))
             except Exception as error:  # the image decoders share no error class
+                # A lack of memory or file handles says nothing about the file.
+                if isinstance(error, MemoryError) or getattr(error, "errno", None):
+                    raise StorageError(
+                        f"cannot read {file.path} ({one_line(error)}); rerun the command to resume"
+                    ) from error
                 damaged.append(f"{file.name}\t{one_line(error)}")
                 continue
             stored, image = encode(image, record_format)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from common.errors import DataError
+from common.errors import DataError, one_line
 from common.order import epoch_order
 
 SPLITS = {"train": "train", "val": "validation"}  # folder -> TFDS's name of the split
@@ -81,11 +81,6 @@ def find_images(source: str | Path) -> Source:
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {source}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message for one line: at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _entries(source: Path) -> Iterator[File]:

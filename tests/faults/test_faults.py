@@ -171,7 +171,7 @@ def test_a_stop_survives_only_with_its_exit_code_and_all_steps(
 )
 def test_a_checkpoint_that_is_not_finite_is_detected(params, newest, message, expected):
     loaded = SimpleNamespace(step=46, params={"w": jnp.array(params)})
-    case = SimpleNamespace(train=SimpleNamespace(load=lambda workdir: loaded))
+    case = SimpleNamespace(network=SimpleNamespace(load=lambda workdir: loaded))
     run = SimpleNamespace(case=case, workdir=Path(), newest=lambda: newest)
     assert nonfinite.stopped_in_time(run, message) == expected
 
