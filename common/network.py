@@ -7,6 +7,7 @@ Shapes: B images; stored ones are (B, H, W, C) uint8, as the files have them, pr
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -118,7 +119,7 @@ def load_init_from(config, load: Callable[[str], Trained], target) -> Trained | 
     if not config.init_from:
         return None
     source = load(config.init_from)
-    require_fit(source.params, target, config.init_from)
+    require_fit(source.params, target, Path(config.init_from))
     return source._replace(params=jax.device_get(source.params))
 
 

@@ -503,7 +503,7 @@ def test_files_of_the_set(prepared):
     names.add("imagenet_256-validation.array_record-00000-of-00001")
     names |= {"damaged.txt", "dataset_info.json", "features.json", "label.labels.txt"}
     assert {path.name for path in folder.iterdir()} == names | {"source.json", "statistics.npz"}
-    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
+    assert {path.name for path in folder.parent.iterdir()} == {"1.0.0", ".lock"}
     assert (folder / "label.labels.txt").read_text().split() == list(synsets())
     info = json.loads((folder / "dataset_info.json").read_text())
     assert (info["name"], info["version"]) == ("imagenet_256", "1.0.0")
@@ -578,7 +578,7 @@ def test_no_path_in_a_tar_leads_out_of_it(tmp_path):
     folder = prepare(tmp_path / "source.tar", tmp_path / "sets")
     assert sorted(record["label"] for record in records(folder, "train")) == [0, 1]
     found = {path.name for path in tmp_path.rglob("*") if path.parent != folder}
-    assert found == {"secret.jpg", "source.tar", "sets", "imagenet_256", "1.0.0"}
+    assert found == {"secret.jpg", "source.tar", "sets", "imagenet_256", "1.0.0", ".lock"}
     lines = (folder / "damaged.txt").read_text().splitlines()
     left_out = sorted(line.split("\t")[0] for line in lines)
     assert left_out == ["train/b/link1.jpg", "train/b/link2.jpg"]

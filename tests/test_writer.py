@@ -1,6 +1,7 @@
 """Each step is in metrics.jsonl once, numbers are exact, and a non-finite loss stops the run."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -219,7 +220,9 @@ def test_speed_leaves_out_compilation_and_evaluation_and_sums_over_resumes(tmp_p
     assert (log.images, log.seconds, log.images_per_s) == (5000, 100.0, 300.0)
 
 
-def test_plain_lines_without_a_terminal(tmp_path, capsys):
+def test_plain_lines_without_a_terminal(tmp_path, monkeypatch, capsys):
+    ticks = itertools.count()
+    monkeypatch.setattr(writer.time, "monotonic", lambda: next(ticks) / 100)
     with open_writer(tmp_path) as log:
         for step in range(1, 21):
             log.write(step, "train", sums())

@@ -30,8 +30,17 @@ ROOT = Path(__file__).parents[2]
 CLEAN = Clean("state", [], start_up_s=1, training_s=1, num_steps=40, epoch_steps=10, save_steps=10)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in campaign.FAULTS if name != "devices"])
+SLOW = ("kill", "damage", "disk")  # the others nightly: tiny runs meet them in other files too
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.nightly)
+        for name in campaign.FAULTS
+        if name != "devices"
+    ],
+)
 def test_every_fault_is_survived(tmp_path, name):
     """All but `devices`, which tests/test_scale_out.py covers."""
     command = [sys.executable, "-m", "scripts.faults", f"--only={name}"]
