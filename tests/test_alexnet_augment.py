@@ -98,10 +98,8 @@ def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
     assert np.abs(matches.sum(axis=1) - 100).max() < 6 * np.sqrt(100)  # six standard deviations
 
 
-@pytest.mark.parametrize(
-    "augmentation",
-    ["crop_flip", pytest.param("resized_crop_flip", marks=pytest.mark.commands)],
-)
+@pytest.mark.commands
+@pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop_flip"])
 def test_a_use_of_an_image_looks_the_same_in_any_batch(augmentation):
     statistics, images = some_statistics(), some_images(8)
     prepare = preparing(statistics, augmentation=augmentation, color_pca=True)
@@ -177,21 +175,21 @@ def test_color_axes_are_the_principal_components():
 # Random regions
 
 
-def regions(count, size=64, side=16):
+def regions(count, size=64):
     """(count, 4): height, width, top and left of regions, measured on images of coordinates in the
-    middle of the `side` pixels of the result, where linear interpolation is exact.
+    middle of the result, where linear interpolation is exact.
     """
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     ramps = jnp.asarray(np.stack([y, x], axis=-1))
     keys = jax.vmap(jax.random.key)(jnp.arange(count))
-    crops = jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, side)))(keys)
-    a, b = side // 4, side - side // 4
+    crops = jax.jit(jax.vmap(lambda key: resized_crop(key, ramps, size)))(keys)
+    a, b = size // 4, size - size // 4
     first, below, beside = (
         np.asarray(crops[:, row, column], np.float64) for row, column in ((a, a), (b, a), (a, b))
     )  # (count, 2) each: the coordinates y, x in the images
     slopes = np.stack([below[:, 0] - first[:, 0], beside[:, 1] - first[:, 1]], axis=1) / (b - a)
     corners = first + 0.5 - (a + 0.5) * slopes
-    return np.concatenate([slopes * side, corners], axis=1)
+    return np.concatenate([slopes * size, corners], axis=1)
 
 
 def torchvision_regions(count, size=64, seed=0):
@@ -214,6 +212,7 @@ def torchvision_regions(count, size=64, seed=0):
     return np.array(found, np.float64)
 
 
+@pytest.mark.commands
 def test_random_regions_are_distributed_as_torchvisions():
     ours, theirs = regions(2000), torchvision_regions(2000)
     np.testing.assert_allclose(ours, np.round(ours), atol=0.01)  # whole pixels
@@ -260,6 +259,7 @@ def test_a_random_region_is_resized_as_pytorch_does(torch):
     assert (sizes[:, :2] < 32).any() and (sizes[:, :2] > 32).any()  # both enlarged and reduced
 
 
+@pytest.mark.commands
 def test_where_no_region_fits_the_largest_in_the_middle_is_taken():
     """Of 256x8 pixels: 8 wide and round(8 / (3/4)) = 11 high, from row (256 - 11) // 2 = 122."""
     rows = jnp.broadcast_to(jnp.arange(256.0)[:, None, None], (256, 8, 1))

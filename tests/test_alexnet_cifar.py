@@ -108,10 +108,11 @@ def test_other_sizes_and_classes(net):
     assert jax.eval_shape(nnx.merge(*with_weights_that_show(model)), images).shape == (3, 7)
     after = {"cifar18": 4 * 4 * 64, "cifar13": 8 * 8 * 32}[net]
     assert parameters(model)["fc10"] == (after + 1) * 7
-    with pytest.raises(UserError, match="--crop_size=3 .*pool2"):
+    with pytest.raises(UserError, match=r"--crop_size=3 .*pool2"):
         abstract(net, input_size=3)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "net, deviations",
     [

@@ -76,6 +76,7 @@ def numbered(count) -> Examples:
 # Which examples
 
 
+@pytest.mark.commands
 def test_cifar10_is_held_in_memory(cifar10):
     """Its 10,000 test images here, because they are quicker to decode."""
     assert split_sizes("cifar10", [cifar10]) == {"train": 50_000, "test": 10_000}

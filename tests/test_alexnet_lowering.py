@@ -15,7 +15,8 @@ from alexnet.train import build_optimizer, initial_state, make_train_step
 from common.flags import from_preset, presets
 
 PLATFORMS = ("cuda", "tpu")
-TWO_TOWERS, LOCALLY_CONNECTED, RANDOM_REGIONS = "paper", "cifar13", "torchvision"
+
+pytestmark = pytest.mark.slow
 
 
 def exported_step(name: str):
@@ -42,18 +43,8 @@ def exported_step(name: str):
     return jax.export.export(step, platforms=PLATFORMS)(state, batch), state
 
 
-def of_each_tier():
-    """Every preset with each backend's forms of convolutions and pools; the longer ones nightly."""
-    for name in presets(Config):
-        for backend in ("gpu", "cpu"):
-            one_of_a_kind = backend == "gpu" and name in (TWO_TOWERS, RANDOM_REGIONS)
-            slow = one_of_a_kind or name == LOCALLY_CONNECTED
-            yield pytest.param(
-                name, backend, marks=pytest.mark.slow if slow else pytest.mark.nightly
-            )
-
-
-@pytest.mark.parametrize("name, backend", of_each_tier())
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # whose forms are lowered
+@pytest.mark.parametrize("name", presets(Config))
 def test_the_training_step_lowers(name, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     exported, state = exported_step(name)

@@ -128,6 +128,7 @@ def test_an_intact_run_is_said_to_be_and_left_alone(tmp_path, tool):
     assert f"{size / 1000:.1f} kB" in rows[2] and " s " in rows[2]
 
 
+@pytest.mark.commands
 def test_a_damaged_newest_step_means_falling_back(tmp_path, tool):
     workdir = tmp_path / "run"
     make_run(workdir, 10, 20, 30)
@@ -153,6 +154,7 @@ def test_a_damaged_older_step_leaves_the_newest(tmp_path, tool):
     assert trainer_restores(workdir) == 30
 
 
+@pytest.mark.commands
 def test_no_intact_step_means_no_training(tmp_path, tool):
     workdir = tmp_path / "run"
     make_run(workdir, 10, 20)

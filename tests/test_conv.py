@@ -41,9 +41,9 @@ def draws(*shapes):
     return [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
 
 
-def values_and_gradients(convolution, x, kernel, weight):
-    """The outputs, those of the forward pass of a gradient, and the gradients for the cotangent
-    `weight`: by one program.
+def values_and_gradients(convolution):
+    """A program of (x, kernel, weight): the outputs, those of the forward pass of a gradient, and
+    the gradients for the cotangent `weight`.
     """
 
     @jax.jit
@@ -51,14 +51,14 @@ def values_and_gradients(convolution, x, kernel, weight):
         values, pull_back = jax.vjp(convolution, x, kernel)
         return [convolution(x, kernel), values, *pull_back(weight)]
 
-    return run(x, kernel, weight)
+    return run
 
 
 def assert_same(fast, plain, x, kernel, rounding=1):
     """Values and gradients of both functions of (x, kernel)."""
     shape = jax.eval_shape(plain, x, kernel).shape
     weight = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
-    mine, theirs = (values_and_gradients(f, x, kernel, weight) for f in (fast, plain))
+    mine, theirs = (values_and_gradients(f)(x, kernel, weight) for f in (fast, plain))
     for index, (ours, expected) in enumerate(zip(mine, theirs, strict=True)):
         tolerance = 1e-5 if index < 2 else 1e-4
         np.testing.assert_allclose(
@@ -91,9 +91,9 @@ def test_lenets_convolutions(shape, kernel_shape):
     [
         pytest.param((2, 227, 227, 3), (11, 11, 3, 4), 4, NO_PADDING, marks=pytest.mark.nightly),
         # conv1 of smaller images: the deck and Caffe, the paper, torchvision
-        ((2, 59, 59, 3), (11, 11, 3, 4), 4, NO_PADDING),
+        in_commands((2, 59, 59, 3), (11, 11, 3, 4), 4, NO_PADDING),
         ((2, 56, 56, 3), (11, 11, 3, 4), 4, [(0, 3), (0, 3)]),
-        ((2, 56, 56, 3), (11, 11, 3, 4), 4, [(2, 2), (2, 2)]),
+        in_commands((2, 56, 56, 3), (11, 11, 3, 4), 4, [(2, 2), (2, 2)]),
         ((2, 30, 27, 1), (11, 11, 1, 4), 4, "VALID"),  # the last windows end before the image does
         ((2, 17, 15, 3), (5, 3, 3, 4), 2, [(1, 0), (0, 2)]),
         ((1, 12, 12, 2), (2, 3, 2, 4), 5, NO_PADDING),  # windows with gaps in between
@@ -119,7 +119,7 @@ def test_few_channels(shape, kernel_shape, stride, padding):
         in_commands((2, 13, 13, 96), (3, 3, 48, 64), 1, [(1, 1), (1, 1)], 2),  # conv4
         in_commands((2, 9, 9, 12), (3, 3, 3, 8), 1, "VALID", 4),
         ((2, 9, 9, 6), (3, 3, 2, 9), 2, [(1, 1), (1, 1)], 3),
-        ((2, 9, 9, 4), (3, 3, 1, 4), 1, "SAME", 4),
+        in_commands((2, 9, 9, 4), (3, 3, 1, 4), 1, "SAME", 4),
     ],
 )
 def test_grouped_convolutions(shape, kernel_shape, stride, padding, groups):
@@ -146,7 +146,7 @@ def assert_same_as_lax(shape, kernel_shape, strides, padding, rounding=1, **opti
         in_commands((2, 13, 13, 64), 3, [(1, 1), (1, 1)], {}),  # conv3 to conv5
         in_commands((3, 7, 10, 32), 5, "SAME", {}),
         ((3, 8, 7, 32), 3, "VALID", {}),
-        ((2, 9, 8, 48), 5, [(0, 1), (3, 2)], {}),
+        in_commands((2, 9, 8, 48), 5, [(0, 1), (3, 2)], {}),
         in_commands((2, 5, 8, 48), 3, [(0, 1), (2, 2)], {}),
     ],
 )
@@ -241,7 +241,8 @@ def test_everything_else_goes_to_lax(shape, size, strides, padding, options):
 
 
 @pytest.mark.parametrize(
-    "strides, channels, groups", [((1, 1), 3, 1), ((4, 4), 3, 1), ((1, 1), 48, 1), ((1, 1), 48, 2)]
+    "strides, channels, groups",
+    [((1, 1), 3, 1), ((4, 4), 3, 1), ((1, 1), 48, 1), in_commands((1, 1), 48, 2)],
 )
 def test_bfloat16_is_added_up_in_the_type_asked_for(strides, channels, groups):
     draw = np.random.default_rng(0)
@@ -282,10 +283,10 @@ def test_blocks_divide_the_outputs():
 def test_masked_weights_have_no_effect_and_exactly_zero_gradient(function):
     x, kernel, weight = draws((14, 6, 14, 2), (5, 5, 6, 16), (10, 16, 10, 2))
     mask = (np.random.default_rng(1).uniform(size=kernel.shape) < 0.6).astype(np.float32)
-    convolve = masked(function, mask)
-    of_masked = [*map(np.asarray, values_and_gradients(convolve, x, kernel, weight))]
-    moved = values_and_gradients(convolve, x, kernel + 7 * (1 - mask), weight)
-    plain = [*map(np.asarray, values_and_gradients(function, x, kernel * mask, weight))]
+    run = values_and_gradients(masked(function, mask))
+    of_masked = [*map(np.array, run(x, kernel, weight))]
+    moved = run(x, kernel + 7 * (1 - mask), weight)
+    plain = [*map(np.array, values_and_gradients(function)(x, kernel * mask, weight))]
     assert (of_masked[-1][mask == 0] == 0).all()
     plain[-1] *= mask
     for ours, after_a_move, expected in zip(of_masked, moved, plain, strict=True):

@@ -268,6 +268,7 @@ def test_damaged_records_are_never_read_as_good_ones(tmp_path):
     assert_refused("other", "train", [tmp_path], "split train", shard, "record 3 (")
 
 
+@pytest.mark.commands
 def test_tensorflow_is_not_imported_even_where_it_is_installed(tmp_path):
     write(tmp_path, train=make_examples(3))
     (tmp_path / "installed" / "tensorflow").mkdir(parents=True)
@@ -439,6 +440,7 @@ def test_mnist10k_is_stratified_of_the_right_size_and_has_no_digit_twice():
     assert load("mnist10k", "train[:10]", [DIGITS]).labels.tolist() == FIRST_LABELS
 
 
+@pytest.mark.commands
 def test_mnist10k_is_the_first_10000_training_digits_of_mnist():
     try:
         folder = find("mnist", data_dirs(""))

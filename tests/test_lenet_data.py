@@ -110,6 +110,7 @@ def test_copies_are_the_originals_and_a_fixed_set_of_distorted_versions():
     np.testing.assert_array_equal(again["draw"], batches["draw"])
 
 
+@pytest.mark.commands
 def test_a_distortion_is_a_function_of_seed_and_draw():
     images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
     draw = np.array([0, 5, 5, 6], np.uint32)

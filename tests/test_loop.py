@@ -189,6 +189,7 @@ def test_what_a_run_gives(tmp_path):
     assert result["images_per_s"] > 0 and result["wall_time_s"] > 0
 
 
+@pytest.mark.commands
 def test_stopped_at_any_question_it_ends_the_same(tmp_path, straight):
     """After each chunk, in each evaluation of an epoch and in the final scores: a signal is heard,
     the state is saved, and the run goes on to the same end.

@@ -4,7 +4,6 @@ network with the published number of parameters, and which settings exclude each
 
 import dataclasses
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ import lenet.model
 import lenet.network
 from alexnet.config import Config
 from common.errors import UserError
-from common.flags import define, read, to_flagfile
+from common.flags import define, from_preset, presets, read, to_flagfile
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -132,7 +131,7 @@ def parse(*arguments: str, network: str = "alexnet"):
 def preset(name: str):
     """The config of NETWORK PRESET."""
     network, preset = name.split()
-    return parse(f"--flagfile={network}/presets/{preset}.flags", network=network)
+    return from_preset(CONFIGS[network], preset)
 
 
 def abstract_model(name: str) -> tuple[nnx.Module, int, int]:
@@ -146,8 +145,8 @@ def abstract_model(name: str) -> tuple[nnx.Module, int, int]:
 
 
 def test_every_preset_is_here():
-    files = [path for network in CONFIGS for path in Path(network, "presets").glob("*.flags")]
-    assert {f"{path.parts[0]} {path.stem}" for path in files} == set(FIXED) == set(PARAMETERS)
+    found = {f"{network} {name}" for network in CONFIGS for name in presets(CONFIGS[network])}
+    assert found == set(FIXED) == set(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", FIXED)

@@ -121,7 +121,7 @@ class Numbers:
         return ()
 
 
-COUNTS, SEEDS = st.integers(1, 40), st.integers(0, 2**31)
+COUNTS, SEEDS = st.integers(1, 25), st.integers(0, 2**31)
 HOSTS, SHARES = (
     st.integers(1, 4),
     st.integers(1, 7),

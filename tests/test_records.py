@@ -413,7 +413,7 @@ def test_what_a_checkpoint_lists_counts_and_is_not_printed_again(capsys):
     assert capsys.readouterr().err == line
     second.add(json.loads(json.dumps(first.listed)))
     second.add([damage], "gone")
-    second.agree()
+    second.agree("skipped")
     assert (second.count, capsys.readouterr().err) == (1, "")
     assert "record 4 (" in message_of(second.add, [damage._replace(record=4)])
 

@@ -197,6 +197,7 @@ def outcomes_of_flips(folder: Path, count: int) -> set[str]:
     return found
 
 
+@pytest.mark.commands
 def test_after_a_flipped_bit_the_older_step_is_restored(tmp_path):
     found = outcomes_of_flips(tmp_path, 8)
     assert "older step, one line" in found and found <= {"older step, one line", "harmless"}
