@@ -155,7 +155,7 @@ def test_tiers(tree, arguments, minutes, code, passed):
     assert set(re.findall(r"PASSED \S+::test_(\w+)", result.stdout)) == passed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # installs a gigabyte, then trains 60 epochs
 def test_quickstart_from_nothing_then_again(tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(

@@ -112,7 +112,7 @@ def test_a_run_starts_from_the_weights_that_another_is_scored_with_and_nothing_e
         config, init_from=str(tmp_path / "source"), learning_rate=1e-30
     )
     train(network, still, tmp_path / "run", stop=True)
-    params = network.load(tmp_path / "run").params
+    params = {"lenet": lenet, "alexnet": alexnet}[net].load(tmp_path / "run").params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-25), params, given)
     assert saved_steps(tmp_path / "run") == [1]  # counted from 0
 
