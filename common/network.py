@@ -20,7 +20,7 @@ PREDICT_BATCH_SIZE = 256
 
 
 class Network(NamedTuple):
-    """The network that a config describes: pure functions of the parameters {layer: {parameter: array}}.
+    """The network that a config describes, as functions of its {layer: {parameter: array}}.
 
     Attributes:
       config: the run's settings.

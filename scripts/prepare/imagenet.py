@@ -110,6 +110,9 @@ def prepare(
     """
     work = folder.with_name(f"{folder.name}.unfinished")
     made_from = _identity(source, record_format)
+    if folder.exists():  # finished: it may be read-only
+        _require_same(folder, made_from)
+        return []
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder.with_name(".lock"), timeout=0):
