@@ -280,7 +280,7 @@ def test_lenets_fast_reduction_stays_close(tmp_path):
     """The loss of each of the first 100 steps of the preset deck, on one device and on eight:
     within 1e-5 of each other.
     """
-    flags = ["--batch_size=64", "--train_size=6400", "--num_epochs=1", "--reduction=fast"]
+    flags = ["--batch_size=64", "--train_size=6400", "--validation_size=500", "--num_epochs=1"]
     losses = []
     for devices in (1, 8):
         workdir = tmp_path / f"{devices}"
