@@ -148,7 +148,7 @@ def _preset(name: str, config_class) -> Path:
         for path in network.parent.glob("*/presets/*.flags")
         if path.stem == name
     ]
-    what = f"a preset of {others[0]}, not of {network.name}" if others else "no preset"
+    what = f"a preset of {others[0]}, not of {network.name}" if others else "unknown"
     allowed = f"{network.name} has {', '.join(known)}" if known else f"{network.name} has none"
     raise UserError(f"--preset={name} is {what}; {allowed}.")
 

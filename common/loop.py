@@ -163,6 +163,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             except Interrupted:
                 save()
                 raise
+            log.say("scoring the training, validation and test examples")
 
     # The final scores; unless --track=test, the test split was not looked at before.
     scores = {"test": summarize(on_test := score(splits["test"]))}

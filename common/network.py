@@ -68,6 +68,13 @@ class Trained(NamedTuple):
     step: int
     class_names: tuple[str, ...] | None
 
+    def __repr__(self) -> str:
+        network = self.network
+        return (
+            f"<trained on {network.config.dataset}: {network.num_parameters:,} parameters, "
+            f"{network.num_classes:,} classes, step {self.step:,}>"
+        )
+
     @property
     def config(self):
         """The run's settings."""

@@ -130,8 +130,8 @@ def require_same_config(config, workdir: Path) -> None:
         table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
         raise UserError(
             f"{workdir} holds a run with other settings:\n{table}\n"
-            "Use the old settings to resume, or another --workdir; "
-            f"--init_from={workdir} there starts from the weights of this run."
+            "Resume with the old settings, or choose another --workdir (add "
+            f"--init_from={workdir} to start from this run's weights)."
         )
 
 
@@ -211,9 +211,15 @@ def headline(workdir: Path) -> str:
         raise StorageError(
             f"{path} is corrupt; remove it and rerun the same command to write it again."
         ) from error
+    names = {
+        "test_error_pct": "test error",
+        "top5_error_pct": "top-5 test error",
+        "ten_crop_top1_error_pct": "ten-crop test error",
+        "ten_crop_top5_error_pct": "ten-crop top-5 test error",
+        "validation_error_pct": "validation error",
+        "train_error_pct": "train error",
+    }
     errors = "".join(
-        f"{name.removesuffix('_error_pct')} error {value:.2f}%, "
-        for name, value in result.items()
-        if name.endswith("error_pct") and name != "top1_error_pct"  # test_error_pct is the same
+        f"{what} {result[name]:.2f}%, " for name, what in names.items() if name in result
     )
     return f"complete: {errors}{num_steps:,} steps; {path}"

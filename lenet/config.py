@@ -160,9 +160,8 @@ class Config:
         if self.optimizer == "sdlm" and (self.pooling, self.output) != ("trainable", "rbf"):
             raise UserError("--optimizer=sdlm needs --pooling=trainable and --output=rbf")
         if self.optimizer != "sgd" and self.momentum:
-            raise UserError(
-                f"--momentum={self.momentum} is for sgd; --optimizer={self.optimizer} needs 0"
-            )
+            which = f"--optimizer={self.optimizer}"
+            raise UserError(f"--momentum={self.momentum}: {which} needs --momentum=0")
         if self.optimizer == "sdlm" and self.weight_decay:
             raise UserError("--optimizer=sdlm has no weight decay; add --weight_decay=0")
         if self.label_smoothing and self.loss != "cross_entropy":
