@@ -371,8 +371,8 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     `step` may be "newest" too. Raises UserError if there is no such checkpoint.
     """
     steps = saved_steps(workdir)
-    if step not in (None, "newest", *steps):
-        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps or 'none'}")
+    if step not in (None, "newest") and not (isinstance(step, int) and step in steps):
+        raise UserError(f"{workdir} has no checkpoint of step {step!r}; it has {steps or 'none'}")
     step = None if step == "newest" else step
     with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
         restored = checkpointer.restore_part(target_of, step)

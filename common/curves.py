@@ -47,7 +47,7 @@ def draw_curves(workdir: Path, learning_rate: Callable[[int], float] | None = No
         axes.grid(which="major", color="#e4e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_title(workdir.absolute().name, loc="left", fontsize=11)
+    panels[0].set_title(workdir.absolute().name, loc="left", fontsize=11, parse_math=False)
     panels[-1].set_xlabel("epoch")
     panels[-1].set_xlim(left=0)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))

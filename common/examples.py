@@ -58,8 +58,12 @@ class Examples:
         return self.images.shape[1:]
 
     def fingerprint(self) -> dict:
-        """What tells this training set from another, as JSON: its length and its labels."""
-        return {"train_examples": len(self), "train_labels_sha256": state_sha256(self.labels)}
+        """What tells this training set from another, as JSON: its length, labels and images."""
+        return {
+            "train_examples": len(self),
+            "train_labels_sha256": state_sha256(self.labels),
+            "train_images_sha256": state_sha256(self.images),
+        }
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The examples at `indices` (n,): images (n, H, W, C) uint8, labels (n,) int32."""

@@ -107,7 +107,7 @@ def _parse(config_class, argv: list[str], description: str | None) -> tuple | No
     common.flags.define(config_class, values)
     if _parsed(values, argv, description, config_class) is None:
         return None
-    if not values.workdir:
+    if not values.workdir or values.workdir.startswith("-"):  # --workdir --preset=paper
         raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first.")
     config, processes = common.flags.read(config_class, values), Processes.read(values)
     return config, Path(values.workdir).expanduser(), processes
@@ -198,11 +198,12 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
 
 def _train(config, workdir: Path, train_and_evaluate: Callable) -> None:
     """Trains and writes result.json."""
-    runtime.use_compilation_cache()
-    source = provenance.collect(seed=config.seed, dataset=config.dataset)
-    if is_first_process():
-        print(provenance.summary(source), file=sys.stderr, flush=True)
+    # Signals first: JAX swallows a KeyboardInterrupt that comes while it starts.
     with runtime.stop_signals() as stop_requested:
+        runtime.use_compilation_cache()
+        source = provenance.collect(seed=config.seed, dataset=config.dataset)
+        if is_first_process():
+            print(provenance.summary(source), file=sys.stderr, flush=True)
         result = train_and_evaluate(config, workdir, agreed(stop_requested))
         if is_first_process():
             write_result(workdir, result | source)

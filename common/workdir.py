@@ -182,7 +182,8 @@ def _locked(workdir: Path):
             f"{workdir} is in use by process {process}. Wait for it, or use another --workdir."
         ) from None
     except OSError as error:
-        reason = "it is a file, not a folder" if workdir.is_file() else error.strerror or error
+        is_file = os.path.isfile(workdir)  # of a name too long too, where Path.is_file raises
+        reason = "it is a file, not a folder" if is_file else error.strerror or error
         raise StorageError(
             f"cannot write in {workdir}: {reason}. Use another --workdir."
         ) from error

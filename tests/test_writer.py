@@ -292,6 +292,8 @@ def test_curves_show_the_mean_error_of_each_epoch(tmp_path, monkeypatch):
 @pytest.mark.parametrize("schedule", [None, lambda step: 0.1 * jnp.cos(step)])
 def test_the_panels_of_curves_of_any_shape(tmp_path, monkeypatch, errors, schedule):
     panels, savefig = [], matplotlib.figure.Figure.savefig
+    tmp_path = tmp_path / "$1_{$2"  # no formula
+    tmp_path.mkdir()
 
     def record(figure, *arguments, **options):
         panels.append([axes.get_ylabel() for axes in figure.axes])
