@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32, Float64, Integer, Key, UInt8
 
 from alexnet.image_statistics import Statistics
 from common.errors import DataError
+
+Stored = UInt8[Array | np.ndarray, "B H W 3"]
+Prepared = Float32[Array, "B crop crop 3"]
+Covariance = Float[Array | np.ndarray, "3 3"]  # of RGB values of 0 to 255
 
 # Folded into key(seed) first: apart from the keys of initial weights (0, 1, ...) and of dropout.
 AUGMENTATION = 2**31
@@ -23,8 +28,8 @@ REGION_ASPECT = (3 / 4, 4 / 3)  # width over height
 REGION_TRIES = 10  # to find one that fits the image, as in torchvision
 
 
-def color_axes(covariance: np.ndarray) -> np.ndarray:
-    """(3, 3) float64: column i is the i-th principal component of the RGB values times their
+def color_axes(covariance: Covariance) -> Float64[np.ndarray, "3 3"]:
+    """Column i is the i-th principal component of the RGB values times their
     standard deviation along it.
 
     The sign of a component is arbitrary; here its largest entry is positive, so that all machines
@@ -94,14 +99,18 @@ def prepare_function(
     padded_mean = np.pad(mean, margins)  # where image and mean are both 0, so is their difference
     axes = color_axes(statistics.covariance).astype(np.float32)
 
-    def crop(image, mean, corner, mirrored):
+    def crop(
+        image: UInt8[Array, "H W 3"], mean: Float32[Array | np.ndarray, "H W 3"], corner, mirrored
+    ) -> Float32[Array, "crop crop 3"]:
         # Cropped before the conversion to float, which is most of the work on a step's images.
         corner, size = (*corner, 0), (crop_size, crop_size, 3)
         x = lax.dynamic_slice(image, corner, size).astype(jnp.float32)
         x -= lax.dynamic_slice(mean, corner, size)
         return jnp.where(mirrored, x[:, ::-1], x)
 
-    def augment(image, draw):
+    def augment(
+        image: UInt8[Array, "H W 3"], draw: Integer[Array, ""]
+    ) -> Float32[Array, "crop crop 3"]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), draw)
         place_key, mirror_key, color_key = jax.random.split(key, 3)
         mirrored = jax.random.bernoulli(mirror_key)
@@ -119,7 +128,9 @@ def prepare_function(
             x += jnp.sum(axes * COLOR_NOISE * jax.random.normal(color_key, (3,)), axis=1)
         return x * scale
 
-    def prepare(images, draw=None, view=None):
+    def prepare(
+        images: Stored, draw: Integer[Array | np.ndarray, " B"] | None = None, view=None
+    ) -> Prepared:
         if draw is not None:
             return jax.vmap(augment)(images, draw)
         _, height, width, _ = images.shape
@@ -137,7 +148,9 @@ def _center(image, crop_size: int) -> tuple[int, int]:
     return (image.shape[0] - crop_size) // 2, (image.shape[1] - crop_size) // 2
 
 
-def resized_crop(key: jax.Array, image: jax.Array, crop_size: int) -> jax.Array:
+def resized_crop(
+    key: Key[Array, ""], image: Float[Array, "H W C"], crop_size: int
+) -> Float[Array, "crop_size crop_size C"]:
     """A random region of one image (H, W, C) float, resized to (crop_size, crop_size, C).
 
     torchvision's RandomResizedCrop: area and aspect (log-uniform) are drawn from REGION_AREA and

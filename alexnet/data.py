@@ -6,10 +6,12 @@ jitted step (`alexnet/augment.py`).
 
 import contextlib
 import itertools
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 
+from alexnet.config import Config
 from alexnet.noise import Noise
 from common.errors import DataError, UserError
 from common.examples import Examples, load
@@ -21,46 +23,29 @@ IN_MEMORY_PX = 64  # sets of larger images are read record by record
 
 
 def load_splits(
-    dataset: str,
-    data_dir: str,
-    *,
-    train_split: str = "train",
-    test_split: str = "",
-    train_size: int,
-    validation_size: int,
-    crop_size: int,
-    seed: int,
-    damaged: DamagedRecords | None = None,
+    config: Config, damaged: DamagedRecords | None = None
 ) -> tuple[Examples | Records | Noise, ...]:
-    """The training, validation and test examples, each `Examples` (images of at most 64 pixels),
-    `Records` (larger) or `Noise`.
+    """The training, validation and test examples of `config.dataset`, each `Examples` (images of at
+    most 64 pixels), `Records` (larger) or `Noise`, of which at most 256 validate.
 
     Args:
-      dataset: a prepared set of RGB images, or `fake`, whose validation takes 256 at most.
-      data_dir: as for `common.prepared.data_dirs`.
-      train_split, test_split: TFDS splits or slices; without a test_split it is `test`, or
-        `validation` in a set that has no `test`.
-      train_size: train on the first N examples that validation leaves; 0: on all.
-      validation_size: validation takes the last N of the training split.
-      crop_size: images must be at least as high and as wide.
-      seed: of the noise.
       damaged: how many records may be damaged, shared by all splits; None: none may.
 
     Raises:
-      DataError: the set or a split cannot be read, images are not RGB or too small.
-      UserError: the sizes do not fit the set.
+      DataError: the set or a split cannot be read, images are not RGB or smaller than the crop.
+      UserError: the set is smaller than the settings ask for.
     """
-    if dataset == "fake":
-        validation_size = min(validation_size, 256)
-    test_split = find_test_split(dataset, data_dir, test_split)
+    dataset, folder, size = config.dataset, config.data_dir, config.crop_size
+    test_split = find_test_split(dataset, folder, config.test_split)
     train, test = (
-        open_split(dataset, data_dir, split, crop_size=crop_size, seed=seed, damaged=damaged)
-        for split in (train_split, test_split)
+        open_split(dataset, folder, split, crop_size=size, seed=config.seed, damaged=damaged)
+        for split in (config.train_split, test_split)
     )
-    require_fit(train, crop_size)
+    require_fit(train, size)
     if not len(test):
         raise UserError(f"{dataset} has no examples in --test_split={test_split}")
-    return *hold_out(train, train_size=train_size, validation_size=validation_size), test
+    validation_size = min(config.validation_size, 256 if dataset == "fake" else sys.maxsize)
+    return *hold_out(train, train_size=config.train_size, validation_size=validation_size), test
 
 
 def find_test_split(dataset: str, data_dir: str, test_split: str = "") -> str:

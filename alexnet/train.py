@@ -45,7 +45,6 @@ from common.records import REPLACED, DamagedRecords
 DROPOUT = 2**31 + 1  # folded into key(seed): apart from the keys of initial weights, augmentation
 EVAL_VALUES = 10_000_000  # input values of a batch of evaluation: 64 crops of 227x227x3
 MAX_TRAIN_SCORED = 50_000  # training examples that are scored at the end
-MAX_CONFUSION_CLASSES = 100  # a confusion matrix is kept up to here
 
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")  # what a model axis splits: 94% of the weights
 
@@ -79,24 +78,14 @@ def initial_state(network: Network, tx, statistics: Statistics, params=None) -> 
 
 
 def make_train_step(network: Network, tx) -> Callable:
-    """Returns train_step(state, batch, add_up) -> (state, sums).
-
-    `add_up(sums_of, batch)` gives the sums over a global batch, whatever the devices
-    (common/parallel.py).
-    """
+    """Returns train_step(state, batch, add_up) -> (state, sums), which `parallel.place` takes."""
     config = network.config
 
-    def dropout_key(draw):  # of one image
+    def dropout_key(draw):  # of one image: a function of the seed and the use
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), DROPOUT), draw)
 
     def train_step(state: TrainState, batch, add_up):
-        def sums_of(part):
-            images = network.prepare(part["image"], part["draw"])  # (B, crop, crop, 3)
-            keys = jax.vmap(dropout_key)(part["draw"])  # (B,): functions of the seed and the use
-            logits = partial(network.logits, images=images, keys=keys)
-            return step.gradient_sums(logits, network.loss, state.params, part["label"])
-
-        grads, sums = step.mean_gradients(*add_up(sums_of, batch))
+        grads, sums = step.gradients(network, state.params, batch, add_up, dropout_key)
         drops = state.plateau.drops if state.plateau != () else 0
         updates, opt_state = tx.update(grads, state.opt_state, state.params, drops=drops)
         params = optax.apply_updates(state.params, updates)
@@ -111,16 +100,14 @@ def make_train_step(network: Network, tx) -> Callable:
 
 
 def make_eval_step(network: Network, num_views: int = 1) -> Callable:
-    """Returns eval_step(params, batch) -> sums of loss, errors, top5_errors and count and, for few
-    classes, the confusion matrix.
+    """Returns eval_step(params, batch) -> `step.score_sums` and the sum of top5_errors.
 
     With `num_views` 1 the network sees the center crop; with VIEWS the ten of section 4.1, whose
-    probabilities are averaged. Places where the batch's mask is False count nowhere.
+    probabilities are averaged.
     """
 
     @jax.jit
     def eval_step(params, batch):
-        label, mask = batch["label"], batch["mask"]
         views = [None] if num_views == 1 else range(num_views)  # None: the center
         images = [network.prepare(batch["image"], view=view) for view in views]
         images = jnp.stack(images, axis=1)  # (B, views, crop, crop, 3)
@@ -128,17 +115,9 @@ def make_eval_step(network: Network, num_views: int = 1) -> Callable:
         scores = jax.nn.log_softmax(logits).reshape(-1, num_views, logits.shape[-1])
         scores = jax.nn.logsumexp(scores, axis=1) - math.log(num_views)  # log of mean probability
         _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))  # (B, 5)
-        hits = best == label[:, None]
-        sums = {
-            "loss": jnp.sum(network.loss(scores, label) * mask),
-            "errors": jnp.sum(~hits[:, 0] & mask),
-            "top5_errors": jnp.sum(~hits.any(axis=-1) & mask),
-            "count": jnp.sum(mask),
-        }
-        if scores.shape[-1] <= MAX_CONFUSION_CLASSES:
-            confusion = jnp.zeros((scores.shape[-1],) * 2, jnp.int32)
-            sums["confusion"] = confusion.at[label, best[:, 0]].add(mask)  # [true, predicted]
-        return sums
+        missed = (best != batch["label"][:, None]).all(axis=-1)
+        top5_errors = jnp.sum(missed & batch["mask"])
+        return step.score_sums(network, scores, batch) | {"top5_errors": top5_errors}
 
     return eval_step
 
@@ -160,17 +139,7 @@ def make_task(config: Config) -> Task:
 
     # ---- data
     damaged = DamagedRecords(config.dataset, config.max_bad_records)
-    train, validation, test = load_splits(
-        config.dataset,
-        config.data_dir,
-        train_split=config.train_split,
-        test_split=config.test_split,
-        train_size=config.train_size,
-        validation_size=config.validation_size,
-        crop_size=config.crop_size,
-        seed=config.seed,
-        damaged=damaged,
-    )
+    train, validation, test = load_splits(config, damaged)
     num_classes = config.num_classes or train.num_classes
     if num_classes < train.num_classes:
         raise UserError(
@@ -203,7 +172,7 @@ def make_task(config: Config) -> Task:
             for batch in batches:
                 yield 1, batch
 
-    def train_chunk(state: TrainState, batch, count):
+    def train_batch(state: TrainState, batch, count):
         return placement.run(state, placement.place_training(batch))
 
     def update_plateau(state: TrainState, scores: dict, say: Callable) -> TrainState:
@@ -236,9 +205,7 @@ def make_task(config: Config) -> Task:
         return {"damaged": damaged.listed}
 
     return Task(
-        config=config,
         network=network,
-        num_steps=config.num_epochs * epoch_steps,
         epoch_steps=epoch_steps,
         log_every_steps=config.log_every_steps,
         save_every_steps=config.save_every_steps,
@@ -246,7 +213,7 @@ def make_task(config: Config) -> Task:
         initial_state=partial(initial_state, network, tx, measured),
         given_params=partial(given_params, config),
         chunks=chunks,
-        train=train_chunk,
+        train=train_batch,
         after_epoch=update_plateau if config.schedule == "plateau" else lambda state, *_: state,
         eval_step=center,
         eval_batch_size=eval_batch_size(config),

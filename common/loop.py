@@ -25,9 +25,8 @@ class Task(NamedTuple):
     average. A chunk is the batches of `count` consecutive steps of one epoch.
 
     Attributes:
-      config: the settings; `fit` reads those that both networks have.
-      network: what the config describes.
-      num_steps, epoch_steps: updates in the run and in an epoch.
+      network: what the config describes; `fit` reads the settings that both networks have.
+      epoch_steps: updates in an epoch.
       log_every_steps: a line of metrics after so many steps, and at the end of each epoch.
       save_every_steps: a checkpoint after so many steps as well; 0: at the ends of epochs alone.
       placement: where everything lies.
@@ -52,9 +51,7 @@ class Task(NamedTuple):
       chance_loss, hint: the loss of guessing, and what to say where training stays there.
     """
 
-    config: Any
     network: Network
-    num_steps: int
     epoch_steps: int
     log_every_steps: int
     save_every_steps: int
@@ -77,6 +74,16 @@ class Task(NamedTuple):
     learning_rate: Callable[[int], float] | None = None
     chance_loss: float | None = None
     hint: str = ""
+
+    @property
+    def config(self) -> Any:
+        """The run's settings."""
+        return self.network.config
+
+    @property
+    def num_steps(self) -> int:
+        """Updates in the run."""
+        return self.config.num_epochs * self.epoch_steps
 
 
 def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> dict:

@@ -6,11 +6,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Integer, Key, UInt8
 
 from common.errors import DataError
 from common.examples import Examples, load
-from common.order import hold_out, order_of_uses
+from common.order import hold_out, order_of_uses, steps_per_epoch
 from common.prepared import data_dirs
+from lenet.config import Config
+
+Stored = UInt8[Array | np.ndarray, "B side side C"]  # 28x28 or 32x32 pixels
+Prepared = Float32[Array, "B 32 32 C"]
+Image = Float[Array, "32 32 C"]
 
 DIGITS = Path(__file__).parent / "digits"  # the embedded set mnist10k
 
@@ -25,30 +31,23 @@ WARP_PX = 1.0  # elastic only: standard deviation of the displacements at the no
 WARP_NODES = 6  # along each axis of the image
 
 
-def load_splits(
-    dataset: str, data_dir: str, *, train_size: int, validation_size: int
-) -> tuple[Examples, Examples, Examples]:
-    """The training, validation and test examples.
-
-    Args:
-      dataset: a prepared set of 28x28 or 32x32 images, gray or RGB.
-      data_dir: as for `common.prepared.data_dirs`.
-      train_size: train on the first N examples that validation leaves; 0: on all.
-      validation_size: validation takes the last N of the training split.
+def load_splits(config: Config) -> tuple[Examples, Examples, Examples]:
+    """The training, validation and test examples of `config.dataset`.
 
     Raises:
-      DataError: the set cannot be read, or its images have another shape.
-      UserError: the sizes do not fit the set.
+      DataError: the set cannot be read, or its images have a shape that LeNet-5 does not take.
+      UserError: the set is smaller than the settings ask for.
     """
-    folders = data_dirs(data_dir, DIGITS)
-    train, test = load(dataset, "train", folders), load(dataset, "test", folders)
+    folders = data_dirs(config.data_dir, DIGITS)
+    train, test = (load(config.dataset, split, folders) for split in ("train", "test"))
     require_fit(train)
     if train.image_shape != test.image_shape:
         raise DataError(
-            f"{dataset}: training images have shape {train.image_shape}, test images "
+            f"{config.dataset}: training images have shape {train.image_shape}, test images "
             f"{test.image_shape}"
         )
-    return *hold_out(train, train_size=train_size, validation_size=validation_size), test
+    sizes = dict(train_size=config.train_size, validation_size=config.validation_size)
+    return *hold_out(train, **sizes), test
 
 
 def require_fit(examples: Examples) -> None:
@@ -97,21 +96,36 @@ def training_chunk(
     return {"image": images, "label": labels, "draw": draw.astype(np.uint32)}
 
 
+def steps_per_chunk(batch_size: int) -> int:
+    """Steps in one call: about 4,096 images, so that a signal is noticed within a second."""
+    return min(max(4096 // batch_size, 1), 2048)
+
+
 def training_chunks(
-    examples: Examples, first_step: int, *, epoch_steps: int, chunk_steps: int, **settings
+    examples: Examples, config: Config, rows: slice, first_step: int
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """(number of steps, chunk) from `first_step` on, without end; no chunk crosses an epoch's end.
 
-    Args:
-      epoch_steps: updates in an epoch.
-      chunk_steps: updates in a chunk, at most.
-      settings: further arguments of `training_chunk`.
+    Of each batch the `rows`.
     """
-    padded_to, step = min(chunk_steps, epoch_steps), first_step
+    epoch_steps = steps_per_epoch(len(examples), config.batch_size)
+    padded_to, step = min(steps_per_chunk(config.batch_size), epoch_steps), first_step
     while True:
         count = min(padded_to, epoch_steps - step % epoch_steps)
-        sizes = dict(first_step=step, num_steps=count, padded_to=padded_to)
-        yield count, training_chunk(examples, **sizes, **settings)
+        yield (
+            count,
+            training_chunk(
+                examples,
+                first_step=step,
+                num_steps=count,
+                padded_to=padded_to,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                reshuffle=config.reshuffle,
+                copies=config.distorted_copies,
+                rows=rows,
+            ),
+        )
         step += count
 
 
@@ -129,15 +143,15 @@ def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, s
       seed: non-negative.
     """
 
-    def distort_drawn(image, draw):
+    def distort_drawn(image: Image, draw: Integer[Array, ""]) -> Image:
         key = jax.random.fold_in(jax.random.key(seed), draw)
         distorted = distort(key, image, strength=strength, elastic=distortions == "elastic")
         return jnp.where(draw > 0, distorted, image)
 
-    def prepare(images, draw=None):
+    def prepare(images: Stored, draw: Integer[Array | np.ndarray, " B"] | None = None) -> Prepared:
         margin = (32 - images.shape[1]) // 2
         x = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-        x = x.astype(jnp.float32) / 255  # (B, 32, 32, C)
+        x = x.astype(jnp.float32) / 255
         if draw is not None and distortions != "none":
             x = jax.vmap(distort_drawn)(x, draw)
         return x * 1.275 - 0.1 if scaling == "paper" else x
@@ -146,9 +160,9 @@ def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, s
 
 
 def distort(
-    key: jax.Array, image: jax.Array, *, strength: float = 1.0, elastic: bool = False
-) -> jax.Array:
-    """A random planar distortion of one image, (32, 32, C) of 0 to 1 with background 0.
+    key: Key[Array, ""], image: Image, *, strength: float = 1.0, elastic: bool = False
+) -> Image:
+    """A random planar distortion of one image, its values 0 to 1 with background 0.
 
     Each output pixel is sampled where the transformation about the center puts it: linearly, from
     the image enlarged three times by cubic interpolation. Sampled from the image itself, distorted

@@ -35,7 +35,14 @@ def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> 
 
 
 def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Network:
-    """What `config` means for images of 28x28 or 32x32 pixels with `in_channels` channels."""
+    """What `config` means for images of 28x28 or 32x32 pixels with `in_channels` channels.
+
+    Raises UserError: --output=rbf, and not ten classes.
+    """
+    if config.output == "rbf" and num_classes != 10:
+        raise UserError(
+            f"--output=rbf has codes for ten digits; {config.dataset} has {num_classes} classes"
+        )
     graphdef, params = nnx.split(
         nnx.eval_shape(lambda: build_model(config, num_classes, in_channels))
     )

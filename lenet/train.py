@@ -22,7 +22,6 @@ import optax
 from jax import lax
 
 from common import launch, parallel, step
-from common.errors import UserError
 from common.loop import Task, fit
 from common.network import Network
 from common.order import epoch_order, steps_per_epoch
@@ -53,19 +52,12 @@ def initial_state(network: Network, tx, params=None) -> TrainState:
 
 
 def make_train_steps(network: Network, tx) -> Callable:
-    """Returns train_steps(state, chunk, num_steps, add_up) -> (state, sums).
-
-    It does the first `num_steps` batches of a chunk, in turn. `add_up(sums_of, batch)` gives the
-    sums over a global batch, whatever the devices (common/parallel.py).
+    """Returns train_steps(state, chunk, num_steps, add_up) -> (state, sums), which `parallel.place`
+    takes: the first `num_steps` batches of a chunk, in turn.
     """
 
     def train_step(state: TrainState, batch, add_up):
-        def sums_of(part):
-            images = network.prepare(part["image"], part["draw"])  # (B, 32, 32, C)
-            logits = partial(network.logits, images=images)
-            return step.gradient_sums(logits, network.loss, state.params, part["label"])
-
-        grads, sums = step.mean_gradients(*add_up(sums_of, batch))
+        grads, sums = step.gradients(network, state.params, batch, add_up)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = step.average(state, params, network.config.average_decay)
@@ -87,9 +79,8 @@ def make_train_steps(network: Network, tx) -> Callable:
 
 def make_curvature_step(network: Network) -> Callable:
     """Returns curvature_step(state, images, labels) -> the state with SDLM's curvature of them."""
-    config = network.config
-    same = config.curvature_loss == "same"
-    loss = network.loss if same else loss_function("mse", config.output)
+    same = network.config.curvature_loss == "same"
+    loss = network.loss if same else loss_function("mse", network.config.output)
 
     @jax.jit
     def curvature_step(state: TrainState, images, labels) -> TrainState:
@@ -100,23 +91,12 @@ def make_curvature_step(network: Network) -> Callable:
 
 
 def make_eval_step(network: Network) -> Callable:
-    """Returns eval_step(params, batch) -> sums of loss, errors and count, and the confusion matrix.
-
-    Places where the batch's mask is False count nowhere.
-    """
+    """Returns eval_step(params, batch) -> `step.score_sums`."""
 
     @jax.jit
     def eval_step(params, batch):
-        label, mask = batch["label"], batch["mask"]
         logits = network.logits(params, network.prepare(batch["image"]))  # (B, classes)
-        predicted = logits.argmax(-1)
-        confusion = jnp.zeros((logits.shape[-1],) * 2, jnp.int32)
-        return {
-            "loss": jnp.sum(network.loss(logits, label) * mask),
-            "errors": jnp.sum((predicted != label) & mask),
-            "count": jnp.sum(mask),
-            "confusion": confusion.at[label, predicted].add(mask),  # [true, predicted]
-        }
+        return step.score_sums(network, logits, batch)
 
     return eval_step
 
@@ -126,29 +106,14 @@ def eval_batch_size(num_devices: int = 1) -> int:
     return -(-EVAL_BATCH_SIZE // num_devices)
 
 
-def steps_per_chunk(batch_size: int) -> int:
-    """Steps in one call: about 4,096 images, so that a signal is noticed within a second."""
-    return min(max(4096 // batch_size, 1), 2048)
-
-
 def make_task(config: Config) -> Task:
     """The training that `config` describes. Raises UserError before anything is compiled."""
     modes = dict(mode=config.parallel, reduction=config.reduction, batch_size=config.batch_size)
     parallel.require_possible(**modes)  # before minutes go into the data
 
     # ---- data
-    train, validation, test = load_splits(
-        config.dataset,
-        config.data_dir,
-        train_size=config.train_size,
-        validation_size=config.validation_size,
-    )
+    train, validation, test = load_splits(config)
     sizes = {"in_channels": train.image_shape[-1], "num_classes": train.num_classes}
-    if config.output == "rbf" and train.num_classes != 10:
-        raise UserError(
-            f"--output=rbf has codes for ten digits; {config.dataset} has {train.num_classes} "
-            "classes"
-        )
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
 
     # ---- network, optimizer, steps
@@ -164,26 +129,14 @@ def make_task(config: Config) -> Task:
         return placement.place_state(curvature_step(state, *train.read(chosen)))
 
     return Task(
-        config=config,
         network=network,
-        num_steps=config.num_epochs * epoch_steps,
         epoch_steps=epoch_steps,
         log_every_steps=1,
         save_every_steps=0,
         placement=placement,
         initial_state=partial(initial_state, network, tx),
         given_params=partial(given_params, config),
-        chunks=partial(
-            training_chunks,
-            train,
-            epoch_steps=epoch_steps,
-            chunk_steps=steps_per_chunk(config.batch_size),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            reshuffle=config.reshuffle,
-            copies=config.distorted_copies,
-            rows=placement.rows(config.batch_size),
-        ),
+        chunks=partial(training_chunks, train, config, placement.rows(config.batch_size)),
         train=train_chunk,
         before_epoch=estimate_curvature if config.optimizer == "sdlm" else lambda state, _: state,
         eval_step=placement.over_devices(make_eval_step(network)),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The linter and the tests: `bash scripts/test.sh [--quick|--ci|--all] [PYTEST ARGUMENTS]`.
 #   --quick  unit tests: no process is started, no whole network compiled
-#   (none)   unit tests, and tiny runs of the real commands
+#   (none)   and tiny runs of the real commands, and what takes seconds
 #   --ci     and slow tests: one kill, one corruption, two devices, PyTorch ... of each kind
 #   --all    and the nightly ones: every preset and setting, many kills, many devices, full data sets
 set -euo pipefail

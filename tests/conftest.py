@@ -99,9 +99,10 @@ def mnist10k_train():
     """The embedded set's training digits as the paper preset sees them: ((8000, 32, 32, 1) float32,
     (8000,) labels).
     """
+    from lenet.config import Config
     from lenet.data import load_splits, prepare_function
 
-    train, _, _ = load_splits("mnist10k", "", train_size=0, validation_size=0)
+    train, _, _ = load_splits(Config(dataset="mnist10k", validation_size=0, track="test"))
     return prepare_function("paper", "none")(train.images), train.labels
 
 

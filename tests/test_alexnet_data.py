@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexnet.config import Config
 from alexnet.data import load_splits, require_first_batch, training_batch, training_batches
 from alexnet.image_statistics import statistics
 from alexnet.noise import Noise
@@ -63,8 +64,10 @@ def photos(tmp_path_factory):
 
 
 def splits_of(dataset, data_dir, **settings):
-    defaults = dict(train_size=0, validation_size=0, crop_size=32, seed=0)
-    return load_splits(dataset, str(data_dir), **(defaults | settings))
+    damaged = settings.pop("damaged", None)
+    places = dict(dataset=dataset, data_dir=str(data_dir))
+    defaults = dict(validation_size=0, track="test", schedule="constant", crop_size=32)
+    return load_splits(Config(**places, **(defaults | settings)), damaged)
 
 
 def numbered(count) -> Examples:

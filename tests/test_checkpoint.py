@@ -433,6 +433,7 @@ def test_reads_that_never_began_are_not_mentioned():
     assert not seen
 
 
+@pytest.mark.commands
 def test_after_a_fall_back_training_saves_the_same_step_again(two_checkpoints, tmp_path, capfd):
     workdir = tmp_path / "run"
     shutil.copytree(two_checkpoints, workdir)
@@ -537,6 +538,7 @@ def test_verify_reads_the_bytes_that_belong_to_no_array_too(two_checkpoints, mon
             checkpointer.verify(1)
 
 
+@pytest.mark.commands
 def test_reading_someone_elses_run_changes_nothing(two_checkpoints, tmp_path, capfd):
     workdir = tmp_path / "run"
     shutil.copytree(two_checkpoints, workdir)

@@ -143,6 +143,7 @@ def test_a_damaged_newest_step_means_falling_back(tmp_path, tool):
     assert trainer_restores(workdir) == 20
 
 
+@pytest.mark.commands
 def test_a_damaged_older_step_leaves_the_newest(tmp_path, tool):
     workdir = tmp_path / "run"
     make_run(workdir, 10, 20, 30)
@@ -262,6 +263,7 @@ def test_a_step_removed_while_it_opens_is_no_failure(tmp_path, monkeypatch):
         Checkpointer(tmp_path)  # nobody else removes what this one keeps
 
 
+@pytest.mark.commands
 def test_all_steps_removed_while_it_reads_are_no_damage(tmp_path, monkeypatch, capsys):
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         checkpointer.save(1, {"w": jnp.ones(3)}, {})

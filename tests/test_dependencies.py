@@ -25,6 +25,7 @@ HEADS = {"config", "data", "model", "optimizer", "network", "train"}
 KNOW_HEADS = {
     "train": HEADS,
     "network": HEADS - {"train"},
+    "data": {"config"},
     "optimizer": {"config"},
     "__init__": {"network"},
 }

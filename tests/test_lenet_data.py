@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.errors import DataError, UserError
 from common.examples import Examples
 from lenet import data
+from lenet.config import Config
 
 
 def numbered_examples(count):
@@ -166,21 +167,25 @@ def test_strength_zero_changes_nothing():
     )
 
 
+def splits_of(dataset="mnist10k", **settings):
+    return data.load_splits(Config(dataset=dataset, **settings))
+
+
 def test_validation_is_the_end_of_the_training_split():
-    train, validation, test = data.load_splits("mnist10k", "", train_size=0, validation_size=500)
-    whole, none, _ = data.load_splits("mnist10k", "", train_size=0, validation_size=0)
+    train, validation, test = splits_of(validation_size=500)
+    whole, none, _ = splits_of(validation_size=0, track="test")
     assert (len(train), len(validation), len(test), len(none)) == (7500, 500, 2000, 0)
     np.testing.assert_array_equal(whole.images[7500:], validation.images)
-    few, same, _ = data.load_splits("mnist10k", "", train_size=100, validation_size=500)
+    few, same, _ = splits_of(train_size=100, validation_size=500)
     np.testing.assert_array_equal(few.images, whole.images[:100])
     np.testing.assert_array_equal(same.images, validation.images)
 
 
 def test_what_does_not_fit_is_refused(tmp_path, write_set):
     with pytest.raises(UserError, match="--validation_size=8000"):
-        data.load_splits("mnist10k", "", train_size=0, validation_size=8000)
+        splits_of(validation_size=8000)
     with pytest.raises(UserError, match="--train_size=7600"):
-        data.load_splits("mnist10k", "", train_size=7600, validation_size=500)
+        splits_of(train_size=7600, validation_size=500)
     write_set(tmp_path, "wide", np.zeros((4, 28, 30, 1), np.uint8))
     with pytest.raises(DataError, match="wide have 28x30 pixels"):
-        data.load_splits("wide", str(tmp_path), train_size=0, validation_size=1)
+        splits_of(dataset="wide", data_dir=str(tmp_path), validation_size=1)

@@ -71,6 +71,9 @@ class ToyConfig(NamedTuple):
     compute_dtype: str = "float32"
 
 
+TOY = ToyConfig()
+
+
 class ToyState(NamedTuple):
     step: Any
     params: Any
@@ -80,7 +83,7 @@ class ToyState(NamedTuple):
 
 
 @functools.cache
-def toy(rate: float = 0.3, chunk_steps: int = 2) -> loop.Task:
+def toy(rate: float = 0.3, chunk_steps: int = 2, config: ToyConfig = TOY) -> loop.Task:
     """Three epochs of 5 steps, in chunks of 2, 2 and 1; the state tells what was called when."""
     draw = np.random.default_rng(0)
     examples = Examples(
@@ -88,19 +91,16 @@ def toy(rate: float = 0.3, chunk_steps: int = 2) -> loop.Task:
     )
     training, validation, test = examples[:22], examples[22:28], examples[28:]
 
-    def logits(params, images):
-        return images.reshape(len(images), -1) / 255.0 @ params["layer"]["kernel"]
+    def bind(params):
+        return lambda images, keys=None: images @ params["layer"]["kernel"]
+
+    def prepare(images, draw=None):
+        return images.reshape(len(images), -1) / 255.0
+
+    network = Network(config, 3, 12, ((2, 2, 1),), dict, bind, prepare, cross_entropy)
 
     def one_step(add_up, state, batch):
-        def sums_of(part):
-            return step.gradient_sums(
-                lambda params: logits(params, part["image"]),
-                cross_entropy,
-                state.params,
-                part["label"],
-            )
-
-        grads, sums = step.mean_gradients(*add_up(sums_of, batch))
+        grads, sums = step.gradients(network, state.params, batch, add_up)
         scale = rate / (1 + state.begun) + 0.01 * rate * state.scored  # what was not called is felt
         params = jax.tree.map(lambda w, g: w - scale * g, state.params, grads)
         average = step.average(state, params, 0.9)
@@ -111,19 +111,14 @@ def toy(rate: float = 0.3, chunk_steps: int = 2) -> loop.Task:
         return state, jax.tree.map(jnp.sum, sums)
 
     def eval_step(params, batch):
-        outputs, label, mask = logits(params, batch["image"]), batch["label"], batch["mask"]
-        return {
-            "loss": jnp.sum(cross_entropy(outputs, label) * mask),
-            "errors": jnp.sum((outputs.argmax(-1) != label) & mask),
-            "count": jnp.sum(mask),
-        }
+        return step.score_sums(network, prepare(batch["image"]) @ params["layer"]["kernel"], batch)
 
     def chunks(first_step):
         while True:
             count = min(chunk_steps, EPOCH - first_step % EPOCH)
             uses = np.arange(BATCH * first_step, BATCH * (first_step + count)).reshape(count, BATCH)
             images, labels = training.read(order_of_uses(len(training), uses, 0))
-            yield count, {"image": images, "label": labels}
+            yield count, {"image": images, "label": labels, "draw": labels}
             first_step += count
 
     def initial_state(params):
@@ -132,9 +127,7 @@ def toy(rate: float = 0.3, chunk_steps: int = 2) -> loop.Task:
 
     placement = parallel.place(train_steps, mode="jit", batch_size=BATCH, batch_axis=1)
     return loop.Task(
-        config=ToyConfig(),
-        network=Network(ToyConfig(), 3, 12, ((2, 2, 1),), dict, dict, dict, dict),
-        num_steps=NUM_STEPS,
+        network=network,
         epoch_steps=EPOCH,
         log_every_steps=3,
         save_every_steps=0,
@@ -230,12 +223,13 @@ def test_an_epoch_is_saved_before_it_is_scored(tmp_path, straight):
     assert outcome(fit(toy(), tmp_path), tmp_path) == straight
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("epochs", "steps", "saved"), [(2, 0, [10, 15]), (1, 2, [12, 14, 15]), (3, 4, [4, 12, 15])]
 )
 def test_checkpoints_come_when_they_are_due(tmp_path, straight, epochs, steps, saved):
     """The newest three; chunks of 2 steps are not cut for them."""
-    task = toy()._replace(config=ToyConfig(save_every_epochs=epochs), save_every_steps=steps)
+    task = toy(config=ToyConfig(save_every_epochs=epochs))._replace(save_every_steps=steps)
     assert outcome(fit(task, tmp_path / "run", [4, 9]), tmp_path / "run") == straight
     fit(task, tmp_path / "unstopped")
     assert saved_steps(tmp_path / "unstopped") == saved
@@ -243,7 +237,7 @@ def test_checkpoints_come_when_they_are_due(tmp_path, straight, epochs, steps, s
 
 def test_another_tracked_split_and_none_to_validate(tmp_path):
     splits = toy().splits | {"validation": toy().splits["validation"][:0]}
-    task = toy()._replace(config=ToyConfig(track="test"), splits=splits)
+    task = toy(config=ToyConfig(track="test"))._replace(splits=splits)
     result = fit(task, tmp_path / "run")
     assert places(tmp_path / "run", "test") == [5, 10, 15]
     assert "validation_error_pct" not in result and result["tracked"] == "test"
@@ -342,7 +336,7 @@ def test_a_loss_that_stays_at_chance_is_told_with_the_hint(tmp_path, monkeypatch
 
 
 def test_a_run_of_one_chunk_has_a_speed(tmp_path):
-    task = toy()._replace(num_steps=2, epoch_steps=2)
+    task = toy(config=ToyConfig(num_epochs=1))._replace(epoch_steps=2)
     assert fit(task, tmp_path / "run")["images_per_s"] > 0
 
 
@@ -456,7 +450,7 @@ def sets(tmp_path_factory, write_set):
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(lenet.train, "steps_per_chunk", lambda batch_size: 5)
+    monkeypatch.setattr(lenet.data, "steps_per_chunk", lambda batch_size: 5)
 
 
 def network_of(config):
@@ -650,6 +644,7 @@ def test_chunks_and_curvature_come_when_they_should(tmp_path, short_chunks, monk
 # ---- what tells one training set from another
 
 
+@pytest.mark.commands
 def test_a_changed_set_of_digits_or_photos_is_told(tmp_path, write_set, monkeypatch):
     """In memory by the number of examples and the labels, streamed by the shards; AlexNet's also by
     the mean image. Nothing is compiled.

@@ -18,6 +18,7 @@ import lenet.model
 import lenet.network
 from alexnet.image_statistics import Statistics
 from common.errors import StorageError, UserError
+from lenet.config import Config
 from lenet.data import load_splits
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -38,7 +39,7 @@ def trained(request, compiled_quickly):
     assert net.step == step
     images = np.random.default_rng(0).integers(0, 256, (257, *shape), np.uint8)
     if module is lenet:
-        images[:20] = load_splits("mnist10k", "", train_size=0, validation_size=0)[2].images[:20]
+        images[:20] = load_splits(Config(dataset="mnist10k"))[2].images[:20]
     return request.param, net, images
 
 
@@ -74,6 +75,7 @@ def test_what_is_no_run_of_the_network_is_refused(module, tmp_path):
         assert caught.value.exit_code == 2
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("name", RUNS)
 def test_load_takes_a_path_as_str_and_a_step(name):
     module, step, _ = RUNS[name]

@@ -138,6 +138,7 @@ def assert_each_once_an_epoch(labels: np.ndarray, count: int) -> None:
     np.testing.assert_array_equal(np.sort(epochs), np.broadcast_to(np.arange(count), epochs.shape))
 
 
+@pytest.mark.commands
 @given(count=COUNTS, hosts=HOSTS, share=SHARES, seed=SEEDS)
 def test_alexnet_reads_each_example_once_an_epoch(count, hosts, share, seed):
     read_by_one = []

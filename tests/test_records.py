@@ -478,6 +478,7 @@ def test_batches_are_read_ahead_but_not_far(num_threads, ahead):
     assert (threading.main_thread() in watched.by) == (num_threads == 0)
 
 
+@pytest.mark.commands
 def test_closing_early_ends_the_threads_quickly(monkeypatch):
     """Parts that have not begun are never read; those that have are finished."""
     monkeypatch.setattr("common.order.MIN_PART_BYTES", 1)

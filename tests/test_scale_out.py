@@ -75,7 +75,7 @@ def environment(tmp_path_factory, write_set):
         yield
 
 
-ONE_STEP_CHUNKS = "import lenet.train; lenet.train.steps_per_chunk = lambda batch_size: 1"
+ONE_STEP_CHUNKS = "import lenet.train; lenet.data.steps_per_chunk = lambda batch_size: 1"
 
 
 def start(workdir, module, *flags, devices=1, processes=1, second=(), setup=""):

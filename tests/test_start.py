@@ -52,7 +52,7 @@ def sets(tmp_path_factory, write_set):
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(lenet.train, "steps_per_chunk", lambda batch_size: 1)
+    monkeypatch.setattr(lenet.data, "steps_per_chunk", lambda batch_size: 1)
 
 
 def make_run(network, config, workdir, weights="params", params=None) -> dict:

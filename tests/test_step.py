@@ -16,6 +16,7 @@ from alexnet.optimizer import Plateau
 from common import step
 from common.loop import evaluated_params
 from common.losses import cross_entropy
+from common.network import Network
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -38,24 +39,30 @@ def on_one_device(sums_of, batch):
 # ---- what both are made of
 
 
+def prepare(images, draw):
+    return images
+
+
 class State(NamedTuple):
     step: Any
     average: Any
 
 
-def test_gradients_and_scores_are_sums_over_the_examples():
+def test_gradients_are_means_and_scores_sums_over_the_examples():
     draw = np.random.default_rng(0)
     x, labels = draw.normal(size=(5, 4)).astype(np.float32), np.array([0, 1, 2, 0, 1], np.int32)
     w = jnp.asarray(draw.normal(size=(4, 3)), jnp.float32)
-    grads, sums = step.gradient_sums(lambda w: x @ w, cross_entropy, w, labels)
+    network = Network(
+        None, 3, 12, (), dict, lambda w: lambda x, keys=None: x @ w, prepare, cross_entropy
+    )
+    batch = {"image": x, "label": labels, "draw": np.arange(5)}
+    grads, sums = step.gradients(network, w, batch, on_one_device)
     logits = x.astype(np.float64) @ np.asarray(w, np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(grads, x.T @ (p - np.eye(3)[labels]), rtol=1e-4, atol=1e-6)
+    mean = x.T @ (p - np.eye(3)[labels]) / 5
+    np.testing.assert_allclose(grads, mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(sums["loss"], -np.log(p[range(5), labels]).sum(), rtol=1e-5)
     assert sums["errors"] == (logits.argmax(-1) != labels).sum() and sums["count"] == 5
-    mean, same = step.mean_gradients(grads, sums)
-    np.testing.assert_allclose(mean, np.asarray(grads) / 5, rtol=1e-6)
-    assert same is sums
 
 
 def test_the_average_of_the_weights_forgets_the_start_sooner():

@@ -24,12 +24,12 @@ def time_to_accuracy(setting: Setting) -> Iterator[Case]:
     dataset, target_pct, splits = "mnist", TARGET_PCT, None
     if not setting.smallest:
         with contextlib.suppress(DataError):
-            splits = lenet.data.load_splits(
-                "mnist", setting.data_dir, train_size=0, validation_size=5000
-            )
+            full = lenet.config.Config(dataset="mnist", data_dir=setting.data_dir)
+            splits = lenet.data.load_splits(full)
     if splits is None:  # the embedded digits, with a target that they allow
         dataset, target_pct = "mnist10k", 20.0 if setting.smallest else 3.0
-        splits = lenet.data.load_splits("mnist10k", "", train_size=0, validation_size=500)
+        small = lenet.config.Config(dataset="mnist10k", validation_size=500)
+        splits = lenet.data.load_splits(small)
     race = Race(setting, splits, target_pct)
     config = race.training.config
     yield Case(

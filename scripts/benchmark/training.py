@@ -43,12 +43,13 @@ def operations(layers: list[dict], *, training: bool) -> int:
 @functools.cache
 def embedded_digits() -> Examples:
     """The training digits of the set that comes with the project."""
-    return lenet.data.load_splits("mnist10k", "", train_size=0, validation_size=500)[0]
+    config = lenet.config.Config(dataset="mnist10k", validation_size=500)
+    return lenet.data.load_splits(config)[0]
 
 
 def steps_per_chunk(batch_size: int) -> int:
-    """Steps in one compiled call, as `lenet.train` chooses them."""
-    return lenet.train.steps_per_chunk(batch_size)
+    """Steps in one compiled call, as `lenet.data` chooses them."""
+    return lenet.data.steps_per_chunk(batch_size)
 
 
 def lenet_operations(config: lenet.config.Config, *, training: bool) -> int:

@@ -160,6 +160,7 @@ def test_a_stop_survives_only_with_its_exit_code_and_all_steps(
     assert found["ends"] == ends and found["silent"] == (end == "another")
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("params", "newest", "message", "expected"),
     [
@@ -203,6 +204,7 @@ def test_after_a_flipped_bit_the_older_step_is_restored(tmp_path):
     assert "older step, one line" in found and found <= {"older step, one line", "harmless"}
 
 
+@pytest.mark.commands
 def test_without_digests_a_flipped_bit_is_a_silent_error(tmp_path, monkeypatch):
     def without_digest(path, array):
         return [array.dtype.name, list(array.shape), ""]
