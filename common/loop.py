@@ -182,6 +182,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         **task.more_scores(scores["test"], score),
         "num_test_examples": int(on_test["count"]),
         "num_train_examples": task.training_set["train_examples"],
+        "training_set": task.training_set,
         "tracked": config.track,
         **({"confusion_matrix": on_test["confusion"]} if "confusion" in on_test else {}),
         "num_steps": task.num_steps,

@@ -240,7 +240,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_result_says_where_it_belongs(make_run, command):
-    added = results.read(make_run(command=command, seed=3), "ablation", "x")
+    added = results.record(make_run(command=command, seed=3), "ablation", "x")
     assert (added["network"], added["preset"]) == COMMANDS[command]
     given = {"study": "ablation", "arm": "x", "seed": 3, "command": command}
     assert given.items() <= added.items()
@@ -254,7 +254,7 @@ def test_a_run_is_added_once(make_run, tmp_path):
     run, other = make_run(**facts), make_run("other", **facts, test_error_pct=1.0)
     (path,) = results.add([run], "presets", "", folder)
     assert path.name == "lenet_presets_deck_seed3.json"
-    assert results.load(folder).runs == [results.read(run, "presets", "")]
+    assert results.load(folder).runs == [results.record(run, "presets", "")]
     assert results.add([run], "presets", "", folder) == []
     for runs in ([other], [run, other]):
         with pytest.raises(UserError, match=path.name):

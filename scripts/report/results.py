@@ -38,9 +38,9 @@ def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Pa
     """
     texts: dict[Path, str] = {}
     for workdir in workdirs:
-        result = read(workdir, study, arm)
+        result = record(workdir, study, arm)
         words = (result["network"], result["study"], result["arm"], f"seed{result['seed']}")
-        path, text = folder / f"{'_'.join(words)}.json", _to_text(result)
+        path, text = folder / f"{'_'.join(words)}.json", to_text(result)
         if texts.setdefault(path, text) != text or (path.exists() and path.read_text() != text):
             raise UserError(
                 f"{workdir}: {path.name} exists and is of another run; use another --arm."
@@ -51,29 +51,37 @@ def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Pa
     return list(new)
 
 
-def read(workdir: Path, study: str, arm: str) -> dict:
+def record(workdir: Path, study: str, arm: str) -> dict:
     """What results/ keeps of a finished run. Raises UserError where it cannot be kept."""
+    result = read(workdir)
+    if result["commit"] is None or result["commit"].endswith("-dirty"):
+        raise UserError(
+            f"{workdir}: its commit is {result['commit'] or 'unknown'}; results come from a commit."
+        )
+    arm = arm or result["preset"] or ""
+    for flag, name in (("study", study), ("arm", arm)):
+        if not NAME.fullmatch(name):
+            raise UserError(f"--{flag}={name} must be lower-case letters, digits, _ and dots.")
+    places = {"network": result["network"], "preset": result["preset"], "study": study, "arm": arm}
+    return places | result
+
+
+def read(workdir: Path) -> dict:
+    """A finished run: what its result.json holds, its network, preset, settings and curves. Raises
+    UserError.
+    """
     path = workdir / "result.json"
     try:
         result = json.loads(path.read_text())
-        command, commit, seed = result["command"], result["commit"], int(result["seed"])
+        command, seed = result["command"], int(result["seed"])
+        settings = dict(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{workdir} holds no finished run: {path.name} is missing or damaged."
         ) from error
-    if commit is None or commit.endswith("-dirty"):
-        raise UserError(
-            f"{workdir}: its commit is {commit or 'unknown'}; results come from a commit."
-        )
     network = re.search(r"\b(lenet|alexnet)[./]train\b", command)
     if not network:
         raise UserError(f"{workdir}: {command!r} is not a training of lenet or alexnet.")
-    preset = _preset(command)
-    arm = arm or preset or ""
-    for flag, name in (("study", study), ("arm", arm)):
-        if not NAME.fullmatch(name):
-            raise UserError(f"--{flag}={name} must be lower-case letters, digits, _ and dots.")
-    place = {"network": network[1], "preset": preset, "study": study, "arm": arm}
     curves = {  # split -> error after each epoch; of training, its mean over the epoch
         split: {
             "epoch": [point[0] for point in points],
@@ -81,7 +89,8 @@ def read(workdir: Path, study: str, arm: str) -> dict:
         }
         for split, points in mean_by_epoch(read_metrics(workdir), "error_pct").items()
     }
-    return place | result | {"seed": seed, "curves": curves}
+    places = {"network": network[1], "preset": _preset(command)}
+    return places | result | {"seed": seed, "settings": settings, "curves": curves}
 
 
 def _preset(command: str) -> str | None:
@@ -91,7 +100,7 @@ def _preset(command: str) -> str | None:
     return names[-1] if names else None
 
 
-def _to_text(result: dict) -> str:
+def to_text(result: dict) -> str:
+    """JSON with a list of numbers on one line."""
     text = json.dumps(result, indent=2, allow_nan=False)
-    # A list of numbers on one line.
     return re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"

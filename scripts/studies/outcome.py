@@ -1,0 +1,155 @@
+"""What a study found: the results of its runs, compared in pairs of one seed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import common.flags
+from common.errors import UserError
+from common.workdir import write_atomic
+from scripts.report import results
+from scripts.studies import compare, plan
+from scripts.studies.compare import Measured
+from scripts.studies.plan import Run, Study
+
+UNITS = {"test_error_pct": "points", "validation_error_pct": "points", "epochs": "epochs"}
+TITLES = {
+    "test_error_pct": "test error (%)",
+    "validation_error_pct": "validation error (%)",
+    "epochs": "epochs",
+}
+
+
+# ---- the record of a run
+
+
+def record_file(study: Study, run: Run, folder: Path) -> Path:
+    """Where results/ keeps a run."""
+    return folder / study.name / f"{run.arm}_seed{run.seed}.json"
+
+
+def read(study: Study, run: Run, folder: Path) -> dict | None:
+    """The record of a finished run: from its folder, or from results/, where it has the same
+    settings; else None.
+    """
+    try:
+        found = results.read(run.workdir)
+    except UserError:
+        path = record_file(study, run, folder)
+        try:
+            found = json.loads(path.read_text())
+            settings = dict(found["settings"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return None if common.flags.changes(settings, plan.config(study, run)) else found
+    return found
+
+
+def keep(study: Study, run: Run, folder: Path) -> None:
+    """Writes the record of a finished run into results/. Raises UserError."""
+    path = record_file(study, run, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, results.to_text(results.record(run.workdir, study.name, run.arm)))
+
+
+def measured(record: dict, metric: str) -> Measured:
+    """What a study measures of a run. Epochs that did not lead to the error are censored."""
+    if metric != "epochs":
+        return Measured(record[metric])
+    epochs = record["stopped_after_epochs"]
+    limit = record["settings"]["num_epochs"]
+    return Measured(limit, censored=True) if epochs is None else Measured(epochs)
+
+
+# ---- the choice of a setting
+
+
+def choose(study: Study, values: list[str], found: Mapping[str, list[Measured]]) -> str:
+    """The value with the least mean: of the validation error, or of the epochs."""
+
+    def mean(value):
+        return sum(each.value for each in found[value]) / len(found[value])
+
+    return min(values, key=mean)
+
+
+def beyond(values: list[str], chosen: str) -> str | None:
+    """A value one step beyond the edge of the grid if the chosen one lies there; else None."""
+    numbers = sorted(values, key=float)
+    if len(numbers) < 2 or chosen not in (numbers[0], numbers[-1]):
+        return None
+    neighbor = numbers[1] if chosen == numbers[0] else numbers[-2]
+    return f"{float(chosen) ** 2 / float(neighbor):.2g}"
+
+
+# ---- the study
+
+
+def analyze(study: Study, records: Mapping[Run, dict], *, exploratory: bool) -> dict:
+    """The arms' numbers and the comparisons of each with the first, as study.json has them."""
+    values: dict[str, dict[int, Measured]] = {arm: {} for arm in study.arms}
+    for run, record in records.items():
+        values[run.arm][run.seed] = measured(record, study.metric)
+    arms = {
+        arm: compare.summarize(list(found.values()), ratio=study.ratio)
+        | {"values": {str(seed): each.value for seed, each in found.items()}}
+        for arm, found in values.items()
+        if found
+    }
+    first, *others = study.arms
+    comparisons = [
+        {"arms": [first, arm]} | compare.compare(values[first], values[arm], ratio=study.ratio)
+        for arm in others
+    ]
+    adjusted = compare.holm([comparison["p"] for comparison in comparisons])
+    for comparison, p in zip(comparisons, adjusted, strict=True):
+        comparison["p_adjusted"] = p
+        comparison |= compare.judge(
+            comparison,
+            names=tuple(comparison["arms"]),
+            unit=UNITS[study.metric],
+            margin=study.margin,
+            exploratory=exploratory,
+        )
+    return {
+        "arms_measured": arms,
+        "comparisons": comparisons,
+        "exploratory": exploratory,
+        "commits": sorted({str(record["commit"]) for record in records.values()}),
+        "machines": sorted({_machine(record) for record in records.values()}),
+        "hours_trained": round(sum(r["wall_time_s"] for r in records.values()) / 3600, 2),
+    }
+
+
+def _machine(record: dict) -> str:
+    machine, versions = record["machine"], record["versions"]
+    names = ("python", "jax", "flax", "optax")
+    packages = ", ".join(f"{name} {versions[name]}" for name in names)
+    return f"{machine['processor']}, {machine['accelerator']}; {packages}"
+
+
+def with_other_data(records: Mapping[Run, dict]) -> list[Run]:
+    """Runs whose training set is not that of the first run with as many examples of that name."""
+    first, others = {}, []
+    for run, record in records.items():
+        place = record["dataset"], record["num_train_examples"]
+        if first.setdefault(place, record["training_set"]) != record["training_set"]:
+            others.append(run)
+    return others
+
+
+def table(study: Study, found: dict) -> list[list[str]]:
+    """A row for each arm: its mean, deviation, seeds, and how it compares with the first."""
+    rows = [["arm", "seeds", TITLES[study.metric], "against the first", "95% interval", "p (Holm)"]]
+    compared = {each["arms"][1]: each for each in found["comparisons"]}
+    for arm, numbers in found["arms_measured"].items():
+        value = numbers["geometric_mean"] if study.ratio else numbers["mean"]
+        deviation = "" if numbers["deviation"] is None else f" ± {numbers['deviation']:.2f}"
+        row = [arm, str(numbers["n"]), f"{value:.3g}{deviation}"]
+        each = compared.get(arm)
+        if each and each["interval"]:
+            low, high = each["interval"]
+            form = "x{:.2f}".format if study.ratio else "{:+.3f}".format
+            row += [form(each["mean"]), f"{form(low)} to {form(high)}", f"{each['p_adjusted']:.3g}"]
+        rows.append(row + ["–"] * (len(rows[0]) - len(row)))
+    return rows
