@@ -411,6 +411,12 @@ def test_the_pairs_that_would_tell_are_those_of_power_tables(margin, pairs):
     assert f"{pairs} pairs would tell {margin} points" in sentence
 
 
+def test_the_pairs_that_would_tell_a_factor_are_counted_in_logarithms():
+    changed = {"deviation": np.log(2)}  # so that a factor of 2 is one deviation
+    sentence = judged([10] * 8, [1, 100] * 4, ratio=True, margin=1, changed=changed)["sentence"]
+    assert "about 10 pairs would tell 100% of the epochs" in sentence
+
+
 def test_no_fewer_pairs_are_asked_for_than_there_are():
     base, arm = apart(0, scale=20)
     sentence = judged(base, arm, margin=0.3, changed={"deviation": 0.1})["sentence"]
