@@ -108,7 +108,9 @@ def analyze(study: Study, records: Mapping[Run, dict], *, exploratory: bool) -> 
             comparison,
             names=tuple(comparison["arms"]),
             unit=UNITS[study.metric],
+            metric=TITLES[study.metric].removesuffix(" (%)"),
             margin=study.margin,
+            num_comparisons=len(others),
             exploratory=exploratory,
         )
     return {
