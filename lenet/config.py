@@ -132,6 +132,15 @@ class Config:
     num_epochs: int = setting(
         20, "Passes over the training set, distorted copies not counted.", lower_bound=1
     )
+    stop_at_train_error_pct: float = setting(
+        0.0,
+        "End after the first epoch whose mean training error is at or below this; 0: never.",
+        lower_bound=0.0,
+        upper_bound=100.0,
+    )
+    stop_at_validation_error_pct: float = setting(
+        0.0, "The same for the validation error.", lower_bound=0.0, upper_bound=100.0
+    )
     seed: int = setting(
         0, "Seed of weights, order and distortions.", lower_bound=0, upper_bound=2**32 - 1
     )
@@ -155,6 +164,7 @@ class Config:
     save_every_epochs: int = setting(
         1, "A checkpoint every N epochs.", lower_bound=1, changes_result=False
     )
+    keep: int = setting(3, "Keep the newest N checkpoints.", lower_bound=1, changes_result=False)
 
     def __post_init__(self):
         if self.optimizer == "sdlm" and (self.pooling, self.output) != ("trainable", "rbf"):
@@ -181,3 +191,5 @@ class Config:
             raise UserError(
                 "--validation_size=0 needs --track=test: there is nothing to validate on"
             )
+        if self.stop_at_validation_error_pct and self.track == "test":
+            raise UserError("--stop_at_validation_error_pct needs --track=validation")

@@ -69,6 +69,9 @@ class ToyConfig(NamedTuple):
     parallel: str = "jit"
     reduction: str = "fast"
     compute_dtype: str = "float32"
+    keep: int = 3
+    stop_at_train_error_pct: float = 0.0
+    stop_at_validation_error_pct: float = 0.0
 
 
 TOY = ToyConfig()
