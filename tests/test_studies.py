@@ -191,7 +191,7 @@ def test_ctrl_c_saves_every_run_and_a_rerun_goes_on(conducted):
             assert study["arms_measured"][arm]["values"][str(seed)] == result["test_error_pct"]
     for name in ("figure.svg", "figure.png"):
         assert (cwd / "act" / name).stat().st_size > 5000
-    assert comparison["sentence"] in done.stdout.replace("\n", " ")
+    assert comparison["sentence"] in " ".join(done.stdout.split())
 
 
 @pytest.mark.slow
