@@ -18,13 +18,16 @@ class Results(NamedTuple):
 
     runs: list[dict]  # trainings, in the order of (network, study, arm, seed)
     measured: dict[str, dict]  # file name without .json -> benchmarks, faults and comparisons
+    studies: list[dict]  # what scripts.ablate found, in the order of their names
 
 
 def load(folder: Path) -> Results:
     contents = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     runs = [result for result in contents.values() if "study" in result]
     runs.sort(key=lambda run: (run["network"], run["study"], run["arm"], run["seed"]))
-    return Results(runs, {name: made for name, made in contents.items() if "study" not in made})
+    measured = {name: made for name, made in contents.items() if "study" not in made}
+    studies = [json.loads(path.read_text()) for path in sorted(folder.glob("*/study.json"))]
+    return Results(runs, measured, studies)
 
 
 def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Path]:

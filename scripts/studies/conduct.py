@@ -10,7 +10,7 @@ from rich.table import Table
 from common import provenance
 from common.errors import UserError
 from common.workdir import read_metrics, require_same_config, write_atomic
-from scripts.report import results
+from scripts.report import results, verdicts
 from scripts.studies import compare, figure, outcome, plan, runner
 from scripts.studies.plan import Run, Study
 
@@ -178,7 +178,7 @@ def state(study: Study, run: Run, kept: Path) -> str:
 
 def print_study(study: Study, contents: dict) -> None:
     """The table of the arms and a sentence for each comparison."""
-    head, *rows = outcome.table(study, contents)
+    head, *rows = verdicts.rows(contents)
     table = Table(title=f"{study.name}: {study.question}", title_justify="left")
     for column in head:
         table.add_column(column)
@@ -186,11 +186,8 @@ def print_study(study: Study, contents: dict) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    for comparison in contents["comparisons"]:
-        console.print(comparison["sentence"], highlight=False, markup=False)
-    for arm, choice in contents["choice"].items():
-        if not choice["reached"]:
-            tried = f"{choice['setting']} of {', '.join(choice['values'])}"
-            console.print(f"{arm} got there with no {tried}.", highlight=False)
+    sentences = [comparison["sentence"] for comparison in contents["comparisons"]]
+    for sentence in sentences + verdicts.not_reached(contents):
+        console.print(sentence, highlight=False, markup=False)
     if len(contents["commits"]) > 1:
         console.print(f"Runs of {len(contents['commits'])} commits.", highlight=False)

@@ -1,49 +1,25 @@
 """The figure of a study: every run's error over its epochs, and what was measured of each."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from common.workdir import write_atomic
-from scripts.studies.outcome import TITLES, measured
+from scripts.report.style import COLORS, GRAY, save, scale_error, style
+from scripts.report.verdicts import MEASURES
+from scripts.studies.outcome import measured
 from scripts.studies.plan import Run, Study
-
-# Okabe and Ito's colors, which color-blind people can tell apart; all of them, and the gray of the
-# text, stand out from white as from black: the SVG has no background.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b38600", "#56a0d3", "#8c6bb1", "#7a7a3a")
-GRAY = "#737c87"
-STYLE = {
-    "svg.hashsalt": "study",  # the same file every time
-    "svg.fonttype": "none",
-    "text.color": GRAY,
-    "axes.labelcolor": GRAY,
-    "axes.edgecolor": GRAY,
-    "axes.facecolor": "none",
-    "xtick.color": GRAY,
-    "ytick.color": GRAY,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def draw(study: Study, records: Mapping[Run, dict], workdir: Path) -> None:
     """Writes figure.svg, which is legible on light and dark, and figure.png."""
-    with matplotlib.rc_context(STYLE):
+    with style():
         figure = figure_of(study, records)
-        for form, options in (
-            ("svg", dict(transparent=True, metadata={"Date": None})),
-            ("png", dict(facecolor="white", dpi=150)),
-        ):
-            image = io.BytesIO()
-            figure.savefig(image, format=form, **options)
-            write_atomic(workdir / f"figure.{form}", image.getvalue())
+        for form in ("svg", "png"):
+            save(figure, workdir / f"figure.{form}")
 
 
 def figure_of(study: Study, records: Mapping[Run, dict]) -> Figure:
@@ -66,6 +42,8 @@ def figure_of(study: Study, records: Mapping[Run, dict]) -> Figure:
         )
     if study.metric == "epochs":
         curves.set_xscale("log")
+    else:
+        curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set_xlabel("epoch")
     curves.set_ylabel(f"{'training' if split == 'train' else split} error (%)")
     scale_error(curves)
@@ -89,18 +67,6 @@ def draw_curves(axes: Axes, curves: list[dict | None], color: str, arm: str) -> 
     axes.plot(epochs, errors.mean(0), color=color, linewidth=1.8, label=arm)
 
 
-def scale_error(axes: Axes) -> None:
-    """A logarithmic axis where the errors span more than a factor of four."""
-    low, high = axes.dataLim.intervaly
-    if low > 0 and high / low > 4:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90) if low <= tick <= high]
-        axes.set_yticks(ticks)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-    axes.grid(axis="y", color=GRAY, alpha=0.2)
-
-
 def draw_dots(axes: Axes, study: Study, records: Mapping[Run, dict]) -> None:
     seeds: dict[int, list[tuple[int, float]]] = {}
     arms = list(study.arms)
@@ -119,7 +85,8 @@ def draw_dots(axes: Axes, study: Study, records: Mapping[Run, dict]) -> None:
             axes.annotate(f"{mean:.3g}", (place + 0.28, mean), va="center", fontsize=9)
     axes.set_xticks(range(len(arms)), arms, rotation=20 * (len(arms) > 4))
     axes.set_xlim(-0.6, len(arms) - 0.4)
-    axes.set_ylabel(TITLES[study.metric])
+    unit = "" if study.ratio else " (%)"
+    axes.set_ylabel(f"{MEASURES[study.metric]}{unit}")
     axes.yaxis.set_major_locator(MaxNLocator(6))
     if study.ratio:
         axes.set_ylim(bottom=0)

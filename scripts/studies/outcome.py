@@ -8,16 +8,12 @@ import common.flags
 from common.errors import UserError
 from common.workdir import write_atomic
 from scripts.report import results
+from scripts.report.verdicts import MEASURES
 from scripts.studies import compare, plan
 from scripts.studies.compare import Measured
 from scripts.studies.plan import Run, Study
 
 UNITS = {"test_error_pct": "points", "validation_error_pct": "points", "epochs": "epochs"}
-TITLES = {
-    "test_error_pct": "test error (%)",
-    "validation_error_pct": "validation error (%)",
-    "epochs": "epochs",
-}
 
 
 # ---- the record of a run
@@ -108,7 +104,7 @@ def analyze(study: Study, records: Mapping[Run, dict], *, exploratory: bool) -> 
             comparison,
             names=tuple(comparison["arms"]),
             unit=UNITS[study.metric],
-            metric=TITLES[study.metric].removesuffix(" (%)"),
+            metric=MEASURES[study.metric],
             margin=study.margin,
             num_comparisons=len(others),
             exploratory=exploratory,
@@ -138,20 +134,3 @@ def with_other_data(records: Mapping[Run, dict]) -> list[Run]:
         if first.setdefault(place, record["training_set"]) != record["training_set"]:
             others.append(run)
     return others
-
-
-def table(study: Study, found: dict) -> list[list[str]]:
-    """A row for each arm: its mean, deviation, seeds, and how it compares with the first."""
-    rows = [["arm", "seeds", TITLES[study.metric], "against the first", "95% interval", "p (Holm)"]]
-    compared = {each["arms"][1]: each for each in found["comparisons"]}
-    for arm, numbers in found["arms_measured"].items():
-        value = numbers["geometric_mean"] if study.ratio else numbers["mean"]
-        deviation = "" if numbers["deviation"] is None else f" ± {numbers['deviation']:.2f}"
-        row = [arm, str(numbers["n"]), f"{value:.3g}{deviation}"]
-        each = compared.get(arm)
-        if each and each["interval"]:
-            low, high = each["interval"]
-            form = "x{:.2f}".format if study.ratio else "{:+.3f}".format
-            row += [form(each["mean"]), f"{form(low)} to {form(high)}", f"{each['p_adjusted']:.3g}"]
-        rows.append(row + ["–"] * (len(rows[0]) - len(row)))
-    return rows
