@@ -218,6 +218,7 @@ def make_run(tmp_path):
         run = {key: value for key, value in FOUND.runs[-1].items() if key not in where}
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(json.dumps(run | changed))
+        (tmp_path / name / "config.json").write_text(json.dumps({"batch_size": 64}))
         lines = [
             {"step": 100, "epoch": 0.5, "split": "train", "loss": 1.0, "error_pct": 20.0},
             {"step": 200, "epoch": 1.0, "split": "train", "loss": 0.5, "error_pct": 10.0},
@@ -243,7 +244,7 @@ def test_a_result_says_where_it_belongs(make_run, command):
     added = results.record(make_run(command=command, seed=3), "ablation", "x")
     assert (added["network"], added["preset"]) == COMMANDS[command]
     given = {"study": "ablation", "arm": "x", "seed": 3, "command": command}
-    assert given.items() <= added.items()
+    assert given.items() <= added.items() and added["settings"] == {"batch_size": 64}
     assert added["curves"]["train"] == {"epoch": [1.0], "error_pct": [15.0]}
     assert added["curves"]["test"] == {"epoch": [1.0], "error_pct": [3.21]}
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Results(NamedTuple):
 
     runs: list[dict]  # trainings, in the order of (network, study, arm, seed)
     measured: dict[str, dict]  # file name without .json -> benchmarks, faults and comparisons
-    studies: list[dict]  # what scripts.ablate found, in the order of their names
+    studies: Sequence[dict] = ()  # what scripts.ablate found, in the order of their names
 
 
 def load(folder: Path) -> Results:
