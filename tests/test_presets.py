@@ -224,6 +224,10 @@ def test_flags_override_a_preset():
         (["--dropout=1"], "--dropout=1"),
         (["--validation_size=0"], "--validation_size=0 .*--track=test"),
         (["--track=test"], "--schedule=plateau .*--track=validation"),
+        (
+            ["--stop_at_validation_error_pct=20", "--track=test", "--schedule=constant"],
+            "--stop_at_validation_error_pct .*--track=validation",
+        ),
         (["--lrn_size=4"], "--lrn_size=4"),
         (["--initialization=torch"], "--initialization=torch .*--hidden_bias=0"),
         (["--pad=4", "--augmentation=none"], "--pad=4 .*--augmentation=crop_flip"),

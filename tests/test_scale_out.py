@@ -195,6 +195,24 @@ def test_devices_and_modes_agree(network, tmp_path):
 
 
 @pytest.mark.slow
+def test_every_process_ends_at_the_same_error(tmp_path):
+    """The criteria are asked of sums that all processes have; the only checkpoint that is kept is
+    read back by the first.
+    """
+    command = [*LENET, "--num_epochs=20", "--keep=1", "--stop_at_train_error_pct=70"]
+    command += ["--stop_at_validation_error_pct=10"]
+    plain = train(tmp_path / "plain", *command)
+    assert 1 < plain["stopped_after_epochs"] < 20
+    two = train(tmp_path / "two", *command, devices=2, processes=2)
+    pmap = train(tmp_path / "pmap", *command, "--parallel=pmap", devices=2)
+    names = ("state_sha256", "stopped_after_epochs", "stopped_by", "num_steps")
+    for name in names:
+        assert plain[name] == two[name] == pmap[name], name
+    for folder in ("plain", "two", "pmap"):
+        assert saved_steps(tmp_path / folder) == [plain["num_steps"]]
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_well")
 def test_fixed_reduction_adds_up_a_large_product_the_same(monkeypatch):
     """On a CPU the rounding of such a product depends on the number of threads, and that on the
