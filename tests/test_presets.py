@@ -38,6 +38,14 @@ FIXED = {
         batch_size=1, num_epochs=20, reshuffle=False, validation_size=0, track="test",
         curvature_examples=500,
     ),
+    "lenet lush": dict(  # the authors' program of 2002, as run in 2019 for QMNIST
+        c3="table", scaling="hundredths", shuffle=False, reshuffle=False,
+        activation="scaled_tanh", pooling="trainable", subsampling="sum", output="squashed",
+        initialization="one_over_sqrt_fan_in", loss="mse", optimizer="sdlm", momentum=0.0,
+        curvature_examples=1000, curvature_every_epochs=10, schedule="thirds",
+        learning_rate=1e-4, num_epochs=30, batch_size=1, distortions="none", validation_size=0,
+        track="test",
+    ),
     "alexnet deck": dict(  # the lecture deck's table; the constants of the paper's section 3.3
         net="alexnet", widths="2012", towers=1, crop_size=227, conv1_padding="none",
         norm_order="pool_norm", lrn="across", lrn_size=5, lrn_k=2.0, lrn_alpha=1e-4,
@@ -109,6 +117,7 @@ PARAMETERS = {
     "lenet deck": 60_806,
     "lenet modern": 60_806,
     "lenet paper": 60_000,
+    "lenet lush": 51_046,
     "alexnet deck": 62_378_344,
     "alexnet modern": 62_378_344,
     "alexnet paper": 60_965_224,
