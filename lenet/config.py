@@ -76,8 +76,8 @@ class Config:
     )
     output: str = setting(
         "softmax",
-        "A linear layer and softmax; distances to fixed bitmaps of digits (rbf, eq. 7); or units "
-        "on C5, squashed like all others, without F6 (squashed, Lush).",
+        "A linear layer and softmax; distances to fixed bitmaps of digits (rbf, eq. 7); or, on C5 "
+        "without F6, units squashed like all others (squashed, Lush).",
         choices=("softmax", "rbf", "squashed"),
     )
     codes: str = setting(
@@ -176,9 +176,7 @@ class Config:
 
     def __post_init__(self):
         if self.optimizer == "sdlm" and (self.pooling != "trainable" or self.output == "softmax"):
-            raise UserError(
-                "--optimizer=sdlm needs --pooling=trainable and --output=rbf or squashed"
-            )
+            raise UserError("--optimizer=sdlm needs --pooling=trainable; --output=rbf or squashed")
         if self.subsampling != "average" and self.pooling != "trainable":
             raise UserError(f"--subsampling={self.subsampling} needs --pooling=trainable")
         if self.codes != "distance13" and self.output != "rbf":
@@ -188,8 +186,7 @@ class Config:
         if self.reshuffle and not self.shuffle:
             raise UserError("--noshuffle needs --noreshuffle")
         if self.optimizer != "sgd" and self.momentum:
-            which = f"--optimizer={self.optimizer}"
-            raise UserError(f"--momentum={self.momentum}: {which} needs --momentum=0")
+            raise UserError(f"--optimizer={self.optimizer} has no momentum; add --momentum=0")
         if self.optimizer == "sdlm" and self.weight_decay:
             raise UserError("--optimizer=sdlm has no weight decay; add --weight_decay=0")
         if self.label_smoothing and self.loss != "cross_entropy":
@@ -206,6 +203,4 @@ class Config:
         if self.distorted_copies and self.distortions == "none":
             raise UserError("--distorted_copies needs --distortions=affine or elastic")
         if self.track == "validation" and not self.validation_size:
-            raise UserError(
-                "--validation_size=0 needs --track=test: there is nothing to validate on"
-            )
+            raise UserError("--validation_size=0 leaves nothing to validate on; add --track=test")

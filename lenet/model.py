@@ -116,10 +116,10 @@ class LeNet5(nnx.Module):
         c3 = self.before_pooling(self.c3(s2))  # (10, 16, 10, B)
         s4 = self.activation(self.s4(c3))  # (5, 16, 5, B)
         c5 = self.activation(self.c5(s4))  # (1, 120, 1, B)
-        layers, units = dict(c1=c1, s2=s2, c3=c3, s4=s4, c5=c5), c5.reshape(120, -1).T  # (B, 120)
+        layers, x = dict(c1=c1, s2=s2, c3=c3, s4=s4, c5=c5), c5.reshape(120, -1).T  # (B, 120)
         if self.f6 is None:
-            return layers | dict(output=self.activation(self.output(units)).astype(jnp.float32))
-        f6 = self.activation(self.f6(units))  # (B, 84)
+            return layers | dict(output=self.activation(self.output(x)).astype(jnp.float32))
+        f6 = self.activation(self.f6(x))  # (B, 84)
         return layers | dict(f6=f6, output=self.output(f6).astype(jnp.float32))  # (B, num_classes)
 
     def __call__(self, images: Images) -> Float32[Array, "B classes"]:
