@@ -757,7 +757,11 @@ def test_a_networks_train_step_is_compiled_once(tmp_path, sets, monkeypatch):
 
 
 @pytest.mark.slow
-def test_chunks_and_curvature_come_when_they_should(tmp_path, short_chunks, monkeypatch):
+@pytest.mark.parametrize(("every", "steps"), [(1, (0, 12, 24)), (2, (0, 24))])
+def test_chunks_and_curvature_come_when_they_should(
+    every, steps, tmp_path, short_chunks, monkeypatch
+):
+    """The curvature before each pass, or every second; not after the resume at 10."""
     estimates, make_curvature_step = [], lenet.train.make_curvature_step
 
     def recording(*arguments):
@@ -770,12 +774,9 @@ def test_chunks_and_curvature_come_when_they_should(tmp_path, short_chunks, monk
         return curvature_step
 
     monkeypatch.setattr(lenet.train, "make_curvature_step", recording)
-    run(dataclasses.replace(PAPER, curvature_examples=20), tmp_path / "run", [2])
-    assert estimates == [
-        (0, 20),
-        (12, 20),
-        (24, 20),
-    ]  # before each pass; not after the resume at 10
+    config = dataclasses.replace(PAPER, curvature_examples=20, curvature_every_epochs=every)
+    run(config, tmp_path / "run", [2])
+    assert estimates == [(step, 20) for step in steps]
 
 
 # ---- what tells one training set from another
@@ -834,11 +835,14 @@ CHANGES = {
         "distortions": (ADAMW, "affine"),
         "distortion_strength": (ADAMW, 0.5),
         "distorted_copies": (ADAMW, 2),
+        "shuffle": (PAPER, False),
         "reshuffle": (DIGITS, False),
         "c3": (DIGITS, "random"),
         "activation": (DIGITS, "relu"),
         "pooling": (DIGITS, "max"),
+        "subsampling": (PAPER, "sum"),
         "output": (DIGITS, "rbf"),
+        "codes": (PAPER, "distance25"),
         "initialization": (DIGITS, "fan_in"),
         "loss": (DIGITS, "mse"),
         "map_constant": (PAPER, 60.0),
@@ -851,6 +855,7 @@ CHANGES = {
         "weight_decay": (DIGITS, 0.01),
         "average_decay": (DIGITS, 0.9),
         "curvature_examples": (PAPER, 10),
+        "curvature_every_epochs": (PAPER, 2),
         "curvature_loss": (dataclasses.replace(PAPER, map_constant=200.0), "same"),
         "compute_dtype": (DIGITS, "bfloat16"),
         "reduction": (dataclasses.replace(DIGITS, batch_size=16), "fixed"),
