@@ -12,7 +12,8 @@ import pytest
 
 from common.errors import UserError
 from scripts import ablate
-from scripts.studies import plan
+from scripts.report import results
+from scripts.studies import outcome, plan
 from scripts.studies.catalog import STUDIES
 from scripts.studies.plan import Study
 
@@ -222,3 +223,22 @@ def test_jobs_change_no_bit(conducted, tmp_path):
             for folder in (tmp_path / "one", cwd / "act")
         )
         assert one == two
+
+
+@pytest.mark.slow
+def test_runs_whose_records_are_in_results_are_not_trained_again(conducted, tmp_path):
+    """Whatever study they were made for."""
+    cwd, _, _ = conducted
+    study = plan.from_json(cwd / "act" / "study.json")._replace(name="first", pairs=1)
+    for run in plan.runs(study, cwd / "act", {}):
+        record = results.read(run.workdir) | {"study": "first", "arm": run.arm}
+        path = outcome.record_file(study, run, tmp_path / "kept")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(results.to_text(record))
+    options = ("--seeds=1", "--name=second", "--workdir=again", "--results=kept")
+    done = program(*AD_HOC, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("again/*/seed*"))
+    commands = program(*AD_HOC, *options, "--seeds=2", "--print_commands", cwd=tmp_path)
+    lines = commands.stdout.splitlines()
+    assert len(lines) == 2 and all("--seed=11" in line for line in lines)

@@ -25,20 +25,23 @@ def record_file(study: Study, run: Run, folder: Path) -> Path:
 
 
 def read(study: Study, run: Run, folder: Path) -> dict | None:
-    """The record of a finished run: from its folder, or from results/, where it has the same
-    settings; else None.
+    """The record of a finished run: from its folder, or from that of a run of any study in results/
+    with the same settings; else None.
     """
     try:
-        found = results.read(run.workdir)
+        return results.read(run.workdir)
     except UserError:
-        path = record_file(study, run, folder)
+        wanted, network = plan.config(study, run), study.network(run.arm)
+    others = sorted(folder.glob(f"*/*_seed{run.seed}.json"))
+    for path in (record_file(study, run, folder), *others):
         try:
             found = json.loads(path.read_text())
             settings = dict(found["settings"])
         except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return None if common.flags.changes(settings, plan.config(study, run)) else found
-    return found
+            continue
+        if found["network"] == network and not common.flags.changes(settings, wanted):
+            return found
+    return None
 
 
 def keep(study: Study, run: Run, folder: Path) -> None:
