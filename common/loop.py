@@ -137,7 +137,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             checkpointer.save(step, placement.replicate(state), notes)
 
         def end_epoch() -> bool:
-            """Scores the epoch, which is saved before; returns whether it is the last."""
+            """Scores the epoch, after it was saved if due; returns whether it is the last."""
             nonlocal state, stopped_by
             log.flush()
             sums = score(splits[config.track])
