@@ -67,14 +67,16 @@ class TrainState(NamedTuple):
     statistics: Statistics  # of the training set
 
 
-def initial_state(network: Network, tx, statistics: Statistics, params=None) -> TrainState:
-    """The state before the first update; without `params`, with those drawn from the seed."""
-    if params is None:
-        params = network.init()
-    average = params if network.config.average_decay else ()
-    plateau = new_plateau() if network.config.schedule == "plateau" else ()
-    start = jnp.zeros((), jnp.int32)
-    return TrainState(start, params, tx.init(params), average, plateau, statistics)
+def initial_state(network: Network, tx, statistics: Statistics, params) -> TrainState:
+    """The state before the first update."""
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        tx.init(params),
+        average=params if network.config.average_decay else (),
+        plateau=new_plateau() if network.config.schedule == "plateau" else (),
+        statistics=statistics,
+    )
 
 
 def make_train_step(network: Network, tx) -> Callable:
@@ -100,26 +102,20 @@ def make_train_step(network: Network, tx) -> Callable:
 
 
 def make_eval_step(network: Network, num_views: int = 1) -> Callable:
-    """Returns eval_step(params, batch) -> `step.score_sums` and the sum of top5_errors.
+    """The evaluation step of `common.step`, with top-5 errors.
 
     With `num_views` 1 the network sees the center crop; with VIEWS the ten of section 4.1, whose
     probabilities are averaged.
     """
+    views = [None] if num_views == 1 else range(num_views)  # None: the center
 
-    @jax.jit
-    def eval_step(params, batch):
-        views = [None] if num_views == 1 else range(num_views)  # None: the center
-        images = [network.prepare(batch["image"], view=view) for view in views]
-        images = jnp.stack(images, axis=1)  # (B, views, crop, crop, 3)
-        logits = network.logits(params, images.reshape(-1, *images.shape[2:]))
-        scores = jax.nn.log_softmax(logits).reshape(-1, num_views, logits.shape[-1])
-        scores = jax.nn.logsumexp(scores, axis=1) - math.log(num_views)  # log of mean probability
-        _, best = jax.lax.top_k(scores, min(5, scores.shape[-1]))  # (B, 5)
-        missed = (best != batch["label"][:, None]).all(axis=-1)
-        top5_errors = jnp.sum(missed & batch["mask"])
-        return step.score_sums(network, scores, batch) | {"top5_errors": top5_errors}
+    def log_probabilities(params, images):
+        crops = jnp.stack([network.prepare(images, view=view) for view in views], axis=1)
+        logits = network.logits(params, crops.reshape(-1, *crops.shape[2:]))
+        found = jax.nn.log_softmax(logits).reshape(-1, num_views, logits.shape[-1])
+        return jax.nn.logsumexp(found, axis=1) - math.log(num_views)  # of the mean probability
 
-    return eval_step
+    return step.make_eval_step(network, log_probabilities, top5=True)
 
 
 def eval_batch_size(config: Config, num_views: int = 1) -> int:
@@ -206,7 +202,6 @@ def make_task(config: Config) -> Task:
 
     return Task(
         network=network,
-        epoch_steps=epoch_steps,
         log_every_steps=config.log_every_steps,
         save_every_steps=config.save_every_steps,
         placement=placement,

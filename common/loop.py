@@ -27,12 +27,11 @@ class Task(NamedTuple):
 
     Attributes:
       network: what the config describes; `fit` reads the settings that both networks have.
-      epoch_steps: updates in an epoch.
       log_every_steps: a line of metrics after so many steps, and at the end of each epoch.
       save_every_steps: a checkpoint after so many steps as well; 0: at the ends of epochs alone.
       placement: where everything lies.
-      initial_state: (params, or None for new ones) -> the state before the first update; traced.
-      given_params: (their shapes) -> the params to start from, or None.
+      initial_state: params -> the state before the first update; traced.
+      given_params: (their shapes) -> the params to start from; None for new ones.
       chunks: (first step) -> (count, chunk) without end; closed at the end.
       train: (state, chunk, count) -> (state, sums {"loss", "errors", "count"}); donates the state.
       before_epoch: (state, epoch from 0) -> the state that the epoch starts with.
@@ -45,7 +44,8 @@ class Task(NamedTuple):
       more_scores: (metrics of the test split, score(examples, eval_step, batch size) -> sums) ->
         more entries of the result.
       facts: what `load` must know of the data, saved with each checkpoint.
-      training_set: what tells one training set from another, compared after a restore.
+      training_set: "train_examples", and what else tells one training set from another; compared
+        after a restore.
       restored: (state, meta) after a restore; raises where they do not fit the data.
       notes: () -> more to save with a checkpoint.
       learning_rate: step -> rate, to be shown; None where it depends on the errors.
@@ -53,7 +53,6 @@ class Task(NamedTuple):
     """
 
     network: Network
-    epoch_steps: int
     log_every_steps: int
     save_every_steps: int
     placement: Placement
@@ -80,6 +79,11 @@ class Task(NamedTuple):
     def config(self) -> Any:
         """The run's settings."""
         return self.network.config
+
+    @property
+    def epoch_steps(self) -> int:
+        """Updates in an epoch: full batches."""
+        return self.training_set["train_examples"] // self.config.batch_size
 
     @property
     def num_steps(self) -> int:
@@ -206,7 +210,11 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
 def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> tuple:
     """(step, state, what was saved with it) of the newest checkpoint, or of a new run."""
     placement = task.placement
-    target = placement.abstract(lambda: task.initial_state(None))
+
+    def new_state(params):
+        return task.initial_state(task.network.init() if params is None else params)
+
+    target = placement.abstract(lambda: new_state(None))
     placement.state_shardings(target)  # refuses what it cannot split, before anything is compiled
     if restored := checkpointer.restore_newest(target):
         step, state, meta = restored
@@ -215,8 +223,8 @@ def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> t
                 raise other_training_set(task.config, f"{name} in {workdir}")
         task.restored(state, meta)
     else:
-        new_state = jax.jit(task.initial_state, out_shardings=placement.replicated)
-        step, state, meta = 0, new_state(task.given_params(target.params)), {}
+        start = jax.jit(new_state, out_shardings=placement.replicated)
+        step, state, meta = 0, start(task.given_params(target.params)), {}
     return step, placement.place_state(state), meta
 
 

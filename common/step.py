@@ -48,17 +48,31 @@ def average(state, params, decay: float):
     return optax.incremental_update(params, state.average, 1 - decay)
 
 
-def score_sums(network: Network, logits, batch) -> dict[str, jax.Array]:
-    """The sums of loss, errors and count and, for few classes, the confusion matrix [true,
-    predicted] of a batch {"label": (B,), "mask": (B,)}, whose places count where the mask is True.
+def make_eval_step(network: Network, scores: Callable, *, top5: bool = False) -> Callable:
+    """Returns eval_step(params, batch) -> the sums of loss, errors and count over a batch {"image":
+    (B, H, W, C) stored, "label": (B,), "mask": (B,)}, whose places count where the mask is True.
+
+    For few classes also the confusion matrix [true, predicted]; with `top5` the sum of top5_errors.
+
+    Args:
+      scores: (params, stored images) -> (B, classes), which the network's loss takes.
     """
-    label, mask, predicted = batch["label"], batch["mask"], logits.argmax(-1)
-    sums = {
-        "loss": jnp.sum(network.loss(logits, label) * mask),
-        "errors": jnp.sum((predicted != label) & mask),
-        "count": jnp.sum(mask),
-    }
-    if logits.shape[-1] <= MAX_CONFUSION_CLASSES:
-        confusion = jnp.zeros((logits.shape[-1],) * 2, jnp.int32)
-        sums["confusion"] = confusion.at[label, predicted].add(mask)
-    return sums
+
+    @jax.jit
+    def eval_step(params, batch):
+        found, label, mask = scores(params, batch["image"]), batch["label"], batch["mask"]
+        predicted, num_classes = found.argmax(-1), found.shape[-1]
+        sums = {
+            "loss": jnp.sum(network.loss(found, label) * mask),
+            "errors": jnp.sum((predicted != label) & mask),
+            "count": jnp.sum(mask),
+        }
+        if num_classes <= MAX_CONFUSION_CLASSES:
+            confusion = jnp.zeros((num_classes, num_classes), jnp.int32)
+            sums["confusion"] = confusion.at[label, predicted].add(mask)
+        if top5:
+            _, best = jax.lax.top_k(found, min(5, num_classes))  # (B, 5)
+            sums["top5_errors"] = jnp.sum((best != label[:, None]).all(axis=-1) & mask)
+        return sums
+
+    return eval_step

@@ -43,10 +43,8 @@ class TrainState(NamedTuple):
     average: Any  # like params; () when the weights are not averaged
 
 
-def initial_state(network: Network, tx, params=None) -> TrainState:
-    """The state before the first update; without `params`, with those drawn from the seed."""
-    if params is None:
-        params = network.init()
+def initial_state(network: Network, tx, params) -> TrainState:
+    """The state before the first update."""
     average = params if network.config.average_decay else ()
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
@@ -91,14 +89,12 @@ def make_curvature_step(network: Network) -> Callable:
 
 
 def make_eval_step(network: Network) -> Callable:
-    """Returns eval_step(params, batch) -> `step.score_sums`."""
+    """The evaluation step of `common.step`."""
 
-    @jax.jit
-    def eval_step(params, batch):
-        logits = network.logits(params, network.prepare(batch["image"]))  # (B, classes)
-        return step.score_sums(network, logits, batch)
+    def logits(params, images):
+        return network.logits(params, network.prepare(images))
 
-    return eval_step
+    return step.make_eval_step(network, logits)
 
 
 def make_task(config: Config) -> Task:
@@ -126,7 +122,6 @@ def make_task(config: Config) -> Task:
 
     return Task(
         network=network,
-        epoch_steps=epoch_steps,
         log_every_steps=1,
         save_every_steps=0,
         placement=placement,

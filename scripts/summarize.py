@@ -129,7 +129,7 @@ def compiled_step(config: alexnet.config.Config) -> str:
         split_layers=alexnet.train.FULLY_CONNECTED,
     )
     placement = parallel.place(train_step, **modes, batch_size=config.batch_size)
-    state = jax.eval_shape(lambda: alexnet.train.initial_state(network, tx, blank))
+    state = jax.eval_shape(lambda: alexnet.train.initial_state(network, tx, blank, network.init()))
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,

@@ -30,7 +30,7 @@ def exported_step(name: str):
     )
     network, tx = assemble(config, num_classes, statistics), build_optimizer(config, 100)
     train_step = make_train_step(network, tx)
-    state = jax.eval_shape(lambda: initial_state(network, tx, statistics))
+    state = jax.eval_shape(lambda: initial_state(network, tx, statistics, network.init()))
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),

@@ -196,8 +196,8 @@ def test_the_states_of_both_networks_are_understood(tmp_path):
     numbers, things = lenet.train.assemble(digits), alexnet.train.assemble(photos, 10, blank)
     tx, other = lenet.train.build_optimizer(digits, 10), alexnet.train.build_optimizer(photos, 10)
     states = (
-        jax.jit(lambda: lenet.train.initial_state(numbers, tx)),
-        jax.jit(lambda: alexnet.train.initial_state(things, other, blank)),
+        jax.jit(lambda: lenet.train.initial_state(numbers, tx, numbers.init())),
+        jax.jit(lambda: alexnet.train.initial_state(things, other, blank, things.init())),
     )
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         for step, state in enumerate(states):

@@ -103,7 +103,10 @@ def toy(rate: float = 0.3, chunk_steps: int = 2, config: ToyConfig = TOY) -> loo
     def prepare(images, draw=None):
         return images.reshape(len(images), -1) / 255.0
 
-    network = Network(config, 3, 12, ((2, 2, 1),), dict, bind, prepare, cross_entropy)
+    def init():
+        return {"layer": {"kernel": jnp.zeros((4, 3))}}
+
+    network = Network(config, 3, 12, ((2, 2, 1),), init, bind, prepare, cross_entropy)
 
     def one_step(add_up, state, batch):
         grads, sums = step.gradients(network, state.params, batch, add_up)
@@ -116,9 +119,6 @@ def toy(rate: float = 0.3, chunk_steps: int = 2, config: ToyConfig = TOY) -> loo
         state, sums = jax.lax.scan(functools.partial(one_step, add_up), state, chunk)
         return state, jax.tree.map(jnp.sum, sums)
 
-    def eval_step(params, batch):
-        return step.score_sums(network, prepare(batch["image"]) @ params["layer"]["kernel"], batch)
-
     def chunks(first_step):
         while True:
             count = min(chunk_steps, EPOCH - first_step % EPOCH)
@@ -128,13 +128,11 @@ def toy(rate: float = 0.3, chunk_steps: int = 2, config: ToyConfig = TOY) -> loo
             first_step += count
 
     def initial_state(params):
-        params = {"layer": {"kernel": jnp.zeros((4, 3))}} if params is None else params
         return ToyState(jnp.int32(0), params, params, jnp.int32(0), jnp.float32(0))
 
     placement = parallel.place(train_steps, mode="jit", batch_size=BATCH, batch_axis=1)
     return loop.Task(
         network=network,
-        epoch_steps=EPOCH,
         log_every_steps=3,
         save_every_steps=0,
         placement=placement,
@@ -142,7 +140,9 @@ def toy(rate: float = 0.3, chunk_steps: int = 2, config: ToyConfig = TOY) -> loo
         given_params=lambda target: None,
         chunks=chunks,
         train=lambda state, chunk, count: placement.run(state, placement.place_training(chunk)),
-        eval_step=placement.over_devices(eval_step),
+        eval_step=placement.over_devices(
+            step.make_eval_step(network, lambda params, images: bind(params)(prepare(images)))
+        ),
         eval_batch_size=4,
         num_threads=0,
         splits={"train": training, "validation": validation, "test": test},
@@ -342,7 +342,7 @@ def test_a_loss_that_stays_at_chance_is_told_with_the_hint(tmp_path, monkeypatch
 
 
 def test_a_run_of_one_chunk_has_a_speed(tmp_path):
-    task = toy(config=ToyConfig(num_epochs=1))._replace(epoch_steps=2)
+    task = toy(config=ToyConfig(num_epochs=1))._replace(training_set={"train_examples": 2 * BATCH})
     assert fit(task, tmp_path / "run")["images_per_s"] > 0
 
 
@@ -611,7 +611,7 @@ def restored(config, workdir: Path, image_shape=(40, 40, 3)) -> alexnet.train.Tr
     blank = alexnet.train.Statistics(np.zeros(image_shape, np.float32), np.eye(3))
     network = alexnet.train.assemble(config, 10, blank)
     tx = alexnet.train.build_optimizer(config, 4)
-    state = jax.eval_shape(lambda: alexnet.train.initial_state(network, tx, blank))
+    state = jax.eval_shape(lambda: alexnet.train.initial_state(network, tx, blank, network.init()))
     target = jax.tree.map(checkpoint._on_one_device, state)
     with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
         return checkpointer.restore_newest(target)[1]
@@ -814,7 +814,7 @@ def test_a_changed_set_of_digits_or_photos_is_told(tmp_path, write_set, monkeypa
     assert "train_shards" in photos.training_set
     changed = task(alexnet, pixels[:39], **photo)
     assert "train_examples" in differ(photos, changed)
-    state = jax.eval_shape(lambda: photos.initial_state(None))
+    state = jax.eval_shape(lambda: photos.initial_state(photos.network.init()))
     statistics = alexnet.train.statistics(photos.splits["train"], 0)
     state = state._replace(statistics=jax.tree.map(np.float32, statistics))
     photos.restored(state, {})

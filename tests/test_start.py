@@ -58,7 +58,7 @@ def short_chunks(monkeypatch):
 def make_run(network, config, workdir, weights="params", params=None) -> dict:
     """A run that was saved after 7 steps, with some weights replaced; returns its first params."""
     task = network.make_task(config)
-    state = jax.jit(task.initial_state)(None)
+    state = jax.jit(task.initial_state)(task.network.init())
     workdir.mkdir()
     write_config(config, workdir)
     with contextlib.closing(Checkpointer(workdir)) as checkpointer:

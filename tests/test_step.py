@@ -93,7 +93,7 @@ def test_two_steps_of_lenet_against_plain_optax():
     images = draw.integers(0, 256, (3, 4, 28, 28, 1), np.uint8)
     labels = draw.integers(0, 10, (3, 4)).astype(np.int32)
     chunk = {"image": images, "label": labels, "draw": np.ones((3, 4), np.uint32)}
-    state = jax.jit(lambda: lenet.train.initial_state(network, tx))()
+    state = jax.jit(lambda: lenet.train.initial_state(network, tx, network.init()))()
     params = jax.device_get(state.params)
     two = jax.jit(lambda state, chunk: steps(state, chunk, 2, on_one_device))  # of three
     state, sums = two(state, chunk)
@@ -145,7 +145,7 @@ def test_two_steps_of_alexnet_against_the_papers_rule(drops):
     network = alexnet.train.assemble(config, 10, statistics)
     tx = alexnet.train.build_optimizer(config, 4)
     train_step = alexnet.train.make_train_step(network, tx)
-    state = jax.jit(lambda: alexnet.train.initial_state(network, tx, statistics))()
+    state = jax.jit(lambda: alexnet.train.initial_state(network, tx, statistics, network.init()))()
     state = state._replace(plateau=Plateau(jnp.float32(90.0), jnp.int32(0), jnp.int32(drops)))
     compiled = jax.jit(lambda state, batch: train_step(state, batch, on_one_device))
 
@@ -209,9 +209,8 @@ def test_dropout_and_augmentation_are_a_function_of_seed_and_use():
     batch = {"image": images, "label": np.arange(4, dtype=np.int32)}
     config = dataclasses.replace(SMALL, dropout=0.5)
     tx = alexnet.train.build_optimizer(config, 4)
-    first = alexnet.train.initial_state(
-        alexnet.train.assemble(config, 10, statistics), tx, statistics
-    )
+    network = alexnet.train.assemble(config, 10, statistics)
+    first = alexnet.train.initial_state(network, tx, statistics, network.init())
 
     def losses(**changes):
         """With draws, with other draws, with another seed."""

@@ -80,8 +80,9 @@ class LeNetTraining:
     def restart(self, seed: int) -> None:
         """Back to step 0, with weights and order drawn from `seed`."""
         self.config, self.step = dataclasses.replace(self.config, seed=seed), 0
+        network = self.network()
         new_state = jax.jit(
-            lambda: lenet.train.initial_state(self.network(), self.tx),
+            lambda: lenet.train.initial_state(network, self.tx, network.init()),
             out_shardings=self.placement.replicated,
         )
         self.state = self.placement.place_state(new_state())
@@ -152,7 +153,9 @@ class AlexNetTraining:
         )
         self.eval_step = alexnet.train.make_eval_step(self.network)
         new_state = jax.jit(
-            lambda: alexnet.train.initial_state(self.network, tx, self.statistics),
+            lambda: alexnet.train.initial_state(
+                self.network, tx, self.statistics, self.network.init()
+            ),
             out_shardings=self.placement.replicated,
         )
         self.state = self.placement.place_state(new_state())

@@ -62,7 +62,7 @@ def abstract_state(workdir: Path):
     """The shapes, types and placement of the training state of a run of LeNet-5, on one device."""
     config = read_config(lenet.config.Config, workdir, "a LeNet-5")
     network, tx = lenet.network.assemble(config), lenet.train.build_optimizer(config, 1)
-    state = jax.eval_shape(lambda: lenet.train.initial_state(network, tx))
+    state = jax.eval_shape(lambda: lenet.train.initial_state(network, tx, network.init()))
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
