@@ -20,7 +20,7 @@ from absl import flags
 
 from common.errors import UserError
 from common.workdir import write_atomic
-from scripts.report import faults, results, speed, studies
+from scripts.report import faults, ledger, results, speed, studies
 from scripts.report.speed import number  # also for what scripts.benchmark prints
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,7 @@ TABLES = {  # what a README names -> Results to Markdown
     "profile": speed.profile_table,
     "scaling": speed.scaling_table,
     "faults": faults.faults_table,
+    "claims": lambda found: ledger.ledger_table(ledger.check(found)),
 }
 
 __all__ = ["PAGES", "RESULTS", "define_flags", "fill", "main", "number"]

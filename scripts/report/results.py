@@ -17,14 +17,14 @@ class Results(NamedTuple):
     """All of results/."""
 
     runs: list[dict]  # trainings, in the order of (network, study, arm, seed)
-    measured: dict[str, dict]  # file name without .json -> benchmarks, faults and comparisons
+    measured: dict[str, dict]  # file name without .json -> benchmarks, faults, comparisons, studies
 
 
 def load(folder: Path) -> Results:
     contents = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    runs = [result for result in contents.values() if "study" in result]
+    runs = [result for result in contents.values() if "network" in result]
     runs.sort(key=lambda run: (run["network"], run["study"], run["arm"], run["seed"]))
-    return Results(runs, {name: made for name, made in contents.items() if "study" not in made})
+    return Results(runs, {name: made for name, made in contents.items() if "network" not in made})
 
 
 def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Path]:
