@@ -109,7 +109,6 @@ CLAIMS = [
         ],
         expected=-1.5,
         tolerance=0.5,
-        missing="no run",
         unit=" points",
         note=NOTE,
     ),

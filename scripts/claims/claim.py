@@ -120,7 +120,7 @@ def measured(
     values: Callable[[list[dict]], Sequence[float]],
     expected: float,
     tolerance: float,
-    missing: str,
+    missing: str = "results/ has no such run",
     unit: str = "%",
     note: str = "",
 ) -> Claim:
@@ -166,7 +166,9 @@ def within(low: float, high: float) -> Verdict:
         if comparison["verdict"] == "undecided":
             return None
         least, most = comparison["interval"]
-        return most >= low and least <= high
+        too_low, too_high = most < low, least > high
+        beyond = {"at least": too_low, "at most": too_high}  # where the true ratio may be closer
+        return None if beyond.get(comparison["bound"]) else not (too_low or too_high)
 
     return agrees
 

@@ -393,7 +393,7 @@ CLAIMS = [
             f"{ALEXNET}, ReLU",
             "iterations of ReLU, tanh, sigmoid to that error",
         ),
-        "several times faster than both",
+        "faster than both",
         study="relu_vs_tanh",
         order=("relu", "tanh", "sigmoid"),
         note=NOTE,
