@@ -49,29 +49,30 @@ def test_json_keeps_the_contract(summarize):
 @pytest.mark.parametrize(
     ("preset", "layer", "expected"),
     [
-        ("--model=lenet --preset=deck", "s2", ([2, 2], 2, [0, 0], "tanh")),
-        ("--model=lenet --preset=deck", "c5", ([5, 5], 1, [0, 0], "tanh")),
-        ("--model=lenet --preset=deck", "output", (None, None, None, "softmax")),
-        ("--model=lenet --preset=paper", "output", (None, None, None, "rbf")),
-        ("--model=lenet --preset=modern", "c1", ([5, 5], 1, [0, 0], None)),  # after the maximum
-        ("--model=alexnet --preset=paper", "conv1", ([11, 11], 4, [0, 3], "relu")),
-        ("--model=alexnet --preset=paper", "pool1", ([3, 3], 2, [0, 0], None)),
-        ("--model=alexnet --preset=paper", "conv2", ([5, 5], 1, [2, 2], "relu")),
-        ("--model=alexnet --preset=paper", "norm1", (None, None, None, None)),
-        ("--model=alexnet --preset=code2012", "pool1", ([3, 3], 2, [0, 0], "relu")),
-        ("--model=alexnet --preset=cifar18", "pool1", ([3, 3], 2, [0, 1], "relu")),
-        ("--model=alexnet --preset=cifar13", "local3", ([3, 3], 1, [1, 1], "relu")),
-        ("--model=alexnet --pooling=non_overlapping", "pool1", ([2, 2], 2, [0, 0], None)),
+        ("lenet/deck", "s2", ([2, 2], 2, [0, 0], "tanh")),
+        ("lenet/deck", "c5", ([5, 5], 1, [0, 0], "tanh")),
+        ("lenet/deck", "output", (None, None, None, "softmax")),
+        ("lenet/paper", "output", (None, None, None, "rbf")),
+        ("lenet/modern", "c1", ([5, 5], 1, [0, 0], None)),  # after the maximum
+        ("alexnet/paper", "conv1", ([11, 11], 4, [0, 3], "relu")),
+        ("alexnet/paper", "pool1", ([3, 3], 2, [0, 0], None)),
+        ("alexnet/paper", "conv2", ([5, 5], 1, [2, 2], "relu")),
+        ("alexnet/paper", "norm1", (None, None, None, None)),
+        ("alexnet/code2012", "pool1", ([3, 3], 2, [0, 0], "relu")),
+        ("alexnet/cifar18", "pool1", ([3, 3], 2, [0, 1], "relu")),
+        ("alexnet/cifar13", "local3", ([3, 3], 1, [1, 1], "relu")),
     ],
 )
 def test_the_geometry_of_layers(summarize, preset, layer, expected):
-    layers = json.loads(summarize(*preset.split(), "--json")[1])["layers"]
+    model, name = preset.split("/")
+    flagfile = f"--flagfile={model}/presets/{name}.flags"
+    layers = json.loads(summarize(f"--model={model}", flagfile, "--json")[1])["layers"]
     row = next(row for row in layers if row["name"] == layer)
     assert tuple(row[key] for key in ("kernel", "stride", "padding", "activation")) == expected
 
 
 def test_the_decks_rows_stand_beside_ours(summarize):
-    _, output, _ = summarize("--model=lenet", "--preset=paper")
+    _, output, _ = summarize("--flagfile=lenet/presets/paper.flags")
     assert "\N{HORIZONTAL ELLIPSIS}" not in output
     assert "16@10x10 5x5/1 tanh" in output and "151,600 connections" in output
 

@@ -49,14 +49,15 @@ def exact(
     stated: str,
     compute: Callable[[Facts], str],
     layer_row: bool = False,
+    how: str = NOW,
 ) -> Claim:
-    """`compute` writes what the code has as the source writes it."""
+    """`compute` writes what we have as the source writes it; `how` says if that is of results/."""
 
     def check(facts: Facts) -> tuple[str, str]:
         ours = compute(facts)
         return ours, "exact" if ours == stated else "differs"
 
-    return Claim(id, source, claim, stated, NOW, check, structural=True, layer_row=layer_row)
+    return Claim(id, source, claim, stated, how, check, how == NOW, layer_row)
 
 
 def holds(

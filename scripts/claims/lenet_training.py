@@ -175,12 +175,19 @@ CLAIMS = [
         arms=("2.4_over_sqrt", "2.4_over_fan_in"),
         agrees=says("lower", "no difference"),
     ),
-    exact(*("lenet-mnist", DATA, "training and test digits", "60,000 and 10,000"), _sizes),
+    exact(
+        *("lenet-mnist", DATA, "training and test digits", "60,000 and 10,000", _sizes),
+        how="results: lenet presets, paper",
+    ),
     exact(
         *("lenet-distorted-set", RESULTS, "the set with distortions"),
         *("60,000 + 540,000, each used 2 times", _distorted),
+        how="results: lenet presets, paper_distortions",
     ),
-    exact(*("lenet-distorted-passes", RESULTS, "passes with distortions", "20 of 60,000"), _passes),
+    exact(
+        *("lenet-distorted-passes", RESULTS, "passes with distortions", "20 of 60,000", _passes),
+        how="results: lenet presets, paper_distortions",
+    ),
     # ---- errors
     measured(
         *("lenet-test-error", RESULTS, "test error, regular database", "0.95 ± 0.1%"),
@@ -263,7 +270,7 @@ CLAIMS = [
     ),
     studied(
         *("lenet-bitmaps", "LeCun 1998, Fig. 3", "bitmaps of 0 and 6 that are further apart"),
-        "a figure without data: any bitmaps do",
+        "stylized images, chosen by hand",
         study="codes",
         arms=("distance13", "distance25"),
         agrees=says("no difference"),
