@@ -1,155 +1,257 @@
-"""Claims of Krizhevsky et al. 2012 on errors, and on what its parts bring."""
+"""Claims of Krizhevsky et al. 2012 on images, dropout and training."""
 
-from scripts.claims.claim import REENCODED, measured, not_run, says, studied, within
+import itertools
+import math
 
-RESULTS, TABLE_2 = "Krizhevsky 2012, 6", "Krizhevsky 2012, 6, table 2"
-IMAGENET = "ImageNet is not at hand"
-NOTE = f", {REENCODED}"
-CIFAR = "on CIFAR-10 here; "
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alexnet import augment, optimizer
+from alexnet.image_statistics import Statistics
+from alexnet.model import HIDDEN_BIAS, drop, initializers
+from scripts.claims.alexnet import WEIGHTS, followers
+from scripts.claims.claim import departs, exact, holds, inconsistent
+from scripts.claims.facts import Facts, quickly
+
+DATA, AUGMENT, DROPOUT, DETAILS = (f"Krizhevsky 2012, {n}" for n in ("2", "4.1", "4.2", "5"))
+STORED = 256  # pixels of a side of imagenet_256
+
+
+def _config(facts: Facts):
+    return facts.alexnet["paper"].config
+
+
+# ---- images
+
+
+def _prepare(facts: Facts, side: int, crop_size: int, covariance=np.zeros((3, 3)), **changed):  # noqa: B008
+    config = _config(facts)
+    options = dict(augmentation=config.augmentation, color_pca=False) | changed
+    return augment.prepare_function(
+        Statistics(np.zeros((side, side, 3), np.float32), covariance),
+        crop_size=crop_size,
+        scaling=config.scaling,
+        pad=config.pad,
+        seed=0,
+        **options,
+    )
+
+
+def _coordinates(side: int) -> np.ndarray:
+    """An image whose red is the row and whose green is the column."""
+    rows, columns = np.mgrid[:side, :side]
+    return np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8)
+
+
+def _places(crops: np.ndarray) -> set[tuple]:
+    """(row, column, mirrored) of crops of `_coordinates`; of each at least its first row."""
+    left, right = crops[:, 0, 0], crops[:, 0, -1]
+    mirrored = left[:, 1] > right[:, 1]
+    corner = np.where(mirrored[:, None], right, left)[:, :2].astype(int)
+    return {(*place, flipped) for place, flipped in zip(corner.tolist(), mirrored, strict=True)}
+
+
+def _augmented(facts: Facts) -> tuple[str, list[bool]]:
+    """Crops are counted on a small image, which leaves as many places free."""
+    free = STORED - _config(facts).crop_size
+    image = _coordinates(free + 2)[None]
+    prepare = _prepare(facts, free + 2, crop_size=2)
+    draws = np.arange(1, 30_001, dtype=np.uint32)
+    crops = quickly(jax.vmap(lambda draw: prepare(image, draw[None])[0]))(draws)
+    count = len(_places(np.asarray(crops)))
+    places = free + 1
+    text = f"{count:,} = {places} x {places} x 2"
+    return text, [count == 2 * places**2, free == 32, 2 * free**2 == 2048]
+
+
+def _ten_crops(facts: Facts) -> tuple[str, bool]:
+    crop = _config(facts).crop_size
+    free, prepare = STORED - crop, _prepare(facts, STORED, crop)
+    image = _coordinates(STORED)[None]
+    views = quickly(lambda: jnp.stack([prepare(image, view=v)[0] for v in range(augment.VIEWS)]))
+    corners = [(0, 0), (0, free), (free // 2, free // 2), (free, 0), (free, free)]
+    found = _places(np.asarray(views()))
+    agrees = found == {(*corner, flipped) for corner in corners for flipped in (False, True)}
+    return f"{len(found)} crops" + " of those places" * agrees, agrees
+
+
+def _mean_image(facts: Facts) -> tuple[str, bool]:
+    mean = np.random.default_rng(0).uniform(0, 255, (8, 8, 3)).astype(np.float32)
+    prepare = augment.prepare_function(
+        Statistics(mean, np.eye(3)),
+        **dict(crop_size=8, scaling=_config(facts).scaling, augmentation="none"),
+        **dict(color_pca=False, pad=0, seed=0),
+    )
+    image = np.full((1, 8, 8, 3), 200, np.uint8)
+    agrees = np.allclose(quickly(prepare)(image), 200 - mean)
+    return f"--scaling={_config(facts).scaling}", agrees
+
+
+def _color_factor(facts: Facts) -> str:
+    """How a principal component is scaled, from the noise that images get."""
+    variance = 400.0
+    covariance = np.diag([variance, 0, 0])
+    prepare = _prepare(facts, 2, 2, covariance, augmentation="none", color_pca=True)
+    draws = np.arange(1, 10_001, dtype=np.uint32)
+    image = np.zeros((1, 2, 2, 3), np.uint8)
+    noise = quickly(jax.vmap(lambda draw: prepare(image, draw[None])[0, 0, 0, 0]))(draws)
+    scale = np.asarray(noise).std() / 0.1
+    for name, expected in (("λ", variance), ("√λ", math.sqrt(variance))):
+        if abs(scale / expected - 1) < 0.05:
+            return f"{name}, drawn from N(0, 0.1)"
+    return f"{scale:.3g} for λ = {variance:g}"
+
+
+# ---- training
+
+
+def _update(facts: Facts) -> tuple[str, bool]:
+    """Two steps, the second after a drop of the rate, against section 5 with the text's numbers."""
+    config = _config(facts)
+    tx = optimizer.build_optimizer(config, epoch_steps=1)
+    w, v, gradient = np.array([0.5, -2.0, 3.0]), np.zeros(3), np.array([1.0, -4.0, 2.0])
+
+    @quickly
+    def two_steps(params, grads):
+        state = tx.init(params)
+        for drops in (0, 1):
+            updates, state = tx.update(grads, state, params, drops=drops)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    params, grads = ({"conv1": {"kernel": x.astype(np.float32)}} for x in (w, gradient))
+    params = two_steps(params, grads)
+    for rate in (0.01, 0.001):
+        v = 0.9 * v - 0.0005 * rate * w - rate * gradient
+        w = w + v
+    agrees = np.allclose(params["conv1"]["kernel"], w, rtol=1e-5)
+    return ("the same to float32" if agrees else "another update"), agrees
+
+
+def _drops(facts: Facts) -> str:
+    """Of the rate where the validation error never improves."""
+    config = _config(facts)
+
+    def after_epoch(plateau, _):
+        numbers = dict(patience=config.patience, num_drops=config.num_drops)
+        plateau = optimizer.drop_on_plateau(plateau, 100.0, **numbers)
+        return plateau, plateau.drops
+
+    epochs = np.arange(config.num_epochs)
+    run = quickly(lambda: jax.lax.scan(after_epoch, optimizer.new_plateau(), epochs)[1])
+    drops = np.asarray(run()).tolist()
+    rates = [1.0, *(optimizer.DROP**count for count in drops)]
+    falls = {round(a / b) for a, b in itertools.pairwise(rates) if a != b}
+    return f"by {', '.join(map(str, falls))}, {drops[-1]} times"
+
+
+def _deviation(facts: Facts) -> str:
+    initialization = _config(facts).initialization
+
+    @quickly
+    def weights():
+        inits = [initializers(initialization, name, 100, 0.0)[0] for name in WEIGHTS]
+        return [init(jax.random.key(0), (100, 100)) for init in inits]
+
+    return " or ".join(sorted({f"{np.asarray(kernel).std():.2f}" for kernel in weights()}))
+
+
+def _biases(facts: Facts) -> str:
+    return f"{_config(facts).hidden_bias:g} in {', '.join(HIDDEN_BIAS)}"
+
+
+def _setting(text):
+    return lambda facts: text(_config(facts))
+
+
+# ---- dropout
+
+
+def masks(config) -> np.ndarray:
+    """What dropout makes of 4,096 ones with two keys, and in a test."""
+
+    @quickly
+    def dropped():
+        def drop_ones(keys):
+            return drop(jnp.ones((1, 4096)), config.dropout, config.dropout_scaling, keys, 6)
+
+        keys = jax.random.split(jax.random.key(0), 2)
+        return jnp.concatenate([*(drop_ones(key[None]) for key in keys), drop_ones(None)])
+
+    return np.asarray(dropped())
+
+
+def _dropped(facts: Facts) -> tuple[str, bool]:
+    config = _config(facts)
+    share = 1 - (masks(config)[:2] > 0).mean()
+    return f"{share:.2f} of 2 x 4,096 outputs", abs(share - 0.5) < 0.03
+
+
+def _test_factor(facts: Facts) -> str:
+    return f"{masks(_config(facts))[2, 0]:g}"
+
 
 CLAIMS = [
-    # ---- what the parts bring
-    studied(
-        *("alexnet-relu-factor", "Krizhevsky 2012, 3.1, Fig. 1"),
-        "ReLU's epochs to 25% training error on CIFAR-10, of tanh's",
-        "six times faster: x0.17",
-        study="relu_vs_tanh",
-        arms=("tanh", "relu"),
-        agrees=within(1 / 6.5, 1 / 5.5),
-        note=NOTE,
+    # ---- images
+    holds(*("alexnet-mean-image", DATA, "subtracted from the pixels", "their mean"), _mean_image),
+    inconsistent(
+        *("alexnet-augmented-views", AUGMENT, "views of a 256x256 image by crops and reflections"),
+        *("2,048", _augmented),
     ),
-    studied(
-        *("alexnet-lrn", "Krizhevsky 2012, 3.3"),
-        f"{CIFAR}normalization against none, `small`",
-        "-1.4 points top-1, -1.2 top-5 (ImageNet)",
-        study="lrn_small",
-        arms=("none", "across"),
-        agrees=says("lower"),
-        note=NOTE,
+    holds(
+        *("alexnet-ten-crops", AUGMENT, "crops of a test image"),
+        *("10: 4 corners and the center, mirrored too", _ten_crops),
     ),
-    studied(
-        *("alexnet-lrn-cifar18", "Krizhevsky 2012, 3.3"),
-        "CIFAR-10, `cifar18`: normalization within maps against none",
-        "lower test error",
-        study="lrn_cifar18",
-        arms=("none", "within_map"),
-        agrees=says("lower"),
-        note=NOTE,
+    departs(
+        *("alexnet-color-noise", AUGMENT, "factor of a principal component of the colors"),
+        *("λ, drawn from N(0, 0.1)", "as in the 2012 code; 0.1 λ would swamp pixels of 0 to 255"),
+        _color_factor,
     ),
-    studied(
-        *("alexnet-lrn-cifar13", "Krizhevsky 2012, 3.3"),
-        "CIFAR-10, a four-layer network: with normalization against without",
-        "11% against 13%",
-        study="cifar13",
-        arms=("none", "across"),
-        agrees=says("lower"),
-        note=NOTE,
+    # ---- training
+    exact(
+        *("alexnet-dropout-layers", DROPOUT, "layers with dropout", "fc6, fc7"),
+        followers("dropout"),
     ),
-    studied(
-        *("alexnet-overlapping-gain", "Krizhevsky 2012, 3.4"),
-        f"{CIFAR}overlapping pools against not overlapping",
-        "-0.4 points top-1, -0.3 top-5 (ImageNet)",
-        study="pooling",
-        arms=("separate", "overlapping"),
-        agrees=says("lower"),
-        note=NOTE,
+    holds(*("alexnet-dropout-rate", DROPOUT, "outputs set to zero", "0.5 of them"), _dropped),
+    exact(
+        *("alexnet-dropout-test", DROPOUT, "factor on outputs at test time", "0.5"), _test_factor
     ),
-    studied(
-        *("alexnet-towers-gain", "Krizhevsky 2012, 3.2"),
-        f"{CIFAR}two towers against one of half the kernels",
-        "-1.7 points top-1, -1.2 top-5 (ImageNet)",
-        study="towers",
-        arms=("one", "two"),
-        agrees=says("lower"),
-        note=NOTE,
+    exact(
+        *("alexnet-batch", DETAILS, "batch size", "128"),
+        _setting(lambda config: str(config.batch_size)),
     ),
-    studied(
-        *("alexnet-color-gain", "Krizhevsky 2012, 4.1"),
-        f"{CIFAR}color noise against none",
-        "over 1 point less, top-1 (ImageNet)",
-        study="color",
-        arms=("none", "color"),
-        agrees=says("lower"),
-        note=NOTE,
+    exact(
+        *("alexnet-momentum", DETAILS, "momentum", "0.9"),
+        _setting(lambda config: f"{config.momentum:g}"),
     ),
-    studied(
-        *("alexnet-depth", "Krizhevsky 2012, 1 and 7"),
-        f"{CIFAR}a middle convolution removed",
-        "about 2 points more, top-1 (ImageNet)",
-        study="depth",
-        arms=("all", "without_conv4"),
-        agrees=says("higher"),
-        note=NOTE,
+    exact(
+        *("alexnet-weight-decay", DETAILS, "weight decay", "0.0005"),
+        _setting(lambda config: f"{config.weight_decay:g}"),
     ),
-    studied(
-        *("alexnet-augmentation", "Krizhevsky 2012, 4.1"),
-        f"{CIFAR}crops and reflections against none",
-        "substantial overfitting without",
-        study="augmentation",
-        arms=("none", "crop_flip"),
-        agrees=says("lower"),
-        note=NOTE,
+    exact(
+        *("alexnet-learning-rate", DETAILS, "initial learning rate", "0.01"),
+        _setting(lambda config: f"{config.learning_rate:g}"),
     ),
-    studied(
-        *("alexnet-dropout", "Krizhevsky 2012, 4.2"),
-        f"{CIFAR}dropout against none",
-        "substantial overfitting without",
-        study="dropout",
-        arms=("none", "dropout"),
-        agrees=says("lower"),
-        note=NOTE,
+    exact(
+        *("alexnet-epochs", DETAILS, "passes over the training set", "90"),
+        _setting(lambda config: str(config.num_epochs)),
     ),
-    measured(
-        *("alexnet-ten-crops-gain", "Krizhevsky 2012, 4.1 and 6.1"),
-        "CIFAR-10, `cifar18`, 5 epochs: error by ten crops minus by one",
-        "-1.5 points (ImageNet 2010: 39.0 to 37.5%)",
-        arm=("alexnet", "cifar10", "cifar18"),
-        values=lambda runs: [
-            run["ten_crop_top1_error_pct"] - run["top1_error_pct"] for run in runs
-        ],
-        expected=-1.5,
-        tolerance=0.5,
-        unit=" points",
-        note=NOTE,
+    exact(
+        *("alexnet-drops", DETAILS, "the rate is divided where the error stops improving"),
+        *("by 10, 3 times", _drops),
     ),
-    not_run(
-        *("alexnet-dropout-iterations", "Krizhevsky 2012, 4.2", "dropout's iterations"),
-        *("about twice as many", "no study of it; it would need training until convergence"),
+    holds(
+        *("alexnet-update", DETAILS, "the update, also after a drop of the rate"),
+        *("v = 0.9 v - 0.0005 e w - e g; w = w + v", _update),
     ),
-    # ---- ImageNet
-    not_run(
-        *("alexnet-2010-ten-crops", RESULTS, "ILSVRC-2010 test, top-1 and top-5"),
-        *("37.5% and 17.0%", IMAGENET),
+    exact(
+        *("alexnet-initial-weights", DETAILS, "standard deviation of initial weights"),
+        *("0.01", _deviation),
     ),
-    not_run(
-        *("alexnet-2010-one-crop", "Krizhevsky 2012, 4.1", "the same with one crop"),
-        *("39.0% and 18.3%", IMAGENET),
-    ),
-    not_run(
-        *("alexnet-2012-one", TABLE_2, "ILSVRC-2012 validation, one network"),
-        *("40.7% and 18.2%", f"{IMAGENET}; `--preset=paper` is the command"),
-    ),
-    not_run(*("alexnet-2012-five", TABLE_2, "five networks averaged", "38.1% and 16.4%"), IMAGENET),
-    not_run(
-        *("alexnet-2012-pretrained", TABLE_2, "one network of six convolutions, pre-trained"),
-        *("39.0% and 16.6%", f"{IMAGENET}, and a sixth convolution is not built"),
-    ),
-    not_run(
-        *("alexnet-2012-seven", TABLE_2, "seven networks averaged", "36.7% and 15.4%"), IMAGENET
-    ),
-    not_run(
-        *("alexnet-2012-test", TABLE_2, "ILSVRC-2012 test, top-5, the winner", "15.3%"), IMAGENET
-    ),
-    not_run(
-        *("alexnet-2009", RESULTS, "Fall 2009 release, 10,184 classes"),
-        *("67.4% and 40.9%", IMAGENET),
-    ),
-    not_run(
-        *("alexnet-days", "Krizhevsky 2012, 1", "training on two GTX 580"),
-        *("5 to 6 days", f"no such GPU, and {IMAGENET}"),
-    ),
-    not_run(
-        *("alexnet-kernels-of-towers", "Krizhevsky 2012, 6.1", "conv1's kernels of the two GPUs"),
-        *("one color-agnostic, one color-specific", IMAGENET),
+    exact(
+        *("alexnet-initial-biases", DETAILS, "initial biases, 0 elsewhere"),
+        *("1 in conv2, conv4, conv5, fc6, fc7", _biases),
     ),
 ]

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 
 from scripts.claims import printed
-from scripts.claims.alexnet import WEIGHTS, agrees_with_formula, masks
+from scripts.claims.alexnet import WEIGHTS, agrees_with_formula
+from scripts.claims.alexnet_training import masks
 from scripts.claims.claim import (
     REENCODED,
     exact,
