@@ -167,6 +167,15 @@ class Config:
         128, "Examples per update, over all devices.", section="Run", lower_bound=1
     )
     num_epochs: int = setting(90, "Passes over the training set.", lower_bound=1)
+    stop_at_train_error_pct: float = setting(
+        0.0,
+        "End after the first epoch whose mean training error is at or below this; 0: never.",
+        lower_bound=0.0,
+        upper_bound=100.0,
+    )
+    stop_at_validation_error_pct: float = setting(
+        0.0, "The same for the validation error.", lower_bound=0.0, upper_bound=100.0
+    )
     seed: int = setting(
         0, "Seed of weights, order, augmentation, dropout.", lower_bound=0, upper_bound=2**32 - 1
     )
@@ -213,6 +222,7 @@ class Config:
     save_every_steps: int = setting(
         2000, "A checkpoint every N steps as well.", lower_bound=1, changes_result=False
     )
+    keep: int = setting(3, "Keep the newest N checkpoints.", lower_bound=1, changes_result=False)
 
     def __post_init__(self):
         if self.optimizer == "adamw" and self.momentum:
@@ -241,6 +251,8 @@ class Config:
             raise UserError(
                 "--validation_size=0 needs --track=test: there is nothing to validate on"
             )
+        if self.stop_at_validation_error_pct and self.track == "test":
+            raise UserError("--stop_at_validation_error_pct needs --track=validation")
         if self.schedule == "plateau" and self.track == "test":
             raise UserError("--schedule=plateau needs the validation error: --track=validation")
         if self.lrn_size % 2 == 0:

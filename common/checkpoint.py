@@ -3,20 +3,18 @@
 Orbax writes them atomically and in the background, but does not detect flipped bits in array
 data. So each checkpoint carries a SHA-256 per leaf, taken of the array in memory, and a restore
 verifies all of them. A damaged step is set aside as `N.corrupt`, and the next older one is used.
+
+An older step is removed only when the new one is complete under its final name. Where one alone is
+kept, there is no older one to fall back on: each is read back before it gets that name.
 """
 
 import contextlib
 import dataclasses
 import errno
-import gc
 import json
-import logging
 import math
-import re
 import shutil
 import sys
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,12 +34,8 @@ from common.digests import (
 )
 from common.errors import NonFiniteError, StorageError, UserError, one_line
 from common.processes import all_gather_text, all_true, broadcast, is_first_process
+from common.storage import one_failure_at_a_time, storage_error, unreadable
 from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
-
-# When reading fails with one of these, it says nothing about the files: they may be whole, and are
-# left as they are.
-UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
-UNREADABLE |= {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class Checkpointer:
@@ -56,12 +50,17 @@ class Checkpointer:
         self._directory = self._workdir / "checkpoints"
         self._read_only = read_only
         self._manager = None
+        self._written = self._directory  # the temporary folder of the save under way
         if self._directory.is_dir() or not read_only:
             # A kill in the middle of a save leaves a temporary folder behind: removed here, unless
             # we only look. (Orbax's own read_only option warns about other options; a manager that
             # is never asked to save writes nothing either.)
+            check = self._read_back if keep == 1 else None
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=not read_only, cleanup_tmp_directories=not read_only
+                max_to_keep=keep,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                async_options=ocp.AsyncOptions(post_finalization_callback=check),
             )
             for attempt in range(10):
                 try:
@@ -95,6 +94,7 @@ class Checkpointer:
                 )
 
         def description() -> dict:
+            self._written = self._directory / f"{step}.orbax-checkpoint-tmp"
             content = {
                 "step": step,
                 "meta": meta,
@@ -148,7 +148,7 @@ class Checkpointer:
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # not about the files
             raise
         except Exception as error:
-            reason = _unreadable(error) or f"it is damaged ({one_line(error)})"
+            reason = unreadable(error) or f"it is damaged ({one_line(error)})"
             raise self._cannot_read(step, reason) from error
 
     def _newest_intact(self, restore: Callable[[int], tuple]):
@@ -158,7 +158,7 @@ class Checkpointer:
         for step in reversed(steps):
             failure = None
             try:
-                with _one_failure_at_a_time():
+                with one_failure_at_a_time():
                     restored = restore(step)
             except Exception as error:
                 failure = error
@@ -169,7 +169,7 @@ class Checkpointer:
             )
             if not all_true(of_the_files):
                 raise self._cannot_read(step, "see the other process") if of_the_files else failure
-            reason = _unreadable(failure)
+            reason = unreadable(failure)
             if not all_true(reason is None):
                 raise self._cannot_read(step, reason or "see the other process") from failure
             self._set_aside(
@@ -195,22 +195,13 @@ class Checkpointer:
           StorageError: the system cannot read it, which is no damage.
         """
         try:
-            with _one_failure_at_a_time():
+            with one_failure_at_a_time():
                 _read_every_byte(self._directory / str(step))
-                leaves = self.description(step)["leaves"]
-                arrays = {
-                    plain_path(path): array
-                    for path, array in host_leaves(self._restore_to_host(step)).items()
-                }
-                damaged = [
-                    path
-                    for path, saved in leaves.items()
-                    if describe(path, arrays[plain_path(path)]) != saved
-                ]
+                damaged = _damaged(self._directory / str(step), self.description(step))
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:
-            if reason := _unreadable(error):
+            if reason := unreadable(error):
                 raise self._cannot_read(step, reason) from error
             return one_line(error)
         return f"{', '.join(damaged)}: not what was saved" if damaged else None
@@ -236,8 +227,8 @@ class Checkpointer:
         digest.
         """
         content = self._manager.restore(step, args=ocp.args.Composite(meta=_Description())).meta
-        if content.pop("sha256") != json_sha256(content) or content["step"] != step:
-            raise ValueError("its description does not match its digest")
+        if _checked(content)["step"] != step:
+            raise ValueError("its description is of another step")
         return content
 
     def _restore(self, step: int, target):
@@ -281,13 +272,17 @@ class Checkpointer:
                 raise ValueError(f"{saved_path} does not match its digest")
         return part, content["meta"]
 
-    def _restore_to_host(self, step: int):
-        """The state of one step as nested dicts and lists of NumPy arrays."""
-        folder = self._directory / str(step) / "state"
-        with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
-            described = reader.metadata(folder).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
-            return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    def _read_back(self) -> None:
+        """Raises OSError unless the save under way, all of it written, is intact; then it is not
+        finished, and what was saved before stays.
+        """
+        try:
+            content = json.loads((self._written / "meta" / "metadata").read_text())
+            damaged = _damaged(self._written, _checked(content))
+        except Exception as error:
+            raise OSError(errno.EIO, f"it cannot be read back: {one_line(error)}") from error
+        if damaged:
+            raise OSError(errno.EIO, f"{', '.join(damaged)}: not what was saved")
 
     def _require_space(self, target) -> None:
         """Raises StorageError if twice the state's bytes are not free: each checkpoint is written
@@ -333,7 +328,7 @@ class Checkpointer:
         """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays
         what it is.
         """
-        if found := _storage_error(error):
+        if found := storage_error(error):
             reason = found.strerror or str(found)
             raise StorageError(
                 f"a checkpoint could not be written to {self._directory}: {reason}. "
@@ -381,6 +376,27 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     return restored
 
 
+def _checked(content: dict) -> dict:
+    """A description without its digest, which must match."""
+    if content.pop("sha256") != json_sha256(content):
+        raise ValueError("its description does not match its digest")
+    return content
+
+
+def _damaged(folder: Path, description: dict) -> list[str]:
+    """The leaves of the checkpoint in `folder` whose arrays are not those that were saved."""
+    handler = ocp.PyTreeCheckpointHandler()
+    state, as_numpy = folder / "state", ocp.RestoreArgs(restore_type=np.ndarray)
+    restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(state).tree)
+    restored = handler.restore(state, args=ocp.args.PyTreeRestore(restore_args=restore_args))
+    arrays = {plain_path(path): array for path, array in host_leaves(restored).items()}
+    return [
+        path
+        for path, saved in description["leaves"].items()
+        if describe(path, arrays[plain_path(path)]) != saved
+    ]
+
+
 def _on_one_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -399,46 +415,3 @@ def _read_every_byte(folder: Path) -> None:
             with path.open("rb") as file:
                 while file.read(2**24):
                     pass
-
-
-@contextlib.contextmanager
-def _one_failure_at_a_time():
-    """Where one read fails, Orbax abandons those beside it, and asyncio would print a page about
-    each: one says it all.
-    """
-    logger = logging.getLogger("asyncio")
-    hooks, logger.disabled = (sys.unraisablehook, sys.excepthook), True
-    sys.unraisablehook = sys.excepthook = lambda *_: None
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "coroutine .* was never awaited", RuntimeWarning
-        )  # of reads that had yet to start
-        try:
-            yield
-        except Exception:
-            time.sleep(0.2)  # lets the abandoned reads end while they go unheard
-            gc.collect()
-            raise
-        finally:
-            (sys.unraisablehook, sys.excepthook), logger.disabled = hooks, False
-
-
-def _storage_error(error: BaseException | None) -> OSError | None:
-    """What the system said (such as "No space left on device"), or None if the error does not come
-    from the storage.
-    """
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        if found := re.search(
-            r"([^:]+) \[os_error_code='(\d+)'", str(error)
-        ):  # TensorStore's wording
-            return OSError(int(found[2]), found[1].strip())
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _unreadable(error: Exception | None) -> str | None:
-    """Why the system could not read, or None if there is no error or it is about what was read."""
-    found = _storage_error(error)
-    return found.strerror if found and found.errno in UNREADABLE else None

@@ -87,6 +87,8 @@ def run_tool(
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, 130, "")
+    except Interrupted as interrupted:
+        return _fail(INTERRUPTED, 128 + interrupted.args[0], "")
     return 0
 
 

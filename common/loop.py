@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from common import stopping
 from common.checkpoint import Checkpointer
 from common.digests import state_sha256
 from common.errors import DataError, Interrupted
@@ -102,6 +103,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
       NonFiniteError, StorageError: as `Writer` and `Checkpointer` raise them.
     """
     config, placement, splits = task.config, task.placement, task.splits
+    stopped_by = None  # the split whose error ended the run early
 
     def score(examples, eval_step=task.eval_step, batch_size=task.eval_batch_size) -> dict:
         return evaluate(
@@ -114,7 +116,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             stop_requested=stop_requested,
         )
 
-    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+    with contextlib.closing(Checkpointer(workdir, config.keep)) as checkpointer:
         step, state, meta = restore_or_start(task, checkpointer, workdir)
         unlogged = meta.get("unlogged", [])  # sums of the steps since the last line of metrics
         log = Writer(
@@ -134,20 +136,27 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             notes |= task.notes() | task.facts | task.training_set
             checkpointer.save(step, placement.replicate(state), notes)
 
-        def end_epoch():
+        def end_epoch() -> bool:
+            """Scores the epoch, after it was saved if due; returns whether it is the last."""
+            nonlocal state, stopped_by
             log.flush()
             sums = score(splits[config.track])
             log.write(step, config.track, sums)
-            last = step == task.num_steps
-            return state if last else task.after_epoch(state, summarize(sums), log.say)
+            scores = summarize(sums)
+            errors = {"train": log.epoch_error_pct, config.track: scores["error_pct"]}
+            stopped_by = stopping.met(config, errors)
+            if stopped_by or step == task.num_steps:
+                save()  # no matter how often epochs are saved
+                return True
+            state = task.after_epoch(state, scores, log.say)
+            return False
 
         with log, contextlib.closing(task.chunks(step)) as chunks:
             log.say("\n".join(start_up_lines(task, step)))
             try:
                 sums = ()
-                if step and step % task.epoch_steps == 0:
-                    state = end_epoch()  # an epoch is saved before it is scored
-                while step < task.num_steps:
+                finished = step > 0 and step % task.epoch_steps == 0 and end_epoch()
+                while not finished:
                     if step % task.epoch_steps == 0:
                         state = task.before_epoch(state, step // task.epoch_steps)
                     count, chunk = next(chunks)
@@ -165,11 +174,12 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
                     due |= step == task.num_steps
                     if due or (task.save_every_steps and step % task.save_every_steps == 0):
                         save()
-                    if end_of_epoch:
-                        state = end_epoch()
+                    finished = end_of_epoch and end_epoch()
             except Interrupted:
                 save()
                 raise
+            if stopped_by:
+                log.say(f"stopped after epoch {step // task.epoch_steps}: {stopping.until(config)}")
             log.say("scoring the training, validation and test examples")
 
     # The final scores; unless --track=test, the test split was not looked at before.
@@ -182,9 +192,11 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         **task.more_scores(scores["test"], score),
         "num_test_examples": int(on_test["count"]),
         "num_train_examples": task.training_set["train_examples"],
+        "training_set": task.training_set,
         "tracked": config.track,
         **({"confusion_matrix": on_test["confusion"]} if "confusion" in on_test else {}),
-        "num_steps": task.num_steps,
+        **stopping.entries(config, stopped_by, step // task.epoch_steps),
+        "num_steps": step,
         "state_sha256": state_sha256(placement.replicate(state)),
         "images_per_s": log.images_per_s,
         "wall_time_s": log.seconds,
@@ -215,13 +227,15 @@ def start_up_lines(task: Task, step: int) -> list[str]:
     sizes["train"] = task.training_set["train_examples"]
     splits = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
     channels = task.splits["train"].image_shape[-1]
+    until = stopping.until(config)
     lines = [
         f"{config.dataset}: {splits} examples; {network.num_classes:,} classes, "
         f"{channels} channel{'s' * (channels > 1)}",
         f"{network.num_parameters:,} parameters; {config.compute_dtype} on {num_devices} "
         f"device{'s' * (num_devices > 1)} ({config.parallel}, {config.reduction} reduction)",
-        f"{config.num_epochs:,} epoch{'s' * (config.num_epochs > 1)} of {task.epoch_steps:,} "
-        f"steps: {task.num_steps:,} steps, batch size {config.batch_size:,}",
+        f"{'up to ' * bool(until)}{config.num_epochs:,} epoch{'s' * (config.num_epochs > 1)} of "
+        f"{task.epoch_steps:,} steps: {task.num_steps:,} steps, batch size {config.batch_size:,}"
+        f"{', until ' * bool(until)}{until}",
     ]
     resumed = f"resuming from step {step:,} (epoch {step / task.epoch_steps:.2f})"
     return lines + [resumed] * (step > 0)

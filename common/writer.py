@@ -70,6 +70,7 @@ class Writer:
             "timed_images": 0,
             "timed_seconds": 0.0,
         }
+        self._epoch = self._before.get("epoch", {"number": 0, "errors": 0, "images": 0})
         self._images = self._timed_images = 0
         self._timed_seconds = 0.0
         self._start = time.monotonic()
@@ -146,6 +147,14 @@ class Writer:
         return (self._before["timed_images"] + self._timed_images) / seconds
 
     @property
+    def epoch_error_pct(self) -> float:
+        """Training error of the newest epoch so far, measured while learning; infinite if it has no
+        line yet.
+        """
+        errors, images = self._epoch["errors"], self._epoch["images"]
+        return 100.0 * errors / images if images else math.inf
+
+    @property
     def totals(self) -> dict:
         """What to save with a checkpoint; the next writer's `before`."""
         return {
@@ -153,6 +162,7 @@ class Writer:
             "seconds": self.seconds,
             "timed_images": self._before["timed_images"] + self._timed_images,
             "timed_seconds": self._before["timed_seconds"] + self._timed_seconds,
+            "epoch": self._epoch,
         }
 
     def write(self, step: int, split: str, sums: dict) -> None:
@@ -191,6 +201,7 @@ class Writer:
         sums = jax.device_get(sums)  # waits until these steps are done
         now, images = time.monotonic(), int(np.sum(sums["count"]))
         self._images += images
+        self._add_to_epoch(step, int(np.sum(sums["errors"])), images)
         if self._chunk_start is not None:
             self._timed_images += images
             self._timed_seconds += now - self._chunk_start
@@ -198,6 +209,12 @@ class Writer:
         metrics = summarize(sums)
         self._record(step, "train", metrics)
         self._watch_for_chance(step, metrics["loss"])
+
+    def _add_to_epoch(self, step: int, errors: int, images: int) -> None:
+        number = -(-step // self._steps_per_epoch)  # no line covers parts of two
+        if number == self._epoch["number"]:
+            errors, images = errors + self._epoch["errors"], images + self._epoch["images"]
+        self._epoch = {"number": number, "errors": errors, "images": images}
 
     def _watch_for_chance(self, step: int, loss: float) -> None:
         if self._chance_loss is None:

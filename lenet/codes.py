@@ -2,13 +2,16 @@
 al. 1998, section II.B).
 
 The paper's figure is an image and no machine-readable original is known, so these were drawn for
-this project. Each has 84 = 7 x 12 pixels, one per unit of F6: +1 for ink, -1 elsewhere.
+this project. Each has 84 = 7 x 12 pixels, one per unit of F6: +1 for ink, -1 elsewhere. The codes
+are no part of a checkpoint: a set, once named, never changes. Another drawing takes another name.
 """
 
 import numpy as np
 from jaxtyping import Float32
 
-_BITMAPS = """
+# Sets by their smallest Hamming distance: 13 pixels, of 0 and 6; 25, of 3 and 5 (0 and 6: 35).
+BITMAPS = {
+    "distance13": """
 ..###.. ...##.. .#####. .#####. ....##. ####### ..####. ####### .#####. .#####.
 .##.##. ..###.. ##...## ##...## ...###. ##..... .##.... ####### ##...## ##...##
 ##...## .####.. ##...## .....## ..####. ##..... ##..... .....## ##...## ##...##
@@ -21,13 +24,28 @@ _BITMAPS = """
 ##...## ...##.. ##..... .....## ....##. ##...## ##...## ..##... ##...## .....##
 .##.##. ..####. ##..... ##...## ....##. ##...## .##.##. .##.... ##...## ....##.
 ..###.. ..####. ####### .#####. ....##. .#####. ..###.. .##.... .#####. .####..
-"""
+""",
+    "distance25": """
+..###.. ...##.. ..####. ####### ....##. ####### .....## ####### .#####. .#####.
+.#####. ..###.. .##..## ####### ...###. ####### ....##. ####### ##...## ##...##
+##...## .####.. ##...## ....##. ...###. ##..... ...##.. .....## ##...## ##...##
+##...## ##.##.. .....## ...##.. ..####. ##..... ..##... .....## ##...## ##...##
+##...## ...##.. .....## ..###.. .##.##. ##..... .##.... ....##. .##.##. ##...##
+##...## ...##.. ....##. ..####. .##.##. ######. ######. ....##. ..###.. ##...##
+##...## ...##.. ...##.. ....##. ##..##. .....## ##...## ...##.. .##.##. .######
+##...## ...##.. ..##... .....## ####### .....## ##...## ...##.. ##...## ....##.
+##...## ...##.. .##.... .....## ####### .....## ##...## ..##... ##...## ...##..
+##...## ...##.. ##..... ##...## ....##. .....## ##...## ..##... ##...## ..##...
+.#####. ..####. ####### .##.##. ....##. ##...## ##...## .##.... ##...## .##....
+..###.. ..####. ####### ..###.. ....##. .#####. .#####. .##.... .#####. ##.....
+""",
+}
 
 
-def digit_codes() -> Float32[np.ndarray, "10 84"]:
-    """Codes of +-1: code i is the bitmap of the digit i, row by row."""
+def digit_codes(name: str = "distance13") -> Float32[np.ndarray, "10 84"]:
+    """Codes of +-1: code i is the bitmap of the digit i in the set `name`, row by row."""
     rows = np.array(
-        [[list(bitmap) for bitmap in line.split()] for line in _BITMAPS.split("\n") if line]
+        [[list(bitmap) for bitmap in line.split()] for line in BITMAPS[name].split("\n") if line]
     )  # (12, 10, 7)
     return np.where(rows.transpose(1, 0, 2).reshape(10, 84) == "#", 1.0, -1.0).astype(np.float32)
 

@@ -32,8 +32,9 @@ class Config:
     )
     scaling: str = setting(
         "unit",
-        "Pixels to 0..1 (unit), or -0.1 for background to 1.175 for ink (paper, II.B).",
-        choices=("unit", "paper"),
+        "Pixels to 0..1 (unit), -0.1 for background to 1.175 for ink (paper, II.B), or 0..2.55 "
+        "(hundredths, Lush).",
+        choices=("unit", "paper", "hundredths"),
     )
     distortions: str = setting(
         "none",
@@ -49,6 +50,7 @@ class Config:
         "0: a new distortion at every use; N: N fixed distorted copies of each image (paper: 9).",
         lower_bound=0,
     )
+    shuffle: bool = setting(True, "Random order; otherwise that of the prepared set.")
     reshuffle: bool = setting(True, "A new order each epoch; the paper keeps one random order.")
 
     c3: str = setting(
@@ -67,15 +69,27 @@ class Config:
         "S2 and S4: average, trainable (the paper's coefficient and bias), or max.",
         choices=("average", "trainable", "max"),
     )
+    subsampling: str = setting(
+        "average",
+        "What trainable pooling scales: the average (II.A) or the sum (II.B; Lush) of the four.",
+        choices=("average", "sum"),
+    )
     output: str = setting(
         "softmax",
-        "A linear layer and softmax, or distances to fixed bitmaps of digits (eq. 7).",
-        choices=("softmax", "rbf"),
+        "A linear layer and softmax; distances to fixed bitmaps of digits (rbf, eq. 7); or, on C5 "
+        "without F6, units squashed like all others (squashed, Lush).",
+        choices=("softmax", "rbf", "squashed"),
+    )
+    codes: str = setting(
+        "distance13",
+        "The bitmaps of rbf outputs, by the pixels in which the closest two differ.",
+        choices=("distance13", "distance25"),
     )
     initialization: str = setting(
         "sqrt_fan_in",
-        "Weights uniform within 2.4 / sqrt(F) or 2.4 / F (the paper's text), F the fan-in.",
-        choices=("sqrt_fan_in", "fan_in"),
+        "Weights uniform within 2.4 / sqrt(F), 2.4 / F (the paper's text) or 1 / sqrt(F) (Lush), "
+        "F the fan-in.",
+        choices=("sqrt_fan_in", "fan_in", "one_over_sqrt_fan_in"),
     )
     init_from: str = setting(
         "", "Run folder of the same network: start from the weights it is evaluated with."
@@ -103,8 +117,9 @@ class Config:
     )
     schedule: str = setting(
         "cosine",
-        "Learning rate: constant, cosine to zero, or the paper's for each pass.",
-        choices=("constant", "cosine", "paper"),
+        "Learning rate: constant, cosine to zero, the paper's for each pass, or divided by ten "
+        "after each third of the passes (thirds, Lush).",
+        choices=("constant", "cosine", "paper", "thirds"),
     )
     warmup_epochs: float = setting(0.0, "Linear warm-up (cosine only).", lower_bound=0.0)
     momentum: float = setting(0.9, "Momentum of sgd.", lower_bound=0.0, upper_bound=1.0)
@@ -118,7 +133,10 @@ class Config:
         upper_bound=1.0,
     )
     curvature_examples: int = setting(
-        500, "Undistorted examples for sdlm's curvature before each pass (III.B).", lower_bound=1
+        500, "Undistorted examples for sdlm's curvature (III.B).", lower_bound=1
+    )
+    curvature_every_epochs: int = setting(
+        1, "sdlm's curvature is estimated before every N passes.", lower_bound=1
     )
     curvature_loss: str = setting(
         "mse",
@@ -131,6 +149,15 @@ class Config:
     )
     num_epochs: int = setting(
         20, "Passes over the training set, distorted copies not counted.", lower_bound=1
+    )
+    stop_at_train_error_pct: float = setting(
+        0.0,
+        "End after the first epoch whose mean training error is at or below this; 0: never.",
+        lower_bound=0.0,
+        upper_bound=100.0,
+    )
+    stop_at_validation_error_pct: float = setting(
+        0.0, "The same for the validation error.", lower_bound=0.0, upper_bound=100.0
     )
     seed: int = setting(
         0, "Seed of weights, order and distortions.", lower_bound=0, upper_bound=2**32 - 1
@@ -155,13 +182,21 @@ class Config:
     save_every_epochs: int = setting(
         1, "A checkpoint every N epochs.", lower_bound=1, changes_result=False
     )
+    keep: int = setting(3, "Keep the newest N checkpoints.", lower_bound=1, changes_result=False)
 
     def __post_init__(self):
-        if self.optimizer == "sdlm" and (self.pooling, self.output) != ("trainable", "rbf"):
-            raise UserError("--optimizer=sdlm needs --pooling=trainable and --output=rbf")
+        if self.optimizer == "sdlm" and (self.pooling != "trainable" or self.output == "softmax"):
+            raise UserError("--optimizer=sdlm needs --pooling=trainable; --output=rbf or squashed")
+        if self.subsampling != "average" and self.pooling != "trainable":
+            raise UserError(f"--subsampling={self.subsampling} needs --pooling=trainable")
+        if self.codes != "distance13" and self.output != "rbf":
+            raise UserError(f"--codes={self.codes} needs --output=rbf")
+        if self.output == "squashed" and self.loss != "mse":
+            raise UserError(f"--output=squashed needs --loss=mse, not --loss={self.loss}")
+        if self.reshuffle and not self.shuffle:
+            raise UserError("--noshuffle needs --noreshuffle")
         if self.optimizer != "sgd" and self.momentum:
-            which = f"--optimizer={self.optimizer}"
-            raise UserError(f"--momentum={self.momentum}: {which} needs --momentum=0")
+            raise UserError(f"--optimizer={self.optimizer} has no momentum; add --momentum=0")
         if self.optimizer == "sdlm" and self.weight_decay:
             raise UserError("--optimizer=sdlm has no weight decay; add --weight_decay=0")
         if self.label_smoothing and self.loss != "cross_entropy":
@@ -178,6 +213,6 @@ class Config:
         if self.distorted_copies and self.distortions == "none":
             raise UserError("--distorted_copies needs --distortions=affine or elastic")
         if self.track == "validation" and not self.validation_size:
-            raise UserError(
-                "--validation_size=0 needs --track=test: there is nothing to validate on"
-            )
+            raise UserError("--validation_size=0 leaves nothing to validate on; add --track=test")
+        if self.stop_at_validation_error_pct and self.track == "test":
+            raise UserError("--stop_at_validation_error_pct needs --track=validation")

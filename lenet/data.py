@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Integer, Key, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Integer, Key, UInt8
 
 from common.errors import DataError
 from common.examples import Examples, load
-from common.order import hold_out, order_of_uses, steps_per_epoch
+from common.order import epoch_order, hold_out, order_of_uses, steps_per_epoch
 from common.prepared import data_dirs
 from lenet.config import Config
 
@@ -68,6 +68,7 @@ def training_chunk(
     padded_to: int,
     batch_size: int,
     seed: int,
+    shuffle: bool = True,
     reshuffle: bool,
     copies: int,
     rows: slice = slice(None),
@@ -90,7 +91,9 @@ def training_chunk(
     steps = first_step + np.minimum(np.arange(padded_to), num_steps - 1)
     # (S, B): how many examples came before this one
     uses = steps[:, None] * batch_size + np.arange(batch_size)[rows]
-    numbers = order_of_uses(population, uses, seed, reshuffle=reshuffle)
+    numbers = uses % population
+    if shuffle:
+        numbers = order_of_uses(population, uses, seed, reshuffle=reshuffle)
     images, labels = examples.read(numbers % originals)
     draw = np.where(numbers < originals, 0, numbers) if copies else 1 + uses
     return {"image": images, "label": labels, "draw": draw.astype(np.uint32)}
@@ -121,12 +124,25 @@ def training_chunks(
                 padded_to=padded_to,
                 batch_size=config.batch_size,
                 seed=config.seed,
+                shuffle=config.shuffle,
                 reshuffle=config.reshuffle,
                 copies=config.distorted_copies,
                 rows=rows,
             ),
         )
         step += count
+
+
+def for_curvature(
+    examples: Examples, config: Config, epoch: int
+) -> tuple[UInt8[np.ndarray, "N H W C"], Int32[np.ndarray, " N"]]:
+    """Images and labels for SDLM's curvature before `epoch`: new ones each time, drawn from the
+    seed; the first ones with --noshuffle, as in Lush.
+    """
+    order = np.arange(len(examples))
+    if config.shuffle:
+        order = epoch_order(len(examples), config.seed, epoch + 1)
+    return examples.read(order[: config.curvature_examples])
 
 
 def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, seed: int = 0):
@@ -137,7 +153,7 @@ def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, s
     numbers that are a function of (seed, draw).
 
     Args:
-      scaling: 'unit': 0 to 1; 'paper': -0.1 (background) to 1.175.
+      scaling: 'unit': 0 to 1; 'paper': -0.1 (background) to 1.175; 'hundredths': 0 to 2.55.
       distortions: 'none', 'affine' or 'elastic'.
       strength: of the distortions, as for `distort`.
       seed: non-negative.
@@ -154,6 +170,8 @@ def prepare_function(scaling: str, distortions: str, *, strength: float = 1.0, s
         x = x.astype(jnp.float32) / 255
         if draw is not None and distortions != "none":
             x = jax.vmap(distort_drawn)(x, draw)
+        if scaling == "hundredths":
+            return x * 2.55
         return x * 1.275 - 0.1 if scaling == "paper" else x
 
     return prepare

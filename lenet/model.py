@@ -23,17 +23,10 @@ from jaxtyping import Array, Float, Float32
 
 from common.conv import lax_convolution, masked
 from common.losses import Labels, Logits, Losses, cross_entropy
+from lenet.connections import C3_TABLE, c3_mask
 
 Images = Float[Array | np.ndarray, "B 32 32 C"]
 Maps, HalfMaps = Float[Array | np.ndarray, "H C W B"], Float[Array, "H//2 C W//2 B"]
-
-# Table I: the S2 maps that each of the 16 C3 maps sees. Every S2 map feeds exactly ten C3 maps.
-C3_TABLE = (
-    *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
-    *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
-    *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)),
-    (0, 1, 2, 3, 4, 5),
-)
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -41,6 +34,11 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "sigmoid": jax.nn.sigmoid,
+}
+POOLS = {  # of the four pixels of each 2x2 square
+    "average": lambda corners: sum(corners) * 0.25,
+    "sum": sum,
+    "max": lambda corners: functools.reduce(jnp.maximum, corners),
 }
 
 
@@ -51,10 +49,12 @@ class LeNet5(nnx.Module):
       connections: for each C3 map, the S2 maps that it sees (see `c3_connections`).
       activation: a key of ACTIVATIONS, used by every layer up to F6.
       pooling: 'average' (no parameters, as in the lecture deck), 'trainable' (the paper's
-        subsampling: average, times a coefficient, plus a bias) or 'max' (no parameters).
-      output: 'softmax' (a linear layer with biases) or 'rbf' (the logits are minus the squared
-        distances to `codes`, the fixed centers; eq. 7).
-      initialization: see `uniform_by_fan_in`. Coefficients start at 1, biases at 0.
+        subsampling: times a coefficient, plus a bias) or 'max' (no parameters).
+      subsampling: what trainable pooling scales: the 'average' (II.A) or the 'sum' (II.B).
+      output: 'softmax' (a linear layer with biases), 'rbf' (the logits are minus the squared
+        distances to `codes`, the fixed centers; eq. 7) or 'squashed' (a linear layer on C5 and the
+        activation; no F6).
+      initialization: see `uniform_by_fan_in` and `Subsampling`. Biases start at 0.
       convolution: `lax_convolution` or an equivalent (common/conv.py).
       dtype: what the layers compute in; parameters and logits are float32.
     """
@@ -65,6 +65,7 @@ class LeNet5(nnx.Module):
         connections: Sequence[Sequence[int]] = C3_TABLE,
         activation: str = "tanh",
         pooling: str = "average",
+        subsampling: str = "average",
         output: str = "softmax",
         codes: Float[np.ndarray, "classes 84"] | None = None,
         initialization: str = "sqrt_fan_in",
@@ -85,17 +86,18 @@ class LeNet5(nnx.Module):
             kernel_init = uniform_by_fan_in(initialization)
             return nnx.Linear(inputs, outputs, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
-        def subsampling(maps: int) -> Subsampling:
-            pool = max_2x2 if pooling == "max" else mean_2x2
-            return Subsampling(maps, trainable=pooling == "trainable", pool=pool)
+        def pooled(maps: int) -> Subsampling:
+            pool = "max" if pooling == "max" else subsampling
+            return Subsampling(maps, pool, trainable=pooling == "trainable")
 
         self.c1 = conv(in_channels, 6)
-        self.s2 = subsampling(6)
+        self.s2 = pooled(6)
         self.c3 = conv(6, 16, c3_mask(connections))
-        self.s4 = subsampling(16)
+        self.s4 = pooled(16)
         self.c5 = conv(16, 120)
-        self.f6 = linear(120, 84)
-        self.output = EuclideanRBF(codes) if output == "rbf" else linear(84, num_classes)
+        self.f6 = None if output == "squashed" else linear(120, 84)
+        units = 120 if output == "squashed" else 84
+        self.output = EuclideanRBF(codes) if output == "rbf" else linear(units, num_classes)
         self.activation = ACTIVATIONS[activation]
         # Monotonic functions commute with the maximum: apply them once, after it. (silu does not.)
         self.before_pooling = (lambda a: a) if pooling == "max" else self.activation
@@ -107,9 +109,11 @@ class LeNet5(nnx.Module):
         c3 = self.before_pooling(self.c3(s2))  # (10, 16, 10, B)
         s4 = self.activation(self.s4(c3))  # (5, 16, 5, B)
         c5 = self.activation(self.c5(s4))  # (1, 120, 1, B)
-        f6 = self.activation(self.f6(c5.reshape(120, -1).T))  # (B, 84)
-        output = self.output(f6).astype(jnp.float32)  # (B, num_classes)
-        return dict(c1=c1, s2=s2, c3=c3, s4=s4, c5=c5, f6=f6, output=output)
+        layers, x = dict(c1=c1, s2=s2, c3=c3, s4=s4, c5=c5), c5.reshape(120, -1).T  # (B, 120)
+        if self.f6 is None:
+            return layers | dict(output=self.activation(self.output(x)).astype(jnp.float32))
+        f6 = self.activation(self.f6(x))  # (B, 84)
+        return layers | dict(f6=f6, output=self.output(f6).astype(jnp.float32))  # (B, num_classes)
 
     def __call__(self, images: Images) -> Float32[Array, "B classes"]:
         return self.forward(images)["output"]
@@ -144,38 +148,31 @@ class Convolution(nnx.Module):
 
 
 class Subsampling(nnx.Module):
-    """`pool` of each 2x2 square; if `trainable`, times a coefficient plus a bias, one per map each.
+    """The 'average', 'sum' or 'max' of each 2x2 square; if `trainable`, times a coefficient plus a
+    bias, one per map each.
 
-    The paper has both the average (II.A) and the sum (II.B) of the four; here it is the average.
+    Coefficients start at 1; those of a sum at 1 / sqrt(4), as in Lush, so twice the average.
     """
 
-    def __init__(self, maps: int, *, trainable: bool, pool: Callable):
-        self.pool, self.trainable = pool, trainable
+    def __init__(self, maps: int, pool: str, *, trainable: bool):
+        self.of_corners, self.trainable = POOLS[pool], trainable
+        self.pool_weight = 1.0 if pool == "sum" else 0.25  # of each of the four (not of a maximum)
         if trainable:
-            self.coefficient = nnx.Param(jnp.ones(maps))
+            self.coefficient = nnx.Param(jnp.full(maps, 0.5 if pool == "sum" else 1.0))
             self.bias = nnx.Param(jnp.zeros(maps))
 
     def __call__(self, x: Maps) -> HalfMaps:
         pooled = self.pool(x)
         return self.scale(pooled).astype(x.dtype) if self.trainable else pooled
 
+    def pool(self, x: Maps) -> HalfMaps:
+        height, maps, width, batch = x.shape
+        squares = x.reshape(height // 2, 2, maps, width // 2, 2, batch)
+        # XLA is faster with four slices than with a reduction.
+        return self.of_corners([squares[:, i, :, :, j] for i in (0, 1) for j in (0, 1)])
+
     def scale(self, pooled: Maps) -> Maps:  # in float32, as in a convolution
         return pooled * self.coefficient[:, None, None] + self.bias[:, None, None]
-
-
-def mean_2x2(x: Maps) -> HalfMaps:
-    return sum(corners(x)) * 0.25
-
-
-def max_2x2(x: Maps) -> HalfMaps:
-    return functools.reduce(jnp.maximum, corners(x))
-
-
-def corners(x: Maps) -> list[HalfMaps]:
-    """The four pixels of each 2x2 square: XLA is faster with slices than with a reduction."""
-    height, maps, width, batch = x.shape
-    squares = x.reshape(height // 2, 2, maps, width // 2, 2, batch)
-    return [squares[:, i, :, :, j] for i in (0, 1) for j in (0, 1)]
 
 
 class EuclideanRBF(nnx.Module):
@@ -189,41 +186,17 @@ class EuclideanRBF(nnx.Module):
         return -jnp.sum((x[:, None, :] - codes) ** 2, axis=-1)
 
 
-def c3_connections(c3: str, seed: int = 0) -> Sequence[Sequence[int]]:
-    """For each of the 16 C3 maps, the S2 maps that it sees.
-
-    'table': Table I, 1,516 parameters in C3. 'dense': all six, 2,416 parameters. 'random': as many
-    inputs per map as in Table I, 1,516 parameters, drawn from `seed`.
-    """
-    if c3 == "dense":
-        return [range(6)] * 16
-    if c3 == "random":
-        # NumPy promises that raw Philox output never changes; checkpoints depend on it.
-        draws = np.random.Philox(np.random.SeedSequence(seed)).random_raw(16 * 6).reshape(16, 6)
-        return [
-            sorted(draw.argsort()[: len(inputs)].tolist())
-            for draw, inputs in zip(draws, C3_TABLE, strict=True)
-        ]
-    return C3_TABLE
-
-
-def c3_mask(connections: Sequence[Sequence[int]]) -> Float32[np.ndarray, "5 5 6 maps"]:
-    """1 where a weight of the C3 kernel exists, 0 elsewhere."""
-    mask = np.zeros((5, 5, 6, len(connections)), np.float32)
-    for feature_map, inputs in enumerate(connections):
-        mask[:, :, list(inputs), feature_map] = 1
-    return mask
-
-
 def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None) -> Callable:
-    """An initializer: U(-2.4 / F, 2.4 / F) ('fan_in', the paper's text, III.B) or U(-2.4 / sqrt F,
-    2.4 / sqrt F) ('sqrt_fan_in'), F the unit's number of inputs. Masked weights are zero.
+    """An initializer: U(-b, b), b = 2.4 / F ('fan_in', the paper's text, III.B), 2.4 / sqrt F
+    ('sqrt_fan_in') or 1 / sqrt F ('one_over_sqrt_fan_in', Lush), F the unit's number of inputs.
+    Masked weights are zero.
     """
 
     def init(key, shape, dtype=jnp.float32):
         exists = np.ones(shape, np.float32) if mask is None else mask
         fan_in = exists.reshape(-1, shape[-1]).sum(axis=0)  # (out,)
-        bound = 2.4 / (fan_in if initialization == "fan_in" else np.sqrt(fan_in))
+        scale = 1.0 if initialization == "one_over_sqrt_fan_in" else 2.4
+        bound = scale / (fan_in if initialization == "fan_in" else np.sqrt(fan_in))
         kernel = jax.random.uniform(key, shape, dtype, -1, 1) * bound
         # A product with the mask would make some zeros -0.0, which a sum turns into 0.0.
         return jnp.where(exists == 1, kernel, 0).astype(dtype)
@@ -253,12 +226,18 @@ def squared_error(logits: Logits, labels: Labels) -> Losses:
     return jnp.sum((jax.nn.softmax(logits) - targets) ** 2, axis=-1)
 
 
+def half_squared_distance(outputs: Logits, labels: Labels) -> Losses:
+    """1/2 of the sum of (o_i - t_i)^2, the target t_i 1 for the label and -1 for the others."""
+    targets = 2 * jax.nn.one_hot(labels, outputs.shape[-1]) - 1
+    return 0.5 * jnp.sum((outputs - targets) ** 2, axis=-1)
+
+
 def loss_function(
     loss: str, output: str, *, map_constant: float | None = None, label_smoothing: float = 0.0
 ) -> Callable[[Logits, Labels], Losses]:
-    """'mse' (eq. 8; of a softmax, the squared error), 'map' (eq. 9) or 'cross_entropy'."""
+    """'mse' (eq. 8, or the squared error of that output), 'map' (eq. 9) or 'cross_entropy'."""
     if loss == "mse":
-        return penalty if output == "rbf" else squared_error
+        return dict(rbf=penalty, softmax=squared_error, squashed=half_squared_distance)[output]
     if loss == "map":
         return functools.partial(maximum_a_posteriori, map_constant=map_constant)
     return functools.partial(cross_entropy, label_smoothing=label_smoothing)

@@ -1,5 +1,6 @@
 """LeNet-5 assembled from its config, and loaded with the weights of a run."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from common.network import Network, Trained, class_names, load_init_from, num_el
 from common.workdir import read_config
 from lenet.codes import digit_codes
 from lenet.config import Config
+from lenet.connections import c3_connections, c3_mask
 from lenet.data import prepare_function
-from lenet.model import LeNet5, c3_connections, c3_mask, loss_function
+from lenet.model import LeNet5, loss_function
 
 
 def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> LeNet5:
@@ -23,8 +25,9 @@ def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> 
         connections=c3_connections(config.c3, config.seed),
         activation=config.activation,
         pooling=config.pooling,
+        subsampling=config.subsampling,
         output=config.output,
-        codes=digit_codes(),
+        codes=digit_codes(config.codes),
         initialization=config.initialization,
         in_channels=in_channels,
         num_classes=num_classes,
@@ -43,18 +46,15 @@ def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Net
         raise UserError(
             f"--output=rbf has codes for ten digits; {config.dataset} has {num_classes} classes"
         )
-    graphdef, params = nnx.split(
-        nnx.eval_shape(lambda: build_model(config, num_classes, in_channels))
-    )
+    build = partial(build_model, config, num_classes, in_channels)
+    graphdef, params = nnx.split(nnx.eval_shape(build))
     masked = c3_mask(c3_connections(config.c3, config.seed)) == 0
     return Network(
         config=config,
         num_classes=num_classes,
         num_parameters=num_elements(params) - int(masked.sum()),
         image_shapes=((28, 28, in_channels), (32, 32, in_channels)),
-        init=lambda: nnx.to_pure_dict(
-            nnx.state(build_model(config, num_classes, in_channels), nnx.Param)
-        ),
+        init=lambda: nnx.to_pure_dict(nnx.state(build(), nnx.Param)),
         bind=lambda params: nnx.merge(graphdef, params),
         prepare=prepare_function(
             config.scaling,

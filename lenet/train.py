@@ -24,14 +24,14 @@ from jax import lax
 from common import launch, parallel, step
 from common.loop import Task, fit
 from common.network import Network
-from common.order import epoch_order, steps_per_epoch
+from common.order import steps_per_epoch
 from lenet.config import Config
-from lenet.data import load_splits, training_chunks
+from lenet.data import for_curvature, load_splits, training_chunks
 from lenet.model import loss_function
 from lenet.network import assemble, given_params
 from lenet.optimizer import build_optimizer, curvature, learning_rate_schedule
 
-EVAL_BATCH_SIZE = 1000
+EVAL_BATCH_SIZE = 1000  # over all devices
 
 
 class TrainState(NamedTuple):
@@ -101,11 +101,6 @@ def make_eval_step(network: Network) -> Callable:
     return eval_step
 
 
-def eval_batch_size(num_devices: int = 1) -> int:
-    """How many examples each device scores at once."""
-    return -(-EVAL_BATCH_SIZE // num_devices)
-
-
 def make_task(config: Config) -> Task:
     """The training that `config` describes. Raises UserError before anything is compiled."""
     modes = dict(mode=config.parallel, reduction=config.reduction, batch_size=config.batch_size)
@@ -125,8 +120,9 @@ def make_task(config: Config) -> Task:
         return placement.run(state, placement.place_training(chunk), count)
 
     def estimate_curvature(state: TrainState, epoch: int) -> TrainState:
-        chosen = epoch_order(len(train), config.seed, epoch + 1)[: config.curvature_examples]
-        return placement.place_state(curvature_step(state, *train.read(chosen)))
+        if epoch % config.curvature_every_epochs:
+            return state
+        return placement.place_state(curvature_step(state, *for_curvature(train, config, epoch)))
 
     return Task(
         network=network,
@@ -140,7 +136,7 @@ def make_task(config: Config) -> Task:
         train=train_chunk,
         before_epoch=estimate_curvature if config.optimizer == "sdlm" else lambda state, _: state,
         eval_step=placement.over_devices(make_eval_step(network)),
-        eval_batch_size=eval_batch_size(placement.num_devices),
+        eval_batch_size=-(-EVAL_BATCH_SIZE // placement.num_devices),
         num_threads=1,
         splits={"train": train, "validation": validation, "test": test},
         facts=sizes | {"class_names": train.class_names},

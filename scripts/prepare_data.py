@@ -2,14 +2,17 @@
 ImageNet from local files.
 
     python -m scripts.prepare_data --dataset=mnist [--data_dir=DIR]
+    python -m scripts.prepare_data --dataset=qmnist --source=DIR [--data_dir=DIR]
     python -m scripts.prepare_data --dataset=imagenet_256 --source=DIR [--data_dir=DIR]
 
 Downloads are verified by their published SHA-256; an interrupted run resumes where it stopped; the
-folder appears only when it is complete. For imagenet_256, DIR has ILSVRC2012_img_train.tar and
-ILSVRC2012_img_val.tar, or train/<class>/ and val/<class>/ with JPEG or PNG files, or <class>/
-alone; a tar file of such folders works too. Each image is rescaled to 256 pixels on its shorter
-side and cropped to the center. Corrupt files are printed, listed in damaged.txt and left out. All
-of ImageNet takes about 45 GB, 260 GB with --record_format=raw.
+folder appears only when it is complete. For qmnist, DIR has qmnist-test-images-idx3-ubyte.gz and
+qmnist-test-labels-idx2-int.gz; the splits are test (10,000 digits, MNIST's) and test50k (the lost
+ones), and train if DIR has QMNIST's or MNIST's training files too. For imagenet_256, DIR has
+ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or train/<class>/ and val/<class>/ with JPEG or
+PNG files, or <class>/ alone; a tar file of such folders works too. Each image is rescaled to 256
+pixels on its shorter side and cropped to the center. Corrupt files are printed, listed in
+damaged.txt and left out. All of ImageNet takes about 45 GB, 260 GB with --record_format=raw.
 
 Exit codes: 0 prepared (now or before), 2 wrong flags or a killed worker process, 65 wrong or
 corrupt files, 74 no network or a folder that cannot be written, 75 another process is preparing the
@@ -25,13 +28,13 @@ from absl import flags
 from common import launch
 from common.errors import StorageError, UserError
 from common.prepared import data_dirs
-from scripts.prepare import imagenet
+from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import RECORD_FORMATS
 from scripts.prepare.layouts import find_images
 from scripts.prepare.progress import ShardProgress
 from scripts.prepare.published import PUBLISHED_SETS, prepare_published
 
-DATASETS = ("mnist10k", *PUBLISHED_SETS, imagenet.NAME)
+DATASETS = ("mnist10k", *PUBLISHED_SETS, qmnist.NAME, imagenet.NAME)
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +66,9 @@ def prepare(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--dataset={dataset} is unknown; allowed: {', '.join(DATASETS)}")
     if mirror and not mirror.startswith(("http://", "https://")):
         raise UserError(f"--mirror={mirror} is not a URL; it must begin with http:// or https://")
-    for name in ["mirror"] if dataset == imagenet.NAME else ["record_format", "num_workers"]:
+    inapplicable = ["mirror"] if dataset in (imagenet.NAME, qmnist.NAME) else []
+    inapplicable += ["record_format", "num_workers"] if dataset != imagenet.NAME else []
+    for name in inapplicable:
         if flag_values[name].present:
             raise UserError(f"--{name} does not apply to --dataset={dataset}")
     data_dir = data_dirs(flag_values.data_dir)[0]
@@ -73,6 +78,8 @@ def prepare(flag_values: flags.FlagValues) -> None:
         prepare_imagenet(
             data_dir, flag_values.source, flag_values.record_format, flag_values.num_workers
         )
+    elif dataset == qmnist.NAME:
+        qmnist.prepare_qmnist(data_dir, flag_values.source)
     else:
         prepare_published(dataset, data_dir, flag_values.source, mirror)
 

@@ -110,8 +110,9 @@ def lenet_geometry(model: lenet.model.LeNet5, row: dict, inputs: list[int]) -> d
         stride = max((inputs[0] - kernel[0]) // max(row["output"][0] - 1, 1), 1)
     function = model.before_pooling if name in ("c1", "c3") else model.activation
     names = {f: name for name, f in lenet.model.ACTIVATIONS.items()}
-    last = "rbf" if isinstance(layer, lenet.model.EuclideanRBF) else "softmax"
-    activation = last if name == "output" else names.get(function)
+    activation = names.get(function)
+    if name == "output" and model.f6 is not None:
+        activation = "rbf" if isinstance(layer, lenet.model.EuclideanRBF) else "softmax"
     deck = printed.LENET[name]._asdict() if name in printed.LENET else {}
     deck = {key: value for key, value in deck.items() if value}
     geometry = dict(kernel=kernel, stride=stride, padding=padding, activation=activation)

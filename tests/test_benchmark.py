@@ -19,7 +19,7 @@ from alexnet.lrn import local_response_normalization
 from common import conv, launch, parallel
 from common.errors import UserError
 from common.flags import from_preset
-from lenet.model import C3_TABLE, c3_mask
+from lenet.connections import C3_TABLE, c3_mask
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import alexnet as alexnet_suites
 from scripts.benchmark import lenet as lenet_suites

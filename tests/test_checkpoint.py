@@ -8,7 +8,10 @@ import random
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from orbax.checkpoint._src.path import atomicity, deleter
 
 from common import checkpoint
 from common.checkpoint import Checkpointer
@@ -45,8 +49,8 @@ def target_of(state):
     )
 
 
-def save(workdir, *steps: int) -> None:
-    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+def save(workdir, *steps: int, keep: int = 3) -> None:
+    with contextlib.closing(Checkpointer(workdir, keep)) as checkpointer:
         for step in steps:
             checkpointer.save(step, make_state(step), {"seconds": step * 0.1})
 
@@ -123,10 +127,20 @@ def test_nothing_saved_is_none(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-def test_newest_comes_back_and_three_are_kept(tmp_path):
-    save(tmp_path, 1, 2, 3, 4, 5)
-    assert saved_steps(tmp_path) == [3, 4, 5]
+@pytest.mark.parametrize(("keep", "kept"), [(3, [3, 4, 5]), (2, [4, 5]), (1, [5])])
+def test_newest_comes_back_and_so_many_are_kept(tmp_path, keep, kept):
+    save(tmp_path, 1, 2, 3, 4, 5, keep=keep)
+    assert saved_steps(tmp_path) == kept
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [str(step) for step in kept]
     assert_is(restore(tmp_path), 5)
+
+
+def test_fewer_are_kept_from_the_next_save_on(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    assert_is(restore(tmp_path, keep=1), 3)
+    assert saved_steps(tmp_path) == [1, 2, 3]  # a restore removes nothing
+    save(tmp_path, 4, keep=1)
+    assert saved_steps(tmp_path) == [4]
 
 
 def test_saving_a_step_again_changes_nothing(tmp_path):
@@ -259,6 +273,115 @@ def test_a_save_that_the_disk_refuses_is_one_line_and_keeps_the_last_one(tmp_pat
     assert "\n" not in str(caught.value)
     assert restore(tmp_path, target_of(big))[0] == 1
     assert saved_steps(tmp_path) == [1]
+
+
+# ---- one alone is kept
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("keep", [1, 3])
+def test_wherever_a_save_is_killed_there_is_an_intact_checkpoint(tmp_path, monkeypatch, keep):
+    """The folder is copied, as a kill would leave it, before and in the middle of all that moves or
+    removes something; the restart finds a step, and goes on to save.
+    """
+    workdir, copies = tmp_path / "run", []
+
+    def snapshot(name: str, remove=()):
+        copies.append(tmp_path / f"{len(copies)}_{name}")
+        shutil.copytree(workdir, copies[-1])
+        for path in remove:
+            (copies[-1] / path.relative_to(workdir)).unlink()
+
+    def before(owner, name, removing=False):
+        original = getattr(owner, name)
+
+        def call(*arguments, **options):
+            snapshot(name)
+            if removing:  # its files go in any order
+                files = sorted(path for path in Path(arguments[1]).rglob("*") if path.is_file())
+                snapshot(f"half_{name}", files[::2])
+                snapshot(f"other_half_{name}", files[1::2])
+                snapshot(f"most_of_{name}", files)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    save(workdir, *range(1, keep + 1), keep=keep)
+    before(checkpoint, "describe")  # while the files are written
+    before(Checkpointer, "_read_back")
+    before(atomicity, "on_commit_callback")  # gives the folder its name
+    before(deleter.PathDeleter, "delete", removing=True)
+    save(workdir, keep + 1, keep=keep)
+    snapshot("end")
+    monkeypatch.undo()
+    found = []
+    for copy in copies:
+        restored = restore(copy, keep=keep)
+        assert_is(restored, restored[0])
+        found.append(restored[0])
+        assert not list(copy.glob("checkpoints/*.corrupt"))
+        save(copy, keep + 2, keep=keep)
+        assert saved_steps(copy)[-1] == keep + 2 and len(saved_steps(copy)) == keep
+    assert found == sorted(found) and {found[0], found[-1]} == {keep, keep + 1}
+    names = {copy.name.partition("_")[2] for copy in copies}
+    expected = {"describe", "on_commit_callback", "delete", "most_of_delete", "end"}
+    assert names >= expected and ("_read_back" in names) == (keep == 1)
+
+
+def test_the_only_one_is_read_back_before_the_older_one_goes(tmp_path, monkeypatch):
+    """Other bytes on disk than were given: the save fails, and the older one stays."""
+    save(tmp_path, 1, keep=1)
+    written = Checkpointer._read_back
+
+    def damaged(checkpointer):
+        (folder,) = (tmp_path / "checkpoints").glob("2.*")
+        shutil.copytree(tmp_path / "checkpoints/1/state", folder / "state", dirs_exist_ok=True)
+        written(checkpointer)
+
+    monkeypatch.setattr(Checkpointer, "_read_back", damaged)
+    with pytest.raises(StorageError, match=r"kernel.*step 1 is safe") as caught:
+        save(tmp_path, 2, keep=1)
+    assert caught.value.exit_code == 74 and saved_steps(tmp_path) == [1]
+    monkeypatch.undo()
+    assert_is(restore(tmp_path), 1)
+    save(tmp_path, 2, keep=1)
+    assert saved_steps(tmp_path) == [2]
+
+
+SAVING = """
+import contextlib, sys
+from pathlib import Path
+import numpy as np
+from common.checkpoint import Checkpointer
+
+with contextlib.closing(Checkpointer(Path(sys.argv[1]), keep=1)) as checkpointer:
+    target = {"w": np.zeros(200_000)}
+    step = (checkpointer.restore_newest(target) or [0])[0]
+    while True:
+        step += 1
+        checkpointer.save(step, {"w": np.random.default_rng(step).random(200_000)}, {})
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_the_only_checkpoint_is_intact(tmp_path):
+    draw, newest = random.Random(0), 0
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVING, str(tmp_path)], stderr=subprocess.PIPE, text=True
+        )
+        try:
+            while max(saved_steps(tmp_path), default=0) < newest + 3:
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.3))
+        finally:
+            process.kill()
+            process.communicate()
+        newest = saved_steps(tmp_path)[-1]
+        with contextlib.closing(Checkpointer(tmp_path, read_only=True)) as checkpointer:
+            assert checkpointer.verify(newest) is None
+    assert not list(tmp_path.glob("checkpoints/*.corrupt"))
 
 
 # ---- the weights alone
@@ -425,7 +548,7 @@ def test_reads_that_never_began_are_not_mentioned():
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        with pytest.raises(ValueError), checkpoint._one_failure_at_a_time():
+        with pytest.raises(ValueError), checkpoint.one_failure_at_a_time():
             cycle = [read()]
             cycle.append(cycle)  # so that only the garbage collector finds it
             del cycle
@@ -518,11 +641,11 @@ def test_what_the_system_cannot_read_is_not_called_damaged(
 def test_verify_reads_the_bytes_that_belong_to_no_array_too(two_checkpoints, monkeypatch):
     read = []
 
-    def opened(path, *arguments):
+    def opened(path, *arguments, **options):
         read.append(path)
         if path.name == broken:
             raise OSError(errno.EIO, "Input/output error")
-        return open(path, *arguments)
+        return open(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", opened)
     with contextlib.closing(Checkpointer(two_checkpoints, read_only=True)) as checkpointer:

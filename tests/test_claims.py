@@ -8,16 +8,17 @@ from functools import partial
 
 import pytest
 
-import lenet.model
 from alexnet.model import WIDTHS
 from alexnet.pooling import max_pool
 from common import launch
+from lenet import connections
 from scripts.claims import __main__ as tool
 from scripts.claims import deck, ledger
 from scripts.claims import lenet as lenet_claims
 from scripts.claims.claim import measured, ordered, says, studied, within
 from scripts.claims.facts import Facts, mean_interval
 from scripts.report import RESULTS, results
+from scripts.report import ledger as report_ledger
 
 STATUS = re.compile(
     r"exact|reproduced|differs|source inconsistent|undecided at n = \d+|not run: .+"
@@ -132,8 +133,8 @@ def test_numbers_on_cifar10_say_what_images_they_are_of(lines):
 
 @pytest.mark.commands
 def test_another_table_of_c3_is_noticed(monkeypatch, capsys):
-    table = (*lenet.model.C3_TABLE[:-1], (0, 1, 2, 3, 4))
-    monkeypatch.setattr(lenet.model, "C3_TABLE", table)
+    table = (*connections.C3_TABLE[:-1], (0, 1, 2, 3, 4))
+    monkeypatch.setattr(connections, "C3_TABLE", table)
     monkeypatch.setattr(ledger, "CLAIMS", (*deck.CLAIMS, *lenet_claims.CLAIMS))
     monkeypatch.setattr(launch.runtime, "keep_freed_memory", lambda: None)
     code = launch.run_tool(tool.define_flags, tool.main, ["claims", "--json"])
@@ -294,11 +295,12 @@ def test_an_order_of_three_arms():
     assert status(comparison("b", "a", low, "lower")).startswith("not run: ")
 
 
-def test_a_study_in_results_is_no_run(tmp_path):
-    study = {"study": "c3_table", "comparisons": [], "arms": {}}
-    (tmp_path / "study_c3_table.json").write_text(json.dumps(study))
-    found = results.load(tmp_path)
-    assert found.runs == [] and found.measured == {"study_c3_table": study}
+def test_studies_are_those_of_results(monkeypatch):
+    monkeypatch.setattr(ledger, "CLAIMS", (CLAIMS["deck-lenet-sparse-error"],))
+    pair = comparison("table", "dense", [0.02, 0.1], "higher", pairs=20)
+    study = {"name": "c3_table", "comparisons": [pair]}
+    (line,) = report_ledger.check(results.Results([], {}, [study]))
+    assert line.status == "reproduced" and "n = 20" in line.ours
 
 
 # ---- the command

@@ -160,8 +160,8 @@ def test_every_preset_of_a_network_is_found_by_name(config_class):
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("cifar18", "--preset=cifar18 .*of alexnet, not of lenet; .*deck, modern, paper"),
-        ("papr", "--preset=papr .*deck, modern, paper"),
+        ("cifar18", "--preset=cifar18 .*of alexnet, not of lenet; .*deck, lush, modern, paper"),
+        ("papr", "--preset=papr .*deck, lush, modern, paper"),
         ("", "--preset= "),
         ("../presets/paper", "--preset=../presets/paper "),
     ],

@@ -38,6 +38,13 @@ def test_paper_scaling_extends_the_background():
     np.testing.assert_allclose(out[0][border], -0.1, rtol=1e-6)
 
 
+def test_hundredths_are_pixels_times_001_with_a_background_of_0():
+    images = np.arange(256, dtype=np.uint8).repeat(28 * 28).reshape(256, 28, 28, 1)
+    out = np.asarray(data.prepare_function("hundredths", "none")(images))
+    np.testing.assert_allclose(out[:, 16, 16, 0], 0.01 * np.arange(256), rtol=1e-6)
+    assert (out[:, :2] == 0).all() and (out[:, :, -2:] == 0).all()
+
+
 def test_mnist_has_mean_zero_and_variance_one_after_paper_scaling(mnist10k_train):
     """Section II.B: 'this makes the mean input roughly 0, and the variance roughly 1'."""
     images, _ = mnist10k_train
@@ -84,6 +91,24 @@ def test_every_example_comes_once_in_an_epoch(reshuffle):
         assert sorted(order) == list(range(40))
     assert (epochs[0] == epochs[1]).all() == (not reshuffle)  # the paper: one constant random order
     assert (epochs[0] != np.arange(40)).any()
+
+
+def test_the_sets_own_order():
+    batches = chunk(numbered_examples(40), 5, 10, shuffle=False, reshuffle=False)
+    expected = np.arange(20, 60) % 40
+    np.testing.assert_array_equal(batches["image"][..., 0, 0, 0].ravel(), expected)
+
+
+def test_curvature_is_estimated_on_new_examples_each_time_or_on_the_first():
+    examples, drawn = numbered_examples(40), Config(curvature_examples=8)
+    (one, labels), (two, _) = (data.for_curvature(examples, drawn, epoch) for epoch in (0, 1))
+    assert set(one[:, 0, 0, 0]) != set(two[:, 0, 0, 0])
+    np.testing.assert_array_equal(one[:, 0, 0, 0] % 10, labels)
+    in_order = Config(curvature_examples=8, shuffle=False, reshuffle=False)
+    for epoch in (0, 10):
+        images, labels = data.for_curvature(examples, in_order, epoch)
+        np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(8))
+        np.testing.assert_array_equal(labels, np.arange(8))
 
 
 def test_images_and_labels_stay_together():

@@ -3,6 +3,7 @@ implementations.
 """
 
 import dataclasses
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from flax import nnx
 from common.conv import batch_last_convolution
 from lenet.codes import digit_codes, smallest_distance
 from lenet.config import Config
-from lenet.model import C3_TABLE, LeNet5, c3_connections, c3_mask, layer_table, loss_function
+from lenet.connections import C3_TABLE, c3_connections, c3_mask
+from lenet.model import LeNet5, layer_table, loss_function
 from lenet.network import build_model
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -26,6 +28,9 @@ PAPER = Config(
     loss="map",
     optimizer="sdlm",
     momentum=0.0,
+)
+LUSH = dataclasses.replace(
+    PAPER, subsampling="sum", output="squashed", initialization="one_over_sqrt_fan_in", loss="mse"
 )
 
 # name: output, parameters, connections (section II.B; C5, F6 and the output by arithmetic)
@@ -57,6 +62,7 @@ def test_the_paper_network_has_the_papers_layers():
     "config, parameters, masked",  # of C3: 900 weights that are stored and do not exist
     [
         (PAPER, 60_000, 900),
+        (LUSH, 51_046, 900),
         (Config(), 60_806, 900),
         (Config(c3="random", seed=5), 60_806, 900),
         (Config(c3="dense"), 61_706, 0),
@@ -89,7 +95,11 @@ def test_random_connections_keep_the_number_of_inputs_and_follow_the_seed():
 
 @pytest.mark.parametrize(
     "initialization, bound",
-    [("fan_in", lambda f: 2.4 / f), ("sqrt_fan_in", lambda f: 2.4 / np.sqrt(f))],
+    [
+        ("fan_in", lambda f: 2.4 / f),
+        ("sqrt_fan_in", lambda f: 2.4 / np.sqrt(f)),
+        ("one_over_sqrt_fan_in", lambda f: 1 / np.sqrt(f)),
+    ],
 )
 def test_initial_weights_fill_the_bounds_of_each_maps_own_fan_in(initialization, bound):
     model = build_model(dataclasses.replace(PAPER, initialization=initialization))
@@ -104,14 +114,32 @@ def test_initial_weights_fill_the_bounds_of_each_maps_own_fan_in(initialization,
         assert (np.asarray(layer.bias[...]) == 0).all()
 
 
-def test_codes_are_ten_different_bitmaps_of_84_pixels():
-    codes = digit_codes()
+@pytest.mark.parametrize(("subsampling", "start"), [("average", 1.0), ("sum", 0.5)])
+def test_coefficients_start_at_1_or_for_a_sum_at_half(subsampling, start):
+    model = build_model(dataclasses.replace(PAPER, subsampling=subsampling))
+    for layer in (model.s2, model.s4):
+        assert (np.asarray(layer.coefficient[...]) == start).all()
+        assert (np.asarray(layer.bias[...]) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "distance", "zero_and_six", "digest"),
+    [
+        ("distance13", 13, 13, "f0520051b796833e"),
+        ("distance25", 25, 35, "eb620714ccd4037d"),
+    ],
+)
+def test_codes_are_ten_bitmaps_of_84_pixels_that_never_change(name, distance, zero_and_six, digest):
+    """A checkpoint has no codes: those of its --codes must remain what it was trained with."""
+    codes = digit_codes(name)
     assert codes.shape == (10, 84)
     assert set(np.unique(codes)) == {-1.0, 1.0}
-    assert smallest_distance(codes) == 13
+    assert smallest_distance(codes) == distance
+    assert (codes[0] != codes[6]).sum() == zero_and_six
+    assert hashlib.sha256(np.packbits(codes > 0).tobytes()).hexdigest()[:16] == digest
 
 
-def numpy_forward(params, images, connections, activation, pooling, codes):
+def numpy_forward(params, images, connections, activation, pooling, subsampling, codes):
     """What each layer passes on, in float64 by explicit sums over pixels, from the paper's text."""
 
     def conv(x, kernel, bias):
@@ -127,7 +155,8 @@ def numpy_forward(params, images, connections, activation, pooling, codes):
     def subsample(x, layer):
         squares = [x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]]
         if pooling == "trainable":
-            return sum(squares) / 4 * layer["coefficient"] + layer["bias"]
+            x = sum(squares) if subsampling == "sum" else sum(squares) / 4
+            return x * layer["coefficient"] + layer["bias"]
         return np.max(squares, axis=0) if pooling == "max" else sum(squares) / 4
 
     kernel = np.zeros((5, 5, 6, 16))
@@ -140,7 +169,11 @@ def numpy_forward(params, images, connections, activation, pooling, codes):
     c3 = before_pooling(conv(s2, kernel, params["c3"]["bias"]))
     s4 = activation(subsample(c3, params.get("s4")))
     c5 = activation(conv(s4, **params["c5"]))
-    f6 = activation(c5.reshape(-1, 120) @ params["f6"]["kernel"] + params["f6"]["bias"])
+    units = c5.reshape(-1, 120)
+    if "f6" not in params:
+        output = activation(units @ params["output"]["kernel"] + params["output"]["bias"])
+        return dict(c1=c1, s2=s2, c3=c3, s4=s4, c5=c5, output=output)
+    f6 = activation(units @ params["f6"]["kernel"] + params["f6"]["bias"])
     if codes is None:
         output = f6 @ params["output"]["kernel"] + params["output"]["bias"]
     else:
@@ -161,11 +194,13 @@ def random_params(model, key=0):
     [
         Config(),
         PAPER,
+        dataclasses.replace(PAPER, codes="distance25"),
+        LUSH,
         Config(pooling="max", activation="relu"),
         Config(c3="random", seed=3),
         Config(c3="dense"),
     ],
-    ids=lambda c: f"{c.output}-{c.pooling}-{c.c3}",
+    ids=lambda c: f"{c.output}-{c.pooling}-{c.subsampling}-{c.c3}-{c.codes}",
 )
 def test_every_layer_against_numpy(config):
     """Values of all layers, in the order and the shapes of the layer table; masked weights have no
@@ -185,7 +220,8 @@ def test_every_layer_against_numpy(config):
         c3_connections(config.c3, config.seed),
         activations[config.activation],
         config.pooling,
-        digit_codes() if config.output == "rbf" else None,
+        config.subsampling,
+        digit_codes(config.codes) if config.output == "rbf" else None,
     )
 
     @jax.jit  # must not change the order
@@ -238,6 +274,8 @@ def test_losses_against_numpy():
     smoothed = -(smooth * np.log(probabilities)).sum(1)
     check(smoothed, "cross_entropy", "softmax", label_smoothing=0.1)
     check(((probabilities - one_hot) ** 2).sum(1), "mse", "softmax", atol=1e-6)
+    targets = np.where(one_hot == 1, 1, -1)
+    check(((-penalties - targets) ** 2).sum(1) / 2, "mse", "squashed")
 
 
 def test_map_loss_stays_finite_where_every_penalty_is_huge():

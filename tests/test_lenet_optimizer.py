@@ -11,21 +11,23 @@ from flax import nnx
 
 from lenet.codes import digit_codes
 from lenet.config import Config
-from lenet.model import C3_TABLE, LeNet5, c3_mask, loss_function
-from lenet.optimizer import MU, curvature, learning_rate_schedule, make_optimizer, sdlm
+from lenet.connections import C3_TABLE, c3_mask
+from lenet.model import LeNet5, loss_function
+from lenet.optimizer import MU, build_optimizer, curvature, learning_rate_schedule, sdlm
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 LOSSES = [("mse", 0.0), ("map", 3.0), ("map", 60.0), ("cross_entropy", 0.0)]
 
 
-def paper_model(seed=0):
+def paper_model(subsampling="average", output="rbf"):
     return LeNet5(
         activation="scaled_tanh",
         pooling="trainable",
-        output="rbf",
+        subsampling=subsampling,
+        output=output,
         codes=digit_codes(),
-        rngs=nnx.Rngs(seed),
+        rngs=nnx.Rngs(0),
     )
 
 
@@ -55,12 +57,13 @@ class Constant:
         self.value, self.h_value = value, 0.0
 
 
-def loop_over_connections(params, image, label, loss, constant):
+def loop_over_connections(params, image, label, loss, constant, pool_weight=0.25):
     """h_kk of one example from appendix C, one connection at a time: {(layer, parameter, index):
     h}.
 
-    A subsampling unit's single input is a mean unit, linear, with four connections of fixed weight
-    1/4.
+    A subsampling unit's single input is a pooling unit, linear, with four connections of fixed
+    weight, 1/4 (the average) or 1 (the sum). Without F6 in `params`, the output is squashed, and
+    the second derivative of the loss is set to 1 there, as in Lush.
     """
     connections_of_c3 = c3_mask(C3_TABLE)
     one = Constant(1.0)
@@ -94,10 +97,11 @@ def loop_over_connections(params, image, label, loss, constant):
             for y in range(0, len(plane), 2):
                 row = []
                 for x in range(0, len(plane), 2):
-                    mean = Unit([(None, 0.25, plane[y + i][x + j]) for i in (0, 1) for j in (0, 1)])
-                    mean.value, mean.linear = mean.a, True
-                    means.append(mean)
-                    scaled = ((name, "coefficient", (f,)), coefficient[f], mean)
+                    square = [plane[y + i][x + j] for i in (0, 1) for j in (0, 1)]
+                    pooled = Unit([(None, pool_weight, unit) for unit in square])
+                    pooled.value, pooled.linear = pooled.a, True
+                    means.append(pooled)
+                    scaled = ((name, "coefficient", (f,)), coefficient[f], pooled)
                     row.append(Unit([scaled, ((name, "bias", (f,)), bias[f], one)]))
                 rows.append(row)
             out.append(rows)
@@ -108,12 +112,13 @@ def loop_over_connections(params, image, label, loss, constant):
     maps = subsample(conv(maps, "c1"), "s2")
     maps = subsample(conv(maps, "c3", connections_of_c3), "s4")
     maps = conv(maps, "c5")
-    kernel, bias = params["f6"]["kernel"], params["f6"]["bias"]
-    f6 = []
-    for f in range(84):
-        inputs = [(("f6", "kernel", (i, f)), kernel[i, f], maps[i][0][0]) for i in range(120)]
-        f6.append(Unit([*inputs, (("f6", "bias", (f,)), bias[f], one)]))
-    layers.append(f6)
+    last = "f6" if "f6" in params else "output"
+    kernel, bias = params[last]["kernel"], params[last]["bias"]
+    units = []
+    for f in range(len(bias)):
+        inputs = [((last, "kernel", (i, f)), kernel[i, f], maps[i][0][0]) for i in range(120)]
+        units.append(Unit([*inputs, ((last, "bias", (f,)), bias[f], one)]))
+    layers.append(units)
 
     # At the output: second differences of the loss in each of the 84 values.
     codes = digit_codes().astype(np.float64)
@@ -125,9 +130,12 @@ def loop_over_connections(params, image, label, loss, constant):
         terms = np.append(-y, -constant) if loss == "map" else -y
         return y[label] + terms.max() + np.log(np.exp(terms - terms.max()).sum())
 
-    x = np.array([unit.value for unit in f6])
+    x = np.array([unit.value for unit in units])
     step = 1e-3
-    for k, unit in enumerate(f6):
+    for k, unit in enumerate(units):
+        if last == "output":
+            unit.h_value = 1.0
+            continue
         shift = step * np.eye(84)[k]
         unit.h_value = (loss_at(x + shift) - 2 * loss_at(x) + loss_at(x - shift)) / step**2
 
@@ -145,15 +153,17 @@ def loop_over_connections(params, image, label, loss, constant):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "loss, constant, count",
+    "loss, constant, count, subsampling, output",
     [
-        ("map", 60.0, 1),
-        pytest.param("mse", 0.0, 1, marks=pytest.mark.nightly),
-        pytest.param("map", 3.0, 2, marks=pytest.mark.nightly),
+        ("map", 60.0, 1, "average", "rbf"),
+        pytest.param("mse", 0.0, 1, "sum", "rbf", marks=pytest.mark.nightly),
+        pytest.param("map", 3.0, 2, "average", "rbf", marks=pytest.mark.nightly),
+        ("mse", 0.0, 1, "sum", "squashed"),
+        ("mse", 0.0, 1, "average", "squashed"),
     ],
 )
-def test_curvature_against_a_loop_over_every_connection(loss, constant, count):
-    model = paper_model()
+def test_curvature_against_a_loop_over_every_connection(loss, constant, count, subsampling, output):
+    model = paper_model(subsampling, output)
     draw = np.random.default_rng(3)
     params = jax.tree.map(
         lambda p: p + jnp.asarray(draw.normal(0, 0.05, p.shape), p.dtype),
@@ -161,7 +171,7 @@ def test_curvature_against_a_loop_over_every_connection(loss, constant, count):
     )
     images = draw.uniform(-0.1, 1.175, (2, 32, 32, 1)).astype(np.float32)[:count]
     labels = np.array([7, 2])[:count]
-    loss_of_examples = loss_function(loss, "rbf", map_constant=constant)
+    loss_of_examples = loss_function(loss, output, map_constant=constant)
     ours = jax.jit(
         lambda params: curvature(
             nnx.merge(nnx.graphdef(model), params), images, labels, loss_of_examples
@@ -170,10 +180,17 @@ def test_curvature_against_a_loop_over_every_connection(loss, constant, count):
     ours = jax.tree.map(np.asarray, ours)
     exact = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     examples = [
-        loop_over_connections(exact, images[i].astype(np.float64), labels[i], loss, constant)
+        loop_over_connections(
+            exact,
+            images[i].astype(np.float64),
+            labels[i],
+            loss,
+            constant,
+            pool_weight=1.0 if subsampling == "sum" else 0.25,
+        )
         for i in range(count)
     ]
-    assert len(examples[0]) == 60_000
+    assert len(examples[0]) == (60_000 if output == "rbf" else 51_046)
     for name in examples[0]:
         layer, parameter, index = name
         expected = sum(example[name] for example in examples) / count
@@ -228,6 +245,27 @@ def test_paper_schedule_gives_the_rates_of_section_3b():
     np.testing.assert_allclose(rates, [expected, expected], rtol=1e-6)
 
 
+def test_thirds_of_30_passes_are_the_rates_of_lush():
+    schedule = learning_rate_schedule(
+        Config(schedule="thirds", learning_rate=1e-4, num_epochs=30), 60_000
+    )
+    first = 60_000 * np.arange(30)  # steps of the passes
+    rates = jax.jit(jax.vmap(schedule))(np.stack([first, first + 59_999]))
+    expected = [1e-4] * 10 + [1e-5] * 10 + [1e-6] * 10
+    np.testing.assert_allclose(rates, [expected, expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "expected"), [(1, "0"), (2, "01"), (4, "0012"), (5, "00112"), (6, "001122")]
+)
+def test_thirds_are_whole_passes(num_epochs, expected):
+    config = Config(schedule="thirds", learning_rate=1.0, num_epochs=num_epochs)
+    schedule = learning_rate_schedule(config, 10)
+    for number, power in enumerate(expected):
+        rates = [float(schedule(10 * number)), float(schedule(10 * number + 9))]
+        np.testing.assert_allclose(rates, 10.0 ** -int(power), rtol=1e-6)
+
+
 def test_cosine_schedule_rises_and_ends_at_zero():
     config = Config(schedule="cosine", learning_rate=0.1, num_epochs=10, warmup_epochs=2)
     schedule = learning_rate_schedule(config, 100)
@@ -246,8 +284,11 @@ def test_masked_weights_stay_exactly_zero_and_unseen(optimizer, decay):
     model = paper_model()
     graphdef, state = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(state)
-    schedule = optax.constant_schedule(1e-3)
-    tx = make_optimizer(optimizer, schedule, momentum=0.9, weight_decay=decay)
+    settings = dict(optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0.0)
+    if optimizer == "sdlm":
+        settings |= dict(pooling="trainable", output="rbf")
+    rate = dict(schedule="constant", learning_rate=1e-3)
+    tx = build_optimizer(Config(**settings, **rate, weight_decay=decay), epoch_steps=1)
     opt_state = tx.init(params)
     mask = c3_mask(model.connections)
     images = jax.random.uniform(jax.random.key(0), (8, 32, 32, 1))

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ import lenet.config
 import lenet.train
 from common import checkpoint, loop, parallel, step
 from common.checkpoint import Checkpointer
+from common.curves import mean_by_epoch
+from common.digests import state_sha256
 from common.errors import DataError, Interrupted, NonFiniteError, UserError
 from common.examples import Examples
 from common.losses import cross_entropy
@@ -69,6 +72,9 @@ class ToyConfig(NamedTuple):
     parallel: str = "jit"
     reduction: str = "fast"
     compute_dtype: str = "float32"
+    keep: int = 3
+    stop_at_train_error_pct: float = 0.0
+    stop_at_validation_error_pct: float = 0.0
 
 
 TOY = ToyConfig()
@@ -338,6 +344,137 @@ def test_a_loss_that_stays_at_chance_is_told_with_the_hint(tmp_path, monkeypatch
 def test_a_run_of_one_chunk_has_a_speed(tmp_path):
     task = toy(config=ToyConfig(num_epochs=1))._replace(epoch_steps=2)
     assert fit(task, tmp_path / "run")["images_per_s"] > 0
+
+
+# ---- a run that ends at an error
+
+
+class Killed(BaseException):
+    """Nothing is saved any more."""
+
+
+def stopping_toy(**settings) -> loop.Task:
+    """Up to five epochs at a rate that is too high: the errors, both in percent, go up and down
+    (training 70, 60, 60, 70, 40; validation 50, 50, 25, 12.5, 37.5).
+    """
+    task = toy(10.0, config=ToyConfig(num_epochs=5, **settings))
+    return task._replace(splits=task.splits | {"validation": task.splits["train"][:8]})
+
+
+STOPS = [
+    # --stop_at_train_error_pct, --stop_at_validation_error_pct, the epoch, what stopped it
+    (70.0, 0.0, 1, "train"),
+    (60.0, 0.0, 2, "train"),
+    (59.9, 0.0, 5, "train"),  # the last epoch of all counts
+    (39.9, 0.0, None, None),
+    (0.0, 49.9, 3, "validation"),
+    (0.0, 12.5, 4, "validation"),
+    (0.0, 12.4, None, None),
+    (40.0, 12.5, 4, "validation"),
+    (60.0, 25.0, 2, "train"),
+]
+
+
+@pytest.mark.parametrize(("train", "validation", "epoch", "by"), STOPS)
+def test_it_ends_after_the_first_epoch_at_the_error(train, validation, epoch, by, tmp_path, capfd):
+    settings = dict(stop_at_train_error_pct=train, stop_at_validation_error_pct=validation)
+    task = stopping_toy(**settings, save_every_epochs=5, keep=1)
+    result = fit(task, tmp_path / "run")
+    curves = mean_by_epoch(lines(tmp_path / "run"), "error_pct")
+    met = [
+        end
+        for split, limit in (("train", train), ("validation", validation))
+        for end, error_pct in curves[split]
+        if error_pct <= limit and limit
+    ]
+    assert met == ([epoch] * len(met) if epoch else [])  # never before the last epoch
+    assert (result["stopped_after_epochs"], result["stopped_by"]) == (
+        epoch,
+        by and f"stop_at_{by}_error_pct",
+    )
+    ended = epoch or 5
+    assert (result["num_steps"], curves["train"][-1][0]) == (EPOCH * ended, ended)
+    assert saved_steps(tmp_path / "run") == [EPOCH * ended]
+    # The weights of that epoch are scored, and its state is the one that an undisturbed run had.
+    assert result["validation_error_pct"] == curves["validation"][-1][1]
+    assert result["state_sha256"] == state_after(ended)
+    said = capfd.readouterr().err
+    assert all(f"{limit:g}%" in said for limit in (train, validation) if limit)
+
+
+@functools.cache
+def state_after(epochs: int) -> str:
+    """The hash of the state that a run without a criterion has after so many of five epochs."""
+    hashes = []
+
+    def after_epoch(state, scores, say):
+        hashes.append(state_sha256(state))
+        return toy().after_epoch(state, scores, say)
+
+    task = stopping_toy()._replace(after_epoch=after_epoch)
+    with tempfile.TemporaryDirectory() as folder:
+        hashes.append(fit(task, Path(folder))["state_sha256"])
+    return hashes[epochs - 1]
+
+
+def test_without_a_criterion_the_result_says_nothing_of_it(tmp_path):
+    assert not any("stop" in name for name in fit(toy(), tmp_path / "run"))
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["signal", "kill"])
+@pytest.mark.parametrize(
+    ("settings", "epoch"),
+    [
+        pytest.param({"stop_at_train_error_pct": 60.0}, 2, marks=pytest.mark.commands),
+        pytest.param({"stop_at_validation_error_pct": 49.9}, 3, marks=pytest.mark.slow),
+    ],
+    ids=["train", "validation"],
+)
+def test_a_run_that_ends_at_an_error_may_be_ended_anywhere(tmp_path, settings, epoch, killed):
+    """Asked to stop, or killed, at each question, it resumes to the same end: also in the score of
+    its last epoch, and in the final scores.
+    """
+    task = stopping_toy(**settings, save_every_epochs=2, keep=1)
+    straight = outcome(fit(task, tmp_path / "straight"), tmp_path / "straight")
+    assert straight[0]["num_steps"] == EPOCH * epoch
+    saved = set()
+    for call in range(1, 100):
+        workdir = tmp_path / str(call)
+        workdir.mkdir()
+        questions = asked([call])
+
+        def stop_requested(questions=questions):
+            if (number := questions()) and killed:
+                raise Killed
+            return number
+
+        try:
+            loop.fit(task, workdir, stop_requested)
+            break
+        except Interrupted:
+            saved.add(saved_steps(workdir)[-1])
+        except Killed:
+            saved.update(saved_steps(workdir))
+            with (workdir / "metrics.jsonl").open("a") as file:
+                file.write('{"step": 1, "epo')
+        assert outcome(fit(task, workdir), workdir) == straight, call
+    assert call > 20 and EPOCH * epoch in saved
+
+
+def test_the_training_error_of_an_epoch_needs_no_metrics(tmp_path):
+    """Stopped inside epoch 2, whose training error ends the run, or in its score: the checkpoint
+    knows the errors so far, also where lines of metrics.jsonl are lost.
+    """
+    task = stopping_toy(stop_at_train_error_pct=60.0)
+    straight, _ = outcome(fit(task, tmp_path / "straight"), tmp_path / "straight")
+    for question, saved in ((7, 9), (9, 10)):
+        workdir = tmp_path / str(saved)
+        workdir.mkdir()
+        with pytest.raises(Interrupted):
+            loop.fit(task, workdir, asked([question]))
+        assert saved_steps(workdir)[-1] == saved
+        (workdir / "metrics.jsonl").unlink()
+        assert outcome(fit(task, workdir), workdir)[0] == straight
 
 
 # ---- both networks
@@ -620,7 +757,11 @@ def test_a_networks_train_step_is_compiled_once(tmp_path, sets, monkeypatch):
 
 
 @pytest.mark.slow
-def test_chunks_and_curvature_come_when_they_should(tmp_path, short_chunks, monkeypatch):
+@pytest.mark.parametrize(("every", "steps"), [(1, (0, 12, 24)), (2, (0, 24))])
+def test_chunks_and_curvature_come_when_they_should(
+    every, steps, tmp_path, short_chunks, monkeypatch
+):
+    """The curvature before each pass, or every second; not after the resume at 10."""
     estimates, make_curvature_step = [], lenet.train.make_curvature_step
 
     def recording(*arguments):
@@ -633,12 +774,9 @@ def test_chunks_and_curvature_come_when_they_should(tmp_path, short_chunks, monk
         return curvature_step
 
     monkeypatch.setattr(lenet.train, "make_curvature_step", recording)
-    run(dataclasses.replace(PAPER, curvature_examples=20), tmp_path / "run", [2])
-    assert estimates == [
-        (0, 20),
-        (12, 20),
-        (24, 20),
-    ]  # before each pass; not after the resume at 10
+    config = dataclasses.replace(PAPER, curvature_examples=20, curvature_every_epochs=every)
+    run(config, tmp_path / "run", [2])
+    assert estimates == [(step, 20) for step in steps]
 
 
 # ---- what tells one training set from another
@@ -697,11 +835,14 @@ CHANGES = {
         "distortions": (ADAMW, "affine"),
         "distortion_strength": (ADAMW, 0.5),
         "distorted_copies": (ADAMW, 2),
+        "shuffle": (PAPER, False),
         "reshuffle": (DIGITS, False),
         "c3": (DIGITS, "random"),
         "activation": (DIGITS, "relu"),
         "pooling": (DIGITS, "max"),
+        "subsampling": (PAPER, "sum"),
         "output": (DIGITS, "rbf"),
+        "codes": (PAPER, "distance25"),
         "initialization": (DIGITS, "fan_in"),
         "loss": (DIGITS, "mse"),
         "map_constant": (PAPER, 60.0),
@@ -714,11 +855,14 @@ CHANGES = {
         "weight_decay": (DIGITS, 0.01),
         "average_decay": (DIGITS, 0.9),
         "curvature_examples": (PAPER, 10),
+        "curvature_every_epochs": (PAPER, 2),
         "curvature_loss": (dataclasses.replace(PAPER, map_constant=200.0), "same"),
         "compute_dtype": (DIGITS, "bfloat16"),
         "reduction": (dataclasses.replace(DIGITS, batch_size=16), "fixed"),
         "batch_size": (DIGITS, 5),
         "num_epochs": (DIGITS, 2),
+        "stop_at_train_error_pct": (DIGITS, 100.0),
+        "stop_at_validation_error_pct": (DIGITS, 100.0),
         "seed": (DIGITS, 1),
     },
     "alexnet": {
@@ -769,12 +913,14 @@ CHANGES = {
         "reduction": (dataclasses.replace(PHOTOS, batch_size=16), "fixed"),
         "batch_size": (PHOTOS, 5),
         "num_epochs": (PHOTOS, 2),
+        "stop_at_train_error_pct": (PHOTOS, 100.0),
+        "stop_at_validation_error_pct": (PHOTOS, 100.0),
         "seed": (PHOTOS, 1),
     },
 }
 # For each setting that does not: another value for it.
 NO_CHANGES = {
-    "lenet": {"data_dir": "sets", "parallel": "pmap", "save_every_epochs": 2},
+    "lenet": {"data_dir": "sets", "parallel": "pmap", "save_every_epochs": 2, "keep": 1},
     "alexnet": {
         "data_dir": "sets",
         "ten_crop": True,
@@ -785,6 +931,7 @@ NO_CHANGES = {
         "log_every_steps": 5,
         "save_every_epochs": 2,
         "save_every_steps": 1,
+        "keep": 1,
     },
 }
 

@@ -23,8 +23,9 @@ from rich import console
 
 from common.errors import INTERRUPTED
 from common.examples import load
+from common.prepared import split_sizes
 from scripts import prepare_data
-from scripts.prepare import download, published
+from scripts.prepare import download, published, qmnist
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)
@@ -38,8 +39,10 @@ ARRAYS = {  # the IDX files' prefix -> images, labels
 
 
 def idx_gz(values: np.ndarray) -> bytes:
+    """Bytes, or big-endian int32."""
     sizes = struct.pack(f">{values.ndim}I", *values.shape)
-    content = b"\0\0\x08" + bytes([values.ndim]) + sizes + values.tobytes()
+    kind = {1: 0x08, 4: 0x0C}[values.dtype.itemsize]
+    content = bytes([0, 0, kind, values.ndim]) + sizes + values.tobytes()
     return gzip.compress(content, mtime=0)
 
 
@@ -325,6 +328,83 @@ def test_cifar10(server, small_mnist, monkeypatch):
     assert names[:2] == ["airplane", "automobile"]
 
 
+# ---- QMNIST, in imitation: 50 test digits for 60,000, of which 10 are MNIST's
+
+LOST_IMAGES = RANDOM.integers(0, 256, (40, 28, 28), np.uint8)
+QMNIST_LABELS = np.concatenate(  # class, series, writer, ...: big-endian int32
+    [RANDOM.integers(0, 10, (50, 1)), RANDOM.integers(1000, 300_000, (50, 7))], axis=1
+).astype(">i4")
+QMNIST_FILES = {
+    "qmnist-test-images-idx3-ubyte.gz": idx_gz(np.concatenate([ARRAYS["t10k"][0], LOST_IMAGES])),
+    "qmnist-test-labels-idx2-int.gz": idx_gz(QMNIST_LABELS),
+}
+MNIST_TRAIN = {  # 50 digits, as many as in QMNIST_FILES
+    "train-images-idx3-ubyte.gz": idx_gz(LOST_IMAGES.repeat(2, axis=0)[:50]),
+    "train-labels-idx1-ubyte.gz": idx_gz(np.arange(50, dtype=np.uint8) % 10),
+}
+QMNIST_TRAIN = {
+    "qmnist-train-images-idx3-ubyte.gz": idx_gz(LOST_IMAGES.repeat(2, axis=0)[30:]),
+    "qmnist-train-labels-idx2-int.gz": idx_gz(QMNIST_LABELS[::-1]),
+}
+
+
+@pytest.fixture
+def small_qmnist(monkeypatch):
+    monkeypatch.setattr(qmnist, "NUM_EXAMPLES", 50)
+    monkeypatch.setattr(qmnist, "NUM_KNOWN", 10)
+
+
+@pytest.mark.parametrize("train", [{}, MNIST_TRAIN, QMNIST_TRAIN, MNIST_TRAIN | QMNIST_TRAIN])
+def test_qmnist_in_the_files_order(train, tmp_path, small_mnist, small_qmnist):
+    source = write_files(tmp_path / "by_hand", QMNIST_FILES | train)
+    assert prepare_data.main(["--dataset=qmnist", f"--source={source}"]) == 0
+    expected = {
+        "test": (ARRAYS["t10k"][0], QMNIST_LABELS[:10, 0]),
+        "test50k": (LOST_IMAGES, QMNIST_LABELS[10:, 0]),
+    }
+    if QMNIST_TRAIN.keys() <= train.keys():  # before MNIST's
+        expected["train"] = LOST_IMAGES.repeat(2, axis=0)[30:], QMNIST_LABELS[::-1, 0]
+    elif train:
+        expected["train"] = LOST_IMAGES.repeat(2, axis=0)[:50], np.arange(50) % 10
+    assert split_sizes("qmnist", [small_mnist]).keys() == expected.keys()
+    for split, (images, labels) in expected.items():
+        found = load("qmnist", split, [small_mnist])
+        np.testing.assert_array_equal(found.images[..., 0], images)
+        np.testing.assert_array_equal(found.labels, labels)
+    # Nothing to do, and no folder needed.
+    assert prepare_data.main(["--dataset=qmnist"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({"qmnist-test-labels-idx2-int.gz": None}, "qmnist-test-labels-idx2-int.gz"),
+        ({"qmnist-test-images-idx3-ubyte.gz": None}, "qmnist-test-images-idx3-ubyte.gz"),
+        (
+            {"qmnist-test-labels-idx2-int.gz": idx_gz(QMNIST_LABELS[:49])},
+            "qmnist-test-labels-idx2-int.gz",
+        ),
+        (
+            {"qmnist-test-labels-idx2-int.gz": gzip.compress(b"\0\0\x0c\x01\0\0\0\x01\0")},
+            "qmnist-test-labels-idx2-int.gz",
+        ),
+        (
+            {"qmnist-test-images-idx3-ubyte.gz": FILES["t10k-images-idx3-ubyte.gz"]},
+            "qmnist-test-images-idx3-ubyte.gz",
+        ),
+        (QMNIST_TRAIN | {"qmnist-train-labels-idx2-int.gz": None}, "qmnist-train-labels"),
+    ],
+)
+def test_other_files_than_qmnists_are_refused(
+    files, named, tmp_path, small_mnist, small_qmnist, capsys
+):
+    files = {name: file for name, file in (QMNIST_FILES | files).items() if file is not None}
+    source = write_files(tmp_path / "by_hand", files)
+    assert prepare_data.main(["--dataset=qmnist", f"--source={source}"]) == 65
+    assert named in one_error(capsys)
+    assert not small_mnist.exists()
+
+
 def test_mnist10k_needs_no_preparation(small_mnist, capsys):
     assert prepare_data.main(["--dataset=mnist10k"]) == 0
     assert "mnist10k" in capsys.readouterr().out
@@ -362,6 +442,8 @@ def test_a_folder_that_is_incomplete_or_in_another_format(small_mnist, capsys, c
         (["--data_dir"], "data_dir"),
         (["mnist"], "'mnist'"),
         (["--mirror=ftp://somewhere"], "--mirror=ftp://somewhere"),
+        (["--dataset=qmnist"], "--source=DIR"),
+        (["--dataset=qmnist", "--mirror=http://somewhere"], "--mirror"),
     ],
 )
 def test_wrong_flags(arguments, named, small_mnist, capsys):

@@ -21,6 +21,7 @@ import lenet.network
 from alexnet.config import Config
 from common.errors import UserError
 from common.flags import define, from_preset, presets, read, to_flagfile
+from lenet.connections import c3_mask
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -37,6 +38,14 @@ FIXED = {
         loss="map", optimizer="sdlm", momentum=0.0, schedule="paper", learning_rate=1.0,
         batch_size=1, num_epochs=20, reshuffle=False, validation_size=0, track="test",
         curvature_examples=500,
+    ),
+    "lenet lush": dict(  # the authors' program of 2002, as run in 2019 for QMNIST
+        c3="table", scaling="hundredths", shuffle=False, reshuffle=False,
+        activation="scaled_tanh", pooling="trainable", subsampling="sum", output="squashed",
+        initialization="one_over_sqrt_fan_in", loss="mse", optimizer="sdlm", momentum=0.0,
+        curvature_examples=1000, curvature_every_epochs=10, schedule="thirds",
+        learning_rate=1e-4, num_epochs=30, batch_size=1, distortions="none", validation_size=0,
+        track="test",
     ),
     "alexnet deck": dict(  # the lecture deck's table; the constants of the paper's section 3.3
         net="alexnet", widths="2012", towers=1, crop_size=227, conv1_padding="none",
@@ -109,6 +118,7 @@ PARAMETERS = {
     "lenet deck": 60_806,
     "lenet modern": 60_806,
     "lenet paper": 60_000,
+    "lenet lush": 51_046,
     "alexnet deck": 62_378_344,
     "alexnet modern": 62_378_344,
     "alexnet paper": 60_965_224,
@@ -174,7 +184,7 @@ def test_preset(name, tmp_path):
 def test_initial_networks_of_lenet(name):
     """Masked weights are zero, logits finite."""
     model = lenet.network.build_model(preset(name))
-    masked = lenet.model.c3_mask(model.connections) == 0
+    masked = c3_mask(model.connections) == 0
     assert (np.asarray(model.c3.kernel[...])[masked] == 0).all()
     assert np.isfinite(jax.jit(lambda images: model(images))(jnp.ones((2, 32, 32, 1)))).all()
 
@@ -224,6 +234,10 @@ def test_flags_override_a_preset():
         (["--dropout=1"], "--dropout=1"),
         (["--validation_size=0"], "--validation_size=0 .*--track=test"),
         (["--track=test"], "--schedule=plateau .*--track=validation"),
+        (
+            ["--stop_at_validation_error_pct=20", "--track=test", "--schedule=constant"],
+            "--stop_at_validation_error_pct .*--track=validation",
+        ),
         (["--lrn_size=4"], "--lrn_size=4"),
         (["--initialization=torch"], "--initialization=torch .*--hidden_bias=0"),
         (["--pad=4", "--augmentation=none"], "--pad=4 .*--augmentation=crop_flip"),

@@ -226,6 +226,7 @@ def make_run(tmp_path):
         run = {key: value for key, value in FOUND.runs[-1].items() if key not in where}
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(json.dumps(run | changed))
+        (tmp_path / name / "config.json").write_text(json.dumps({"batch_size": 64}))
         lines = [
             {"step": 100, "epoch": 0.5, "split": "train", "loss": 1.0, "error_pct": 20.0},
             {"step": 200, "epoch": 1.0, "split": "train", "loss": 0.5, "error_pct": 10.0},
@@ -248,10 +249,10 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_result_says_where_it_belongs(make_run, command):
-    added = results.read(make_run(command=command, seed=3), "ablation", "x")
+    added = results.record(make_run(command=command, seed=3), "ablation", "x")
     assert (added["network"], added["preset"]) == COMMANDS[command]
     given = {"study": "ablation", "arm": "x", "seed": 3, "command": command}
-    assert given.items() <= added.items()
+    assert given.items() <= added.items() and added["settings"] == {"batch_size": 64}
     assert added["curves"]["train"] == {"epoch": [1.0], "error_pct": [15.0]}
     assert added["curves"]["test"] == {"epoch": [1.0], "error_pct": [3.21]}
 
@@ -262,7 +263,7 @@ def test_a_run_is_added_once(make_run, tmp_path):
     run, other = make_run(**facts), make_run("other", **facts, test_error_pct=1.0)
     (path,) = results.add([run], "presets", "", folder)
     assert path.name == "lenet_presets_deck_seed3.json"
-    assert results.load(folder).runs == [results.read(run, "presets", "")]
+    assert results.load(folder).runs == [results.record(run, "presets", "")]
     assert results.add([run], "presets", "", folder) == []
     for runs in ([other], [run, other]):
         with pytest.raises(UserError, match=path.name):

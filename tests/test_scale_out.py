@@ -194,6 +194,24 @@ def test_devices_and_modes_agree(network, tmp_path):
         assert np.sum(runs[name]["confusion_matrix"]) == runs["one"]["num_test_examples"]
 
 
+@pytest.mark.nightly
+def test_every_process_ends_at_the_same_error(tmp_path):
+    """The criteria are asked of sums that all processes have; the only checkpoint that is kept is
+    read back by the first.
+    """
+    command = [*LENET, "--train_size=160", "--num_epochs=20", "--keep=1"]
+    command += ["--stop_at_train_error_pct=60", "--stop_at_validation_error_pct=10"]
+    results = [
+        train(tmp_path / "two", *command, devices=2, processes=2),
+        train(tmp_path / "pmap", *command, "--parallel=pmap", devices=2),
+    ]
+    assert 1 < results[0]["stopped_after_epochs"] < 20
+    for name in ("state_sha256", "stopped_after_epochs", "stopped_by", "num_steps"):
+        assert results[0][name] == results[1][name], name
+    for folder in ("two", "pmap"):
+        assert saved_steps(tmp_path / folder) == [results[0]["num_steps"]]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_well")
 def test_fixed_reduction_adds_up_a_large_product_the_same(monkeypatch):

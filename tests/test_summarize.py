@@ -53,6 +53,7 @@ def test_json_keeps_the_contract(summarize):
         ("lenet/deck", "c5", ([5, 5], 1, [0, 0], "tanh")),
         ("lenet/deck", "output", (None, None, None, "softmax")),
         ("lenet/paper", "output", (None, None, None, "rbf")),
+        ("lenet/lush", "output", (None, None, None, "scaled_tanh")),
         ("lenet/modern", "c1", ([5, 5], 1, [0, 0], None)),  # after the maximum
         ("alexnet/paper", "conv1", ([11, 11], 4, [0, 3], "relu")),
         ("alexnet/paper", "pool1", ([3, 3], 2, [0, 0], None)),
@@ -78,7 +79,8 @@ def test_the_decks_rows_stand_beside_ours(summarize):
 
 
 def test_every_preset_has_a_table(summarize):
-    for preset, total in (("deck", "60,806"), ("modern", "60,806"), ("paper", "60,000")):
+    totals = dict(deck="60,806", modern="60,806", paper="60,000", lush="51,046")
+    for preset, total in totals.items():
         code, output, _ = summarize(f"--flagfile=lenet/presets/{preset}.flags")
         assert code == 0 and total in output
 

@@ -21,6 +21,7 @@ import lenet.train
 from alexnet.data import open_split
 from common import examples as in_memory
 from common import launch, runtime
+from common.curves import mean_by_epoch
 from common.evaluation import evaluate
 from common.metrics import summarize
 from common.workdir import read_metrics, saved_steps
@@ -193,6 +194,20 @@ def test_what_a_run_leaves(finished):
         for crops in ("", "ten_crop_"):
             assert 0 <= result[f"{crops}top5_error_pct"] <= result[f"{crops}top1_error_pct"] <= 100
         assert all(("top5_error_pct" in line) == (line["split"] != "train") for line in lines)
+
+
+@pytest.mark.commands
+def test_a_command_that_ends_at_an_error(tmp_path):
+    """After the first epoch of ten at or below it; the newest checkpoint alone is left."""
+    flags = [*TINY["lenet"], "--num_epochs=10", "--keep=1"]
+    flags += ["--schedule=constant", "--stop_at_train_error_pct=40"]
+    result = train("lenet", tmp_path / "run", *flags)
+    epochs, lines = result["stopped_after_epochs"], read_metrics(tmp_path / "run")
+    errors = [error for _, error in mean_by_epoch(lines, "error_pct")["train"]]
+    assert errors[-1] <= 40 < min(errors[:-1]) and len(errors) == epochs < 10
+    assert result["stopped_by"] == "stop_at_train_error_pct"
+    assert result["num_steps"] == 15 * epochs
+    assert saved_steps(tmp_path / "run") == [15 * epochs]
 
 
 @pytest.mark.commands
@@ -469,11 +484,18 @@ def test_presets_train_at_full_size(preset, tmp_path):
         ("lenet", ["--batch_size=9000"], 2, "--batch_size=9000"),
         ("lenet", ["--validation_size=8000"], 2, "--validation_size=8000"),
         ("lenet", ["--optimizer=sdlm", "--momentum=0"], 2, "--pooling=trainable"),
+        ("lenet", ["--subsampling=sum"], 2, "--pooling=trainable"),
+        ("lenet", ["--codes=distance25"], 2, "--output=rbf"),
+        ("lenet", ["--output=squashed"], 2, "--loss=mse"),
+        ("lenet", ["--noshuffle"], 2, "--noreshuffle"),
         ("lenet", ["--optimizer=adamw"], 2, "--momentum=0"),
         ("lenet", ["--label_smoothing=0.1", "--loss=mse"], 2, "--loss=cross_entropy"),
         ("lenet", ["--distorted_copies=9"], 2, "--distortions"),
         ("lenet", ["--validation_size=0"], 2, "--track=test"),
         ("lenet", ["--warmup_epochs=20"], 2, "warmup_epochs"),
+        ("lenet", ["--keep=0"], 2, "--keep=0"),
+        ("lenet", ["--stop_at_train_error_pct=101"], 2, "--stop_at_train_error_pct=101"),
+        ("lenet", ["--stop_at_validation_error_pct=5", "--track=test"], 2, "--track=validation"),
         ("lenet", ["--c3=full"], 2, "c3"),
         ("lenet", ["--learning_rate=fast"], 2, "learning_rate"),
         ("lenet", ["--flagfile=lenet/presets/none.flags"], 2, "none.flags"),

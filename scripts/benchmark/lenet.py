@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import lenet.config
-import lenet.model
 from common.order import eval_batches
+from lenet.connections import C3_TABLE, c3_mask
 from scripts.benchmark.machine import matmul_peak
 from scripts.benchmark.measure import Case
 from scripts.benchmark.timing import (
@@ -42,7 +42,7 @@ def trainers(setting: Setting, one_thread: bool, config: lenet.config.Config) ->
     """Form -> PyTorch's trainer of the same network with the same optimizer."""
     if not PEERS:
         return {}
-    peers, mask, layers = torch_peers(), lenet.model.c3_mask(lenet.model.C3_TABLE), {}
+    peers, mask, layers = torch_peers(), c3_mask(C3_TABLE), {}
     if config.pooling == "max":
         layers = dict(activation=peers.nn.ReLU, pool=peers.nn.MaxPool2d)
     if config.optimizer == "adamw":
@@ -86,7 +86,7 @@ def predict(setting: Setting) -> Iterator[Case]:
         training = LeNetTraining(lenet.config.Config(), embedded_digits(), 1)
         batch, peers = next(eval_batches(embedded_digits(), batch_size)), {}
         for form in forms(setting, one_thread=batch_size == 1):
-            mask = lenet.model.c3_mask(lenet.model.C3_TABLE)
+            mask = c3_mask(C3_TABLE)
             score = torch_peers().scorer(
                 torch_peers().lenet(mask), torch_peers().FORMS[form], torch_peers().digits
             )

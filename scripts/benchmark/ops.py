@@ -9,8 +9,8 @@ import numpy as np
 
 import alexnet.lrn
 import alexnet.pooling
-import lenet.model
 from common import conv
+from lenet.connections import C3_TABLE, c3_mask
 from scripts.benchmark.machine import copy_bandwidth, matmul_peak
 from scripts.benchmark.measure import Case
 from scripts.benchmark.timing import PEERS, Setting, forms, span, timed, timed_theirs, torch_peers
@@ -26,7 +26,7 @@ def ops(setting: Setting) -> Iterator[Case]:
         return random.standard_normal((2 if setting.smallest else images, *shape), np.float32)
 
     images, kernel = array(128, 14, 14, 6), random.standard_normal((5, 5, 6, 16), np.float32)
-    table = lenet.model.c3_mask(lenet.model.C3_TABLE)
+    table = c3_mask(C3_TABLE)
     for name, function, mask in (
         ("masked", conv.masked(conv.batch_last_convolution(), table), table),
         ("dense", conv.batch_last_convolution(), np.ones_like(table)),

@@ -117,7 +117,7 @@ class LeNetTraining:
 
     def error_pct(self, examples: Examples) -> float:
         """The classification error on all examples."""
-        batch_size = lenet.train.eval_batch_size()
+        batch_size = lenet.train.EVAL_BATCH_SIZE
         sums = evaluate(self.eval_step, self.state.params, examples, batch_size=batch_size)
         return 100 * float(sums["errors"]) / float(sums["count"])
 

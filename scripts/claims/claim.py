@@ -218,7 +218,7 @@ def _of_study(
 
     def check(facts: Facts) -> tuple[str, str]:
         if study not in facts.studies:
-            return NONE, f"not run: no results/study_{study}.json"
+            return NONE, f"not run: no results/{study}/study.json"
         texts, verdicts, pairs = [], [], []
         for arms, agrees in needed:
             found = find_comparison(facts.studies[study], *arms)
@@ -248,7 +248,7 @@ def in_words(comparison: dict) -> str:
 
 
 def find_comparison(study: dict, base: str, arm: str) -> dict | None:
-    """The comparison of two arms of a results/study_NAME.json, as of `arm` against `base`."""
+    """The comparison of two arms of a results/NAME/study.json, as of `arm` against `base`."""
     for comparison in study["comparisons"]:
         if comparison["arms"] == [base, arm]:
             return comparison

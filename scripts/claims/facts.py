@@ -33,7 +33,7 @@ class Facts(NamedTuple):
     lenet: dict[str, Live]  # by preset
     alexnet: dict[str, Live]
     runs: Sequence[dict]
-    studies: Mapping[str, dict]  # results/study_NAME.json, by NAME
+    studies: Mapping[str, dict]  # results/NAME/study.json, by NAME
 
     def runs_of(self, network: str, study: str, arm: str) -> list[dict]:
         place = (network, study, arm)

@@ -8,7 +8,8 @@ import optax
 
 import lenet.network
 from lenet import optimizer
-from lenet.model import c3_mask, loss_function
+from lenet.connections import c3_mask
+from lenet.model import loss_function
 from scripts.claims.claim import departs, exact, holds, measured, not_run, says, studied
 from scripts.claims.facts import Facts, live_lenet, quickly
 from scripts.claims.lenet import digits, prepared

@@ -5,6 +5,7 @@ read them.
 import dataclasses
 import gzip
 import json
+import math
 import struct
 import sys
 import tarfile
@@ -174,15 +175,15 @@ PUBLISHED_SETS = {
 
 
 def read_idx(content: bytes, name: str) -> np.ndarray:
-    """Parses an IDX file of bytes, the format of MNIST: the magic number 0 0 8 d, d sizes as
-    big-endian uint32, the values.
+    """Parses an IDX file, the format of MNIST: two zeros, the type (8: uint8; 12: big-endian
+    int32), the rank d, d sizes as big-endian uint32, the values.
 
     Args:
       content: the file, gzipped or not.
       name: of the file, for messages.
 
     Returns:
-      A uint8 array of rank d.
+      A uint8 or int32 array of rank d.
 
     Raises:
       DataError: not an IDX file, or longer or shorter than its header says.
@@ -194,21 +195,21 @@ def read_idx(content: bytes, name: str) -> np.ndarray:
             raise DataError(
                 f"{name} is corrupt ({error}); delete it and download it again"
             ) from error
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
+    dtype = {b"\0\0\x08": np.dtype(np.uint8), b"\0\0\x0c": np.dtype(">i4")}.get(content[:3])
+    if dtype is None or len(content) < 4 or len(content) < 4 + 4 * content[3]:
         raise DataError(
-            f"{name} is not an IDX file of bytes: it begins with {content[:4].hex(' ')}, "
-            "not with 00 00 08 and its rank"
+            f"{name} is not an IDX file of bytes or integers: it begins with "
+            f"{content[:4].hex(' ')}, not with 00 00 08 or 00 00 0c and its rank"
         )
     shape = struct.unpack_from(f">{content[3]}I", content, 4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-    # dtype=object: Python integers, which a corrupt header cannot overflow.
-    expected = int(np.prod(shape, dtype=object))
+    values = content[4 + 4 * content[3] :]
+    expected = dtype.itemsize * math.prod(shape)  # Python's integers do not overflow
     if len(values) != expected:
         raise DataError(
-            f"{name} is corrupt: {len(values):,} values, expected {expected:,}; "
+            f"{name} is corrupt: {len(values):,} bytes of values, expected {expected:,}; "
             "delete it and download it again"
         )
-    return values.reshape(shape)
+    return np.frombuffer(values, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
 def read_split(dataset: str, split: str, folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -293,10 +294,7 @@ def prepare_published(dataset: str, data_dir: Path, source: str = "", mirror: st
       StorageError: no network, or `data_dir` cannot be written.
     """
     published = PUBLISHED_SETS[dataset]
-    prepared = data_dir / dataset / published.version
-    if prepared.exists():
-        _require_array_record(prepared)
-        print(f"{dataset} is already prepared in {prepared}")
+    if prepared := prepared_before(data_dir, dataset, published.version):
         return prepared
     if source and not Path(source).expanduser().is_dir():
         raise DataError(f"--source={source} is not a folder")
@@ -309,28 +307,57 @@ def prepare_published(dataset: str, data_dir: Path, source: str = "", mirror: st
                 verify(folder / file_name, published.address + file_name, size, sha256)
             else:
                 download(mirror + file_name, folder / file_name, size, sha256)
-        examples = {split: read_split(dataset, split, folder) for split in ("train", "test")}
-        print(f"writing {prepared}", flush=True)
-        write_prepared(
-            data_dir,
-            dataset,
-            published.version,
-            {split: _with_progress(split, *arrays) for split, arrays in examples.items()},
-            examples["train"][0].shape[1:],
-            published.class_names,
-            keep_order=False,
-            description=published.description,
-            homepage=published.homepage,
+    except OSError as error:
+        raise _cannot_write(data_dir, error) from error
+    return write_published(
+        data_dir,
+        dataset,
+        published.version,
+        {split: read_split(dataset, split, folder) for split in ("train", "test")},
+        published.class_names,
+        keep_order=False,
+        description=published.description,
+        homepage=published.homepage,
+    )
+
+
+def write_published(
+    data_dir: Path,
+    dataset: str,
+    version: str,
+    splits: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    class_names: tuple[str, ...],
+    **options,
+) -> Path:
+    """Writes images (N, H, W, C) and labels (N,) of each split, says where, and returns the folder;
+    `options` as for `write_prepared`. Raises StorageError if `data_dir` cannot be written.
+    """
+    print(f"writing {data_dir / dataset / version}", flush=True)
+    pairs = {split: _with_progress(split, *arrays) for split, arrays in splits.items()}
+    image_shape = splits["test"][0].shape[1:]
+    try:
+        folder = write_prepared(
+            data_dir, dataset, version, pairs, image_shape, class_names, **options
         )
     except OSError as error:
-        raise StorageError(
-            f"cannot write to {data_dir} ({error}); choose another folder with --data_dir"
-        ) from error
+        raise _cannot_write(data_dir, error) from error
     print(f"{dataset} is ready: --dataset={dataset} --data_dir={data_dir}")
-    return prepared
+    return folder
 
 
-def _require_array_record(prepared: Path) -> None:
+def _cannot_write(data_dir: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write to {data_dir} ({error}); choose another folder with --data_dir"
+    )
+
+
+def prepared_before(data_dir: Path, dataset: str, version: str) -> Path | None:
+    """The folder of a set that was prepared before, which is said, or None. Raises DataError if it
+    is incomplete or has another format.
+    """
+    prepared = data_dir / dataset / version
+    if not prepared.exists():
+        return None
     try:
         info = json.loads((prepared / "dataset_info.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -341,6 +368,8 @@ def _require_array_record(prepared: Path) -> None:
         raise DataError(
             f"{prepared} is not in array_record format; choose another folder with --data_dir"
         )
+    print(f"{dataset} is already prepared in {prepared}")
+    return prepared
 
 
 def _with_progress(split: str, images: np.ndarray, labels: np.ndarray) -> Iterable:

@@ -4,6 +4,8 @@
     python -m scripts.report --check      writes nothing; exit code 2 if a table is stale
     python -m scripts.report --add --study=NAME [--arm=NAME] RUN ...
                                           copies finished runs into results/, then as above
+    python -m scripts.report RUN ...      draws the curves of any runs into --out=runs.png, and
+                                          prints the settings that differ
     python -m scripts.report --figures    draws results/networks-*.svg again, then as above
 
 --add writes one file a run, with `network`, `preset`, `study`, `arm`, `seed` and the error curves
@@ -20,7 +22,8 @@ from absl import flags
 
 from common.errors import UserError
 from common.workdir import write_atomic
-from scripts.report import faults, ledger, results, speed, studies
+from scripts.report import faults, ledger, results, speed, studies, verdicts
+from scripts.report.runs import compare as compare_runs
 from scripts.report.speed import number  # also for what scripts.benchmark prints
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,8 @@ PAGES = (
 TABLES = {  # what a README names -> Results to Markdown
     "headline": studies.headline_table,
     "studies": studies.all_studies,
+    "verdicts": lambda found: verdicts.verdict_table(found.studies),
+    "all_verdicts": lambda found: verdicts.all_verdicts(found.studies),
     "lenet_confusions": studies.confusions_table,
     "lenet_distortions": lambda found: studies.study_table(found, "lenet", "distortions"),
     "machines": studies.machines_line,
@@ -63,12 +68,15 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "arm", "", "--add: the runs' row in the study; their preset if empty.", **own
     )
+    flags.DEFINE_string("out", "runs.png", "RUN ...: the picture, .png or .svg.", **own)
     flags.DEFINE_boolean("figures", False, "Draw the figures of the READMEs again.", **own)
 
 
 def main(flag_values: flags.FlagValues, *runs: str) -> None:
-    if flag_values.add != bool(runs):
-        raise UserError("--add needs the folders of finished runs, and folders need --add.")
+    if flag_values.add and not runs:
+        raise UserError("--add needs the folders of finished runs.")
+    if runs and not flag_values.add:
+        return compare_runs([Path(run) for run in runs], Path(flag_values.out))
     if flag_values.add:
         for path in results.add(map(Path, runs), flag_values.study, flag_values.arm, RESULTS):
             print(f"{path.relative_to(ROOT)} written")

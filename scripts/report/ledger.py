@@ -10,11 +10,7 @@ from scripts.report.studies import markdown
 
 def check(results: Results) -> list[Line]:
     """Every claim against the live modules and these results."""
-    studies = {
-        name.removeprefix("study_"): found
-        for name, found in results.measured.items()
-        if name.startswith("study_")
-    }
+    studies = {study["name"]: study for study in results.studies}
     return ledger.check(results.runs, studies)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,17 @@ class Results(NamedTuple):
     """All of results/."""
 
     runs: list[dict]  # trainings, in the order of (network, study, arm, seed)
-    measured: dict[str, dict]  # file name without .json -> benchmarks, faults, comparisons, studies
+    measured: dict[str, dict]  # file name without .json -> benchmarks, faults and comparisons
+    studies: Sequence[dict] = ()  # what scripts.ablate found, in the order of their names
 
 
 def load(folder: Path) -> Results:
     contents = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    runs = [result for result in contents.values() if "network" in result]
+    runs = [result for result in contents.values() if "study" in result]
     runs.sort(key=lambda run: (run["network"], run["study"], run["arm"], run["seed"]))
-    return Results(runs, {name: made for name, made in contents.items() if "network" not in made})
+    measured = {name: made for name, made in contents.items() if "study" not in made}
+    studies = [json.loads(path.read_text()) for path in sorted(folder.glob("*/study.json"))]
+    return Results(runs, measured, studies)
 
 
 def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Path]:
@@ -38,9 +41,9 @@ def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Pa
     """
     texts: dict[Path, str] = {}
     for workdir in workdirs:
-        result = read(workdir, study, arm)
+        result = record(workdir, study, arm)
         words = (result["network"], result["study"], result["arm"], f"seed{result['seed']}")
-        path, text = folder / f"{'_'.join(words)}.json", _to_text(result)
+        path, text = folder / f"{'_'.join(words)}.json", to_text(result)
         if texts.setdefault(path, text) != text or (path.exists() and path.read_text() != text):
             raise UserError(
                 f"{workdir}: {path.name} exists and is of another run; use another --arm."
@@ -51,29 +54,37 @@ def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Pa
     return list(new)
 
 
-def read(workdir: Path, study: str, arm: str) -> dict:
+def record(workdir: Path, study: str, arm: str) -> dict:
     """What results/ keeps of a finished run. Raises UserError where it cannot be kept."""
+    result = read(workdir)
+    if result["commit"] is None or result["commit"].endswith("-dirty"):
+        raise UserError(
+            f"{workdir}: its commit is {result['commit'] or 'unknown'}; results come from a commit."
+        )
+    arm = arm or result["preset"] or ""
+    for flag, name in (("study", study), ("arm", arm)):
+        if not NAME.fullmatch(name):
+            raise UserError(f"--{flag}={name} must be lower-case letters, digits, _ and dots.")
+    places = {"network": result["network"], "preset": result["preset"], "study": study, "arm": arm}
+    return places | result
+
+
+def read(workdir: Path) -> dict:
+    """A finished run: what its result.json holds, its network, preset, settings and curves. Raises
+    UserError.
+    """
     path = workdir / "result.json"
     try:
         result = json.loads(path.read_text())
-        command, commit, seed = result["command"], result["commit"], int(result["seed"])
+        command, seed = result["command"], int(result["seed"])
+        settings = dict(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{workdir} holds no finished run: {path.name} is missing or damaged."
         ) from error
-    if commit is None or commit.endswith("-dirty"):
-        raise UserError(
-            f"{workdir}: its commit is {commit or 'unknown'}; results come from a commit."
-        )
     network = re.search(r"\b(lenet|alexnet)[./]train\b", command)
     if not network:
         raise UserError(f"{workdir}: {command!r} is not a training of lenet or alexnet.")
-    preset = _preset(command)
-    arm = arm or preset or ""
-    for flag, name in (("study", study), ("arm", arm)):
-        if not NAME.fullmatch(name):
-            raise UserError(f"--{flag}={name} must be lower-case letters, digits, _ and dots.")
-    place = {"network": network[1], "preset": preset, "study": study, "arm": arm}
     curves = {  # split -> error after each epoch; of training, its mean over the epoch
         split: {
             "epoch": [point[0] for point in points],
@@ -81,7 +92,8 @@ def read(workdir: Path, study: str, arm: str) -> dict:
         }
         for split, points in mean_by_epoch(read_metrics(workdir), "error_pct").items()
     }
-    return place | result | {"seed": seed, "curves": curves}
+    places = {"network": network[1], "preset": _preset(command)}
+    return places | result | {"seed": seed, "settings": settings, "curves": curves}
 
 
 def _preset(command: str) -> str | None:
@@ -91,7 +103,7 @@ def _preset(command: str) -> str | None:
     return names[-1] if names else None
 
 
-def _to_text(result: dict) -> str:
+def to_text(result: dict) -> str:
+    """JSON with a list of numbers on one line."""
     text = json.dumps(result, indent=2, allow_nan=False)
-    # A list of numbers on one line.
     return re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"

@@ -1,0 +1,204 @@
+"""Trains the arms of a study with several seeds, and says how they compare:
+
+python -m scripts.ablate --study=c3_table --workdir=runs/c3_table --jobs=2
+python -m scripts.ablate --model=lenet --preset=deck --vary=activation=tanh,relu --workdir=runs/act
+python -m scripts.ablate --workdir=runs/act --status
+
+Flags of the training (python -m lenet.train --help) apply to all arms. Rerun, it goes on: finished
+runs are skipped, interrupted ones resume. The folder gets study.json, figure.svg and figure.png.
+"""
+
+import contextlib
+import itertools
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import filelock
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from common import launch, provenance
+from common.errors import LockedError, StorageError, UserError
+from common.workdir import write_atomic
+from scripts.report import RESULTS
+from scripts.studies import compare, conduct, outcome, plan
+from scripts.studies.catalog import STUDIES
+from scripts.studies.plan import Study
+
+BOOLEANS = ("status", "print_commands", "add", "help", "h")
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    own = dict(flag_values=flag_values)
+    for name, default, what in (
+        ("workdir", "", "Required: the folder of the study and its runs."),
+        ("study", "", f"A study by name: {', '.join(STUDIES)}."),
+        ("model", "", "lenet or alexnet, for a study of your own with --vary."),
+        ("name", "", "The name of a study of your own; what varies if empty."),
+        ("choose", "", "NAME=VALUE,VALUE: each arm gets the best value, on seeds 0 to 2."),
+        ("sbatch", "", "Write a Slurm array job over the commands of all runs to this file."),
+        ("results", "", "Folder of records of finished runs; the project's results if empty."),
+    ):
+        flags.DEFINE_string(name, default, what, **own)
+    flags.DEFINE_multi_string(
+        "vary",
+        [],
+        "NAME=VALUE,VALUE, or arms of several settings between semicolons: "
+        "'lrn=none;lrn=across,lrn_alpha=2e-5'. Several make a grid.",
+        **own,
+    )
+    for name, default, what in (
+        ("seeds", 0, "Runs of each arm, from seed 10 on; 0: as many as the study plans."),
+        ("jobs", 1, "Runs that train at a time."),
+        ("threads", 1, "XLA's threads in each on a CPU; another number gives other bits."),
+    ):
+        flags.DEFINE_integer(name, default, what, lower_bound=name != "seeds", **own)
+    flags.DEFINE_float("margin", 0.0, "The least difference that matters; 0: the study's.", **own)
+    for name, what in (
+        ("status", "Print how far each run is, and stop."),
+        ("print_commands", "Print the commands of the runs that are not finished, and stop."),
+        ("add", "Keep each finished run, and the study, in --results."),
+    ):
+        flags.DEFINE_boolean(name, False, what, **own)
+
+
+def main(flag_values: flags.FlagValues, *training: str) -> None:
+    if not flag_values.workdir:
+        raise UserError("--workdir is required: the study's folder, such as --workdir=runs/study")
+    workdir = Path(flag_values.workdir).expanduser()
+    kept = Path(flag_values.results).expanduser() if flag_values.results else RESULTS
+    if flag_values.status:
+        return print_status(plan.from_json(workdir / "study.json"), workdir, kept)
+    study = given_study(flag_values, training)
+    plan.require_sound(study)
+    if flag_values.print_commands or flag_values.sbatch:
+        return print_commands(study, workdir, kept, flag_values)
+    if flag_values.add and (commit := str(provenance.commit())).endswith(("None", "-dirty")):
+        raise UserError(f"--add: the commit is {commit}; results come from a commit.")
+    with locked(workdir):
+        conduct.conduct(
+            study,
+            workdir,
+            kept,
+            jobs=flag_values.jobs,
+            threads=flag_values.threads,
+            add=flag_values.add,
+        )
+
+
+def given_study(flag_values: flags.FlagValues, training: tuple[str, ...]) -> Study:
+    """The study that the command line describes. Raises UserError."""
+    if flag_values.study:
+        if flag_values.study not in STUDIES:
+            raise UserError(
+                f"--study={flag_values.study} is unknown; there are {', '.join(STUDIES)}"
+            )
+        if flag_values.vary or flag_values.model:
+            raise UserError("--study has its arms; --model and --vary are for one of your own.")
+        study = STUDIES[flag_values.study]
+        name = flag_values.name or (f"{study.name}_changed" if training else study.name)
+        study = study._replace(name=name, base=(*study.base, *training))
+    else:
+        if flag_values.model not in plan.CONFIGS or not flag_values.vary:
+            raise UserError(
+                "needs --study=NAME, or --model=lenet|alexnet and --vary=NAME=VALUE,..."
+            )
+        arms = plan.vary(flag_values.vary)
+        varied = re.findall(r"(\w+)=", ",".join(flag_values.vary))
+        name = flag_values.name or "_".join(dict.fromkeys(varied))
+        metric = "epochs" if "--stop_at_" in " ".join(training) else "test_error_pct"
+        study = Study(
+            name=name,
+            question=f"Which {' and '.join(dict.fromkeys(varied))}?",
+            base=training,
+            arms=arms,
+            model=flag_values.model,
+            metric=metric,
+            pairs=compare.pairs_for(max(len(arms) - 1, 1)),
+            choose=dict.fromkeys(arms, flag_values.choose) if flag_values.choose else {},
+        )
+    plan.require_name(study.name)
+    return study._replace(
+        pairs=flag_values.seeds or study.pairs, margin=flag_values.margin or study.margin
+    )
+
+
+@contextlib.contextmanager
+def locked(workdir: Path):
+    """Makes the study's folder, and holds it. Raises UserError."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(workdir / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise LockedError(f"{workdir} is in use by another scripts.ablate.") from None
+    except (FileExistsError, PermissionError, NotADirectoryError) as error:
+        raise StorageError(f"cannot write in {workdir}: {error.strerror}") from error
+
+
+def print_status(study: Study, workdir: Path, kept: Path) -> None:
+    """A row for each seed, a column for each arm: the result, or how far a run is."""
+    chosen = conduct.choice_made(workdir / "study.json")
+    console, table = Console(), Table(title=f"{study.name}: {study.question}")
+    for column in ("seed", *study.arms):
+        table.add_column(column)
+    cells: dict[int, list[str]] = {}
+    for run in plan.runs(study, workdir, chosen):
+        cells.setdefault(run.seed, []).append(conduct.state(study, run, kept))
+    for seed, states in cells.items():
+        table.add_row(str(seed), *states)
+    console.print(table)
+    for arm in study.choose:
+        console.print(f"{arm}: {chosen.get(arm, 'its value is not chosen yet')}", highlight=False)
+
+
+def print_commands(study: Study, workdir: Path, kept: Path, flag_values: flags.FlagValues) -> None:
+    """The commands of the runs that are not finished, or a Slurm array over them."""
+    chosen = conduct.choice_made(workdir / "study.json")
+    todo = [
+        run
+        for arm in study.choose
+        if arm not in chosen
+        for run in plan.choice_runs(study, arm, plan.choices(study, arm), workdir)
+    ] or plan.runs(study, workdir, chosen)
+    commands = [
+        f"NPROC={flag_values.threads} {shlex.join(['python', *plan.command(study, run)[1:]])}"
+        for run in todo
+        if outcome.read(study, run, kept) is None
+    ]
+    if not flag_values.sbatch:
+        print("\n".join(commands))
+        return
+    lines = "\n".join(f"  {shlex.quote(command)}" for command in commands)
+    write_atomic(
+        Path(flag_values.sbatch).expanduser(),
+        f"#!/bin/bash\n#SBATCH --job-name={study.name}\n#SBATCH --array=0-{len(commands) - 1}\n"
+        f"#SBATCH --cpus-per-task={flag_values.threads}\n"
+        f'commands=(\n{lines}\n)\neval "${{commands[$SLURM_ARRAY_TASK_ID]}}"\n',
+    )
+    print(
+        f"{flag_values.sbatch} written: {len(commands)} jobs. Then rerun this command without it."
+    )
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are flags of this program, and those of the trainings."""
+    define_flags(known := flags.FlagValues())
+    own, training, rest = [], [], iter(argv[1:])
+    for argument in rest:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        is_own = name in known or name.removeprefix("no") in BOOLEANS or name in BOOLEANS
+        target = own if is_own else training
+        target.append(argument)
+        if is_own and not equals and name.removeprefix("no") not in BOOLEANS:
+            target.extend(itertools.islice(rest, 1))
+    return own, training
+
+
+if __name__ == "__main__":
+    own, training = split(sys.argv)
+    command_line = [sys.argv[0], *own, "--", *training]
+    sys.exit(launch.run_tool(define_flags, main, command_line, ("[TRAINING FLAG ...]",)))

@@ -1,0 +1,86 @@
+"""Tables of the studies in results/: what was asked, what came out, and how to run it again.
+
+A study is what `python -m scripts.ablate` writes: results/NAME/study.json, beside its figure and
+the records of its runs.
+"""
+
+from scripts.report.studies import NETWORKS, markdown
+
+MEASURES = {
+    "test_error_pct": "test error",
+    "validation_error_pct": "validation error",
+    "epochs": "epochs",
+}
+
+
+def rows(study: dict) -> list[list[str]]:
+    """A head, and a row for each arm: its numbers, and how it compares with the first."""
+    ratio, unit = study["metric"] == "epochs", "" if study["metric"] == "epochs" else "%"
+    head = ["arm", "runs", MEASURES[study["metric"]], "against the first", "95% interval"]
+    table = [[*head, "p (Holm)"]]
+    compared = {each["arms"][1]: each for each in study["comparisons"]}
+    form = "x {:.3g}".format if ratio else "{:+.3f}".format
+    for arm, numbers in study["arms_measured"].items():
+        value = numbers["geometric_mean"] if ratio else numbers["mean"]
+        deviation = "" if numbers["deviation"] is None else f" ± {numbers['deviation']:.2f}"
+        row = [arm, str(numbers["n"]), f"{value:.3g}{unit}{deviation}"]
+        each = compared.get(arm)
+        if each and each["interval"]:
+            low, high = each["interval"]
+            row += [form(each["mean"]), f"{form(low)} to {form(high)}", f"{each['p_adjusted']:.2g}"]
+        table.append(row + ["–"] * (len(table[0]) - len(row)))
+    return table
+
+
+def not_reached(study: dict) -> list[str]:
+    """A sentence for each arm that got to the error with none of the values tried."""
+    return [
+        f"{arm} got there with no {choice['setting']} of {', '.join(choice['values'])}"
+        for arm, choice in study["choice"].items()
+        if not choice["reached"]
+    ]
+
+
+def verdict_table(studies: list[dict]) -> str:
+    """One row for each study: the README's second table."""
+    table = [["question", "runs", "verdict", "the claim"]]
+    for study in studies:
+        sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
+        claim = f"{study['claim']} ({study['source']})"
+        table.append([study["question"], f"{study['pairs']} pairs", "; ".join(sentences), claim])
+    return markdown(table)
+
+
+def all_verdicts(studies: list[dict]) -> str:
+    """Each study under a heading: question, claim, figure, table, choice, and its command."""
+    return "\n\n".join(part for study in studies for part in _section(study))
+
+
+def _section(study: dict) -> list[str]:
+    name, others = study["name"], f" Others measured {study['others']}." * bool(study["others"])
+    networks = {NETWORKS[network] for network in (study["model"], *study["models"].values())}
+    sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
+    claim = f"The claim: {study['claim']} ({study['source']})."
+    parts = [
+        f"### `{name}`: {study['question']}",
+        f"{' and '.join(sorted(networks))}. {claim}{others}",
+        "\n".join(f"- {sentence}." for sentence in sentences),
+        f"![{study['question']}]({name}/figure.svg)",
+        markdown(rows(study)),
+    ]
+    for arm, choice in study["choice"].items():
+        tried = ", ".join(
+            f"{value}: {sum(numbers) / len(numbers):.3g}"
+            for value, numbers in choice["values"].items()
+        )
+        edge = "; at the edge of the grid" * choice["at_edge"]
+        parts.append(
+            f"{choice['setting']} of {arm}: {choice['chosen']}{edge} (mean "
+            f"{MEASURES[choice['metric']]} on seeds 0 to 2: {tried})."
+        )
+    commits = ", ".join(f"`{commit[:8]}`" for commit in study["commits"])
+    parts.append(
+        f"`python -m scripts.ablate --study={name} --workdir=runs/{name}`: "
+        f"{study['hours_trained']:.1f} hours of training, on one thread each; commit {commits}."
+    )
+    return parts

@@ -1,0 +1,224 @@
+"""What a study is: trainings that differ in the settings of their arms, and in their seeds."""
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import NamedTuple
+
+from absl import flags
+
+import alexnet.config
+import common.flags
+import lenet.config
+from common.errors import UserError
+from scripts.report.results import NAME
+
+CONFIGS: dict[str, ModuleType] = {"lenet": lenet.config, "alexnet": alexnet.config}
+FIRST_SEED = 10  # 0 to 2 are for choices
+CHOICE_SEEDS = (0, 1, 2)
+NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class Study(NamedTuple):
+    """A question to a network, and the runs that answer it.
+
+    Attributes:
+      name: lower-case letters, digits and _.
+      question: what the arms are compared for.
+      base: the flags of every run.
+      arms: name -> its flags. The others are compared with the first.
+      model: lenet or alexnet.
+      models: arm -> the same, where it is another one.
+      metric: test_error_pct; or epochs, until a run with --stop_at_..._error_pct ends.
+      margin: the least difference that matters: points of error, or a share of the epochs.
+      pairs: seeds for each arm, from FIRST_SEED on.
+      choose: arm -> NAME=VALUE,VALUE: a setting of that arm whose value is chosen before.
+      claim, source: the statement that is tested, and where it stands.
+      others: what others measured, with sources.
+      hours: how long it takes on two cores.
+    """
+
+    name: str
+    question: str
+    base: tuple[str, ...]
+    arms: dict[str, tuple[str, ...]]
+    model: str = "lenet"
+    models: Mapping[str, str] = NONE
+    metric: str = "test_error_pct"
+    margin: float = 0.1
+    pairs: int = 6
+    choose: Mapping[str, str] = NONE
+    claim: str = ""
+    source: str = ""
+    others: str = ""
+    hours: float = 0.0
+
+    @property
+    def ratio(self) -> bool:
+        """Whether arms are compared by the ratio of their numbers, not the difference."""
+        return self.metric == "epochs"
+
+    def network(self, arm: str) -> str:
+        """lenet or alexnet."""
+        return self.models.get(arm, self.model)
+
+
+class Run(NamedTuple):
+    """One training of a study: its arm, seed, the flags that it has beside the study's base, and
+    its folder.
+    """
+
+    arm: str
+    seed: int
+    flags: tuple[str, ...]
+    workdir: Path
+
+    def __str__(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+
+def runs(study: Study, workdir: Path, chosen: dict[str, str]) -> list[Run]:
+    """The runs of all arms, seed by seed, so that pairs are complete as early as possible.
+
+    Args:
+      chosen: arm -> the value of its setting in `study.choose`.
+    """
+    seeds = range(FIRST_SEED, FIRST_SEED + study.pairs)
+    own = {arm: (f"--{_setting(study, arm)}={value}",) for arm, value in chosen.items()}
+    return [
+        Run(arm, seed, (*arm_flags, *own.get(arm, ())), workdir / arm / f"seed{seed}")
+        for seed in seeds
+        for arm, arm_flags in study.arms.items()
+    ]
+
+
+def choice_runs(study: Study, arm: str, values: Iterable[str], workdir: Path) -> list[Run]:
+    """The runs by which a value is chosen for an arm."""
+    return [
+        Run(
+            arm,
+            seed,
+            (*study.arms[arm], f"--{_setting(study, arm)}={value}"),
+            workdir / "choice" / arm / value / f"seed{seed}",
+        )
+        for seed in CHOICE_SEEDS
+        for value in values
+    ]
+
+
+def choices(study: Study, arm: str) -> list[str]:
+    """The values among which to choose, as the study has them."""
+    return study.choose[arm].partition("=")[2].split(",")
+
+
+def _setting(study: Study, arm: str) -> str:
+    return study.choose[arm].partition("=")[0]
+
+
+def config(study: Study, run: Run):
+    """The settings of a run. Raises UserError, which names the arm."""
+    values, config_class = flags.FlagValues(), CONFIGS[study.network(run.arm)].Config
+    common.flags.define(config_class, values)
+    arguments = [*study.base, *run.flags, f"--seed={run.seed}"]
+    try:
+        if words := common.flags.parse(values, ["study", *arguments], config_class):
+            raise UserError(f"unexpected argument {words[0]!r}: every setting is --name=value")
+        return common.flags.read(config_class, values)
+    except UserError as error:
+        raise UserError(f"arm {run.arm}: {error}") from error
+
+
+def command(study: Study, run: Run) -> list[str]:
+    """The training of a run, which keeps its newest checkpoint alone."""
+    settings = (*study.base, *run.flags, f"--seed={run.seed}", "--keep=1")
+    module = f"{study.network(run.arm)}.train"
+    return [sys.executable, "-m", module, *settings, f"--workdir={run.workdir}"]
+
+
+def require_sound(study: Study) -> None:
+    """Raises UserError unless there are two arms or more, each with settings that go together, and
+    no two with the same.
+    """
+    if len(study.arms) < 2:
+        raise UserError(f"{study.name} has one arm, {next(iter(study.arms))}: nothing to compare.")
+    for arm, text in study.choose.items():
+        if not re.fullmatch(r"\w+=[^,]+(,[^,]+)*", text):
+            raise UserError(f"--choose={text} must be a setting and its values: NAME=0.1,0.3")
+        for run in choice_runs(study, arm, choices(study, arm), Path()):
+            config(study, run)
+    known = {}
+    for run in runs(study._replace(pairs=1), Path(), {}):
+        settings = config(study, run)
+        if settings in known:
+            raise UserError(f"arms {known[settings]} and {run.arm} do not differ.")
+        known[settings] = run.arm
+
+
+# ---- --vary
+
+
+def vary(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The arms of --vary: several make a grid.
+
+    'activation=tanh,relu' is an arm for each value; 'lrn=none;lrn=across,lrn_alpha=2e-5' is an arm
+    for each part between semicolons, of one or more settings. Raises UserError.
+    """
+    factors = [_factor(text) for text in texts]
+    arms = {}
+    for parts in itertools.product(*(factor.items() for factor in factors)):
+        name = "_".join(name for name, _ in parts)
+        if name in arms:
+            raise UserError(f"--vary makes two arms called {name}.")
+        arms[name] = tuple(flag for _, its_flags in parts for flag in its_flags)
+    return arms
+
+
+def _factor(text: str) -> dict[str, tuple[str, ...]]:
+    name, equals, values = text.partition("=")
+    if ";" in text:
+        parts = [part.split(",") for part in text.split(";")]
+    else:
+        parts = [[f"{name}={value}"] for value in values.split(",")]
+    arms = {}
+    for part in parts:
+        if not equals or not all(re.fullmatch(r"\w+=.*", assignment) for assignment in part):
+            raise UserError(
+                f"--vary={text} must be NAME=VALUE,VALUE or NAME=VALUE,NAME=VALUE;NAME=VALUE"
+            )
+        values = [assignment.partition("=")[2] for assignment in part]
+        arm = re.sub(r"[^a-z0-9_.]+", "_", "_".join(values).lower()).strip("_.") or "empty"
+        if arm in arms:
+            raise UserError(f"--vary={text} names {arm} twice")
+        arms[arm] = tuple(f"--{assignment}" for assignment in part)
+    return arms
+
+
+# ---- study.json
+
+
+def to_json(study: Study) -> dict:
+    """The study's definition as JSON has it."""
+    mappings = {"models": dict(study.models), "choose": dict(study.choose)}
+    return study._asdict() | mappings
+
+
+def from_json(path: Path) -> Study:
+    """The study whose definition a study.json holds. Raises UserError."""
+    try:
+        given = json.loads(path.read_text())
+        fields = {name: given[name] for name in Study._fields}
+        arms = {arm: tuple(own) for arm, own in fields["arms"].items()}
+        return Study(**fields | {"base": tuple(fields["base"]), "arms": arms})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path.parent} holds no study: {path.name} is missing or damaged"
+        ) from error
+
+
+def require_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name={name} must be lower-case letters, digits, _ and dots.")

@@ -1,0 +1,244 @@
+"""Which runs a study has, how they are conducted, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from scripts import ablate
+from scripts.report import results
+from scripts.studies import outcome, plan
+from scripts.studies.catalog import STUDIES
+from scripts.studies.plan import Study
+
+TINY = (
+    *("--preset=deck", "--dataset=mnist10k", "--train_size=256", "--validation_size=100"),
+    *("--num_epochs=2", "--batch_size=64"),
+)
+OWN = Study("own", "Which?", TINY, {"tanh": (), "relu": ("--activation=relu",)}, pairs=2)
+
+
+# ---- which runs
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_named_studies_are_sound(study):
+    """Settings that go together, arms that differ, and pairs enough for a verdict."""
+    from scripts.studies.compare import pairs_for
+
+    plan.require_sound(study)
+    plan.require_name(study.name)
+    assert study.pairs >= pairs_for(len(study.arms) - 1)
+    assert study.claim and study.source and study.hours > 0
+
+
+def test_seeds_pair_the_arms_and_begin_at_10(tmp_path):
+    runs = plan.runs(OWN, tmp_path, {})
+    assert [(run.arm, run.seed) for run in runs] == [
+        (arm, seed) for seed in (10, 11) for arm in ("tanh", "relu")
+    ]
+    assert len({run.workdir for run in runs}) == 4
+    relu = plan.config(OWN, runs[1])
+    assert (relu.activation, relu.seed, relu.train_size) == ("relu", 10, 256)
+
+
+def test_a_chosen_value_reaches_its_arm_alone(tmp_path):
+    study = OWN._replace(choose={"relu": "learning_rate=0.1,0.2"})
+    rates = [
+        plan.config(study, run).learning_rate for run in plan.runs(study, tmp_path, {"relu": "0.2"})
+    ]
+    assert rates == [0.1, 0.2, 0.1, 0.2]
+    candidates = plan.choice_runs(study, "relu", ["0.1", "0.2"], tmp_path)
+    assert {run.seed for run in candidates} == {0, 1, 2} and len(candidates) == 6
+
+
+@pytest.mark.parametrize(
+    ("texts", "arms"),
+    [
+        (["activation=tanh,relu"], {"tanh": ["activation=tanh"], "relu": ["activation=relu"]}),
+        (
+            ["lrn=none;lrn=across,lrn_alpha=2e-5"],
+            {"none": ["lrn=none"], "across_2e_5": ["lrn=across", "lrn_alpha=2e-5"]},
+        ),
+        (
+            ["c3=table,dense", "seed=1"],
+            {"table_1": ["c3=table", "seed=1"], "dense_1": ["c3=dense", "seed=1"]},
+        ),
+    ],
+)
+def test_vary(texts, arms):
+    assert plan.vary(texts) == {
+        arm: tuple(f"--{assignment}" for assignment in own) for arm, own in arms.items()
+    }
+
+
+def test_several_vary_make_a_grid():
+    arms = plan.vary(["c3=table,dense", "activation=tanh,relu,silu"])
+    assert len(arms) == 6 and arms["dense_silu"] == ("--c3=dense", "--activation=silu")
+
+
+def test_flags_of_the_trainings_are_told_from_those_of_the_program():
+    own, training = ablate.split(
+        [
+            "ablate",
+            "--seeds",
+            "6",
+            "--c3=dense",
+            "--nostatus",
+            "--noreshuffle",
+            "--vary=a=1,2",
+            "-h",
+        ]
+    )
+    assert own == ["--seeds", "6", "--nostatus", "--vary=a=1,2", "-h"]
+    assert training == ["--c3=dense", "--noreshuffle"]
+
+
+# ---- what is refused before anything runs
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(arms={"tanh": ()}), "one arm"),
+        (dict(arms={"tanh": (), "same": ("--activation=tanh",)}), "tanh and same"),
+        (dict(arms={"tanh": (), "sdlm": ("--optimizer=sdlm",)}), "arm sdlm: --optimizer=sdlm"),
+        (dict(arms={"tanh": (), "other": ("--no_such=1",)}), "no_such"),
+        (dict(choose={"tanh": "learning_rate"}), "--choose=learning_rate"),
+        (dict(choose={"tanh": "no_such=1,2"}), "no_such"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes, named):
+    with pytest.raises(UserError) as caught:
+        plan.require_sound(OWN._replace(**changes))
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["activation", "activation=tanh,tanh", "=a,b", "a=1;b", "a;b=2"])
+def test_vary_that_means_nothing_is_refused(text):
+    with pytest.raises(UserError, match="--vary="):
+        plan.vary([text])
+
+
+def program(*flags, cwd) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "scripts.ablate", *flags]
+    root = str(Path(__file__).parents[1])
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--study=no_such", "--workdir=w"], "--study=no_such"),
+        (["--study=c3_table"], "--workdir"),
+        (["--workdir=w", "--model=lenet"], "--vary"),
+        (["--workdir=w", "--model=lenet", "--vary=no_such=1,2"], "no_such"),
+        (["--workdir=w", "--status"], "w holds no study"),
+        (["--workdir=w", "--study=c3_table", "--vary=c3=table"], "--vary"),
+    ],
+)
+def test_wrong_use_is_one_line_and_makes_nothing(tmp_path, flags, named):
+    done = program(*flags, cwd=tmp_path)
+    assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what is conducted
+
+
+AD_HOC = ("--model=lenet", *TINY, "--vary=activation=tanh,relu", "--seeds=2")
+
+
+@pytest.fixture(scope="module")
+def conducted(tmp_path_factory):
+    """A study of four runs, stopped in the middle and run again: its folder and both outcomes."""
+    cwd = tmp_path_factory.mktemp("studies")
+    command = [sys.executable, "-m", "scripts.ablate", *AD_HOC, "--workdir=act", "--jobs=2"]
+    root = str(Path(__file__).parents[1])
+    options = dict(cwd=cwd, env=os.environ | {"PYTHONPATH": root}, text=True)
+    with subprocess.Popen(command, stdout=-1, stderr=-1, **options) as process:
+        first = cwd / "act" / "tanh" / "seed10"
+        while not (first / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+        stopped = process.returncode, errors
+    done = subprocess.run(command, capture_output=True, **options)
+    return cwd, stopped, done
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_every_run_and_a_rerun_goes_on(conducted):
+    cwd, (code, errors), done = conducted
+    assert code == 130 and "Traceback" not in errors
+    assert done.returncode == 0, done.stderr
+    study = json.loads((cwd / "act" / "study.json").read_text())
+    assert study["missing"] == [] and study["planned_pairs"] == 2
+    (comparison,) = study["comparisons"]
+    assert comparison["arms"] == ["tanh", "relu"] and comparison["pairs"] == 2
+    assert comparison["verdict"] == "undecided"  # two pairs decide nothing
+    for arm in ("tanh", "relu"):
+        for seed in (10, 11):
+            result = json.loads((cwd / "act" / arm / f"seed{seed}" / "result.json").read_text())
+            assert study["arms_measured"][arm]["values"][str(seed)] == result["test_error_pct"]
+    for name in ("figure.svg", "figure.png"):
+        assert (cwd / "act" / name).stat().st_size > 5000
+    assert comparison["sentence"] in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_third_call_trains_nothing_and_other_arms_are_another_study(conducted):
+    cwd, _, _ = conducted
+    before = {path: path.stat().st_mtime_ns for path in cwd.glob("act/*/*/result.json")}
+    again = program(*AD_HOC, "--workdir=act", "--jobs=2", cwd=cwd)
+    assert again.returncode == 0 and len(before) == 4
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    status = program("--workdir=act", "--status", cwd=cwd)
+    assert status.returncode == 0 and "tanh" in status.stdout
+    other = program(*AD_HOC, "--workdir=act", "--learning_rate=0.2", cwd=cwd)
+    assert other.returncode == 2 and "learning_rate" in other.stderr
+    more = program(*AD_HOC[:-1], "--seeds=3", "--workdir=act", cwd=cwd)
+    assert more.returncode == 0
+    study = json.loads((cwd / "act" / "study.json").read_text())
+    assert study["exploratory"] and study["planned_pairs"] == 2
+
+
+@pytest.mark.slow
+def test_jobs_change_no_bit(conducted, tmp_path):
+    cwd, _, _ = conducted
+    done = program(*AD_HOC, "--seeds=1", "--workdir=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for arm in ("tanh", "relu"):
+        one, two = (
+            json.loads((folder / arm / "seed10" / "result.json").read_text())["state_sha256"]
+            for folder in (tmp_path / "one", cwd / "act")
+        )
+        assert one == two
+
+
+@pytest.mark.slow
+def test_runs_whose_records_are_in_results_are_not_trained_again(conducted, tmp_path):
+    """Whatever study they were made for."""
+    cwd, _, _ = conducted
+    study = plan.from_json(cwd / "act" / "study.json")._replace(name="first", pairs=1)
+    for run in plan.runs(study, cwd / "act", {}):
+        record = results.read(run.workdir) | {"study": "first", "arm": run.arm}
+        path = outcome.record_file(study, run, tmp_path / "kept")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(results.to_text(record))
+    options = ("--seeds=1", "--name=second", "--workdir=again", "--results=kept")
+    done = program(*AD_HOC, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("again/*/seed*"))
+    commands = program(*AD_HOC, *options, "--seeds=2", "--print_commands", cwd=tmp_path)
+    lines = commands.stdout.splitlines()
+    assert len(lines) == 2 and all("--seed=11" in line for line in lines)
