@@ -227,7 +227,7 @@ def _dropped_inputs(facts: Facts) -> str:
 
 
 def _redrawn(facts: Facts) -> tuple[str, bool]:
-    first, second, _ = masks(_alexnet(facts).config)
+    first, second = masks(_alexnet(facts).config)
     different = (first != second).mean()
     return f"{different:.0%} of the units differ between two steps", 0.4 < different < 0.6
 
