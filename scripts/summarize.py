@@ -3,12 +3,14 @@
 python -m scripts.summarize --model=lenet|alexnet [--preset=paper]
 [--name=value ...]
 
+First the geometry of each layer, for LeNet-5 beside the lecture deck's own table, then the counts.
 With --model=alexnet --mesh=data:4,model:2 also what devices send each other in a training step,
 read from the compiled program, beside that of the same devices without a model axis; the devices
 are virtual.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -32,8 +34,10 @@ import common.flags
 import lenet.config
 import lenet.model
 import lenet.network
+from alexnet.sequence import ACTIVATIONS, LayerSequence
 from common import launch, parallel
 from common.errors import UserError
+from scripts.claims import printed
 
 NUM_CLASSES = {
     "imagenet_256": 1000,
@@ -64,19 +68,25 @@ def chosen_model(argv: list[str]) -> str:
 
 
 def summarize(config) -> dict:
-    """{"layers": [{"name", "output", "parameters", ...}, ...], "total": {...}}; with --net=alexnet
-    "conv_pct" too: the convolutions' share of each count.
+    """{"layers": [{"name", "output", "parameters", ..., "kernel", "stride", "padding",
+    "activation"}, ...], "total": {...}}; of LeNet-5's layers also "deck", what the lecture deck
+    prints; with --net=alexnet "conv_pct" too: the convolutions' share of each count.
+
+    `kernel` is [rows, columns], `padding` the zeros before and after; null where a layer has none.
     """
     if isinstance(config, lenet.config.Config):
-        layers = lenet.model.layer_table(lenet.network.build_model(config))
+        model, size = nnx.eval_shape(lambda: lenet.network.build_model(config)), 32
+        layers, geometry = lenet.model.layer_table(model), lenet_geometry
     else:
-        model = nnx.eval_shape(
-            lambda: alexnet.network.build_model(config, number_of_classes(config))
-        )
-        layers = alexnet.model.layer_table(model, config.crop_size)
+        size, num_classes = config.crop_size, number_of_classes(config)
+        model = nnx.eval_shape(lambda: alexnet.network.build_model(config, num_classes))
+        layers, geometry = alexnet.model.layer_table(model, size), alexnet_geometry
     counts = [name for name in layers[0] if name not in ("name", "output")]
+    inputs = [[size, size], *(layer["output"] for layer in layers)]
     summary = {
-        "layers": layers,
+        "layers": [
+            layer | geometry(model, layer, x) for layer, x in zip(layers, inputs[:-1], strict=True)
+        ],
         "total": {count: sum(layer[count] for layer in layers) for count in counts},
     }
     if isinstance(config, alexnet.config.Config) and config.net == "alexnet":
@@ -86,6 +96,52 @@ def summarize(config) -> dict:
             for count in counts
         }
     return summary
+
+
+def lenet_geometry(model: lenet.model.LeNet5, row: dict, inputs: list[int]) -> dict:
+    """What a row of `summarize` says beside its counts; `inputs` is what the layer sees."""
+    name, layer = row["name"], getattr(model, row["name"])
+    kernel = stride = padding = None
+    if isinstance(layer, lenet.model.Subsampling):
+        kernel = [inputs[0] // row["output"][0], inputs[1] // row["output"][1]]
+        stride, padding = kernel[0], [0, 0]
+    elif isinstance(layer, lenet.model.Convolution):
+        kernel, padding = list(layer.kernel.shape[:2]), [0, 0]
+        stride = max((inputs[0] - kernel[0]) // max(row["output"][0] - 1, 1), 1)
+    function = model.before_pooling if name in ("c1", "c3") else model.activation
+    names = {f: name for name, f in lenet.model.ACTIVATIONS.items()}
+    activation = names.get(function)
+    if name == "output" and model.f6 is not None:
+        activation = "rbf" if isinstance(layer, lenet.model.EuclideanRBF) else "softmax"
+    deck = printed.LENET[name]._asdict() if name in printed.LENET else {}
+    deck = {key: value for key, value in deck.items() if value}
+    geometry = dict(kernel=kernel, stride=stride, padding=padding, activation=activation)
+    return geometry | {"deck": deck}
+
+
+def alexnet_geometry(model: LayerSequence, row: dict, inputs: list[int]) -> dict:
+    """The same of AlexNet and the CIFAR-10 networks. `padding` of a pool is what its last window
+    has beyond the edge.
+    """
+    name, kernel, stride, padding = row["name"], None, None, None
+    if name.startswith("conv"):
+        layer = getattr(model, name)
+        kernel, padding = list(layer.kernel_size), list(layer.padding[0])
+        (stride, _) = np.broadcast_to(layer.strides, 2).tolist()
+    elif name.startswith("local"):
+        side = math.isqrt(getattr(model, name).kernel.shape[2] // inputs[2])
+        kernel, stride, padding = [side, side], 1, [side // 2, side // 2]
+    elif name.startswith("pool"):
+        pool = model.pool if isinstance(model, alexnet.model.AlexNet) else model.max_pool
+        side, stride = (3 if pool.keywords["overlapping"] else 2), 2
+        beyond = (row["output"][0] - 1) * stride + side - inputs[0]
+        kernel, padding = [side, side], [0, max(beyond, 0)]
+    names = {f: name for name, f in ACTIVATIONS.items()}
+    following = dict(itertools.pairwise(model.order)).get(name, "")
+    activation = names[model.activation] if following.startswith("activation") else None
+    if name == model.order[-1]:
+        activation = "softmax"
+    return dict(kernel=kernel, stride=stride, padding=padding, activation=activation)
 
 
 def number_of_classes(config) -> int:
@@ -178,7 +234,8 @@ def main(flag_values: flags.FlagValues) -> None:
         if is_lenet
         else f"--net={config.net} --crop_size={config.crop_size}"
     )
-    table = Table(title=title, show_footer=True, pad_edge=False)
+    Console().print(geometry_table(title, summary["layers"], is_lenet))
+    table = Table(show_footer=True, pad_edge=False)
     table.add_column("layer", footer="total")
     table.add_column("output", justify="right")
     for count, total in summary["total"].items():
@@ -186,9 +243,8 @@ def main(flag_values: flags.FlagValues) -> None:
             count.replace("_", "-" if is_lenet else "\n"), justify="right", footer=f"{total:,}"
         )
     for layer in summary["layers"]:
-        name = layer["name"].upper() if is_lenet and layer["name"] != "output" else layer["name"]
         table.add_row(
-            name,
+            printed_name(layer, is_lenet),
             "x".join(map(str, layer["output"])),
             *(f"{layer[count]:,}" for count in summary["total"]),
         )
@@ -208,6 +264,41 @@ def main(flag_values: flags.FlagValues) -> None:
             f"--mesh={name}: {sum(sent.values()) / 1e6:.1f} MB per step and device ({parts}), "
             f"batch {config.batch_size}"
         )
+
+
+def geometry_table(title: str, layers: list[dict], is_lenet: bool) -> Table:
+    """Kernel, stride, padding and activation of each layer, and the deck's row if it has one."""
+    table = Table(title=title, pad_edge=False)
+    columns = ["layer", "output", "kernel", "stride", "pad-\nding", "activation"]
+    for column in columns + ["the lecture deck"] * is_lenet:
+        table.add_column(column, justify="right" if column in columns[1:5] else "left")
+    for layer in layers:
+        cells = [printed_name(layer, is_lenet), "x".join(map(str, layer["output"]))]
+        cells.append("x".join(map(str, layer["kernel"] or ())))
+        cells.append(str(layer["stride"] or ""))
+        cells.append(", ".join(dict.fromkeys(map(str, layer["padding"] or ()))))
+        cells.append(layer["activation"] or "")
+        if is_lenet:
+            cells.append(deck_words(layer["deck"]) if layer["deck"] else "")
+        table.add_row(*cells)
+    return table
+
+
+def deck_words(deck: dict) -> str:
+    """A row of the deck's table of LeNet-5: maps@size kernel/stride activation, and its counts."""
+    *sides, maps = deck["output"]
+    words = [f"{maps}@{'x'.join(map(str, sides))}" if sides else str(maps)]
+    if "kernel" in deck:
+        words.append(f"{'x'.join(map(str, deck['kernel']))}/{deck['stride']}")
+    words.append(deck["activation"])
+    words += [
+        f"{deck[count]:,} {count}" for count in ("parameters", "connections") if count in deck
+    ]
+    return " ".join(words)
+
+
+def printed_name(layer: dict, is_lenet: bool) -> str:
+    return layer["name"].upper() if is_lenet and layer["name"] != "output" else layer["name"]
 
 
 if __name__ == "__main__":

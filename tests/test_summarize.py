@@ -37,9 +37,45 @@ def test_json_keeps_the_contract(summarize):
     counts = {"parameters": 60_000, "connections": 340_908, "multiply_adds": 328_096}
     assert summary["total"] == counts
     c3 = {"parameters": 1_516, "connections": 151_600, "multiply_adds": 150_000}
-    assert summary["layers"][2] == {"name": "c3", "output": [10, 10, 16]} | c3
+    window = {"kernel": [5, 5], "stride": 1, "padding": [0, 0], "activation": "scaled_tanh"}
+    deck = {"output": [10, 10, 16], "kernel": [5, 5], "stride": 1, "activation": "tanh"}
+    deck |= {"parameters": 1_516, "connections": 151_600}
+    expected = {"name": "c3", "output": [10, 10, 16]} | c3 | window | {"deck": deck}
+    assert summary["layers"][2] == expected
     names = [layer["name"] for layer in summary["layers"]]
     assert names == ["c1", "s2", "c3", "s4", "c5", "f6", "output"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "layer", "expected"),
+    [
+        ("lenet/deck", "s2", ([2, 2], 2, [0, 0], "tanh")),
+        ("lenet/deck", "c5", ([5, 5], 1, [0, 0], "tanh")),
+        ("lenet/deck", "output", (None, None, None, "softmax")),
+        ("lenet/paper", "output", (None, None, None, "rbf")),
+        ("lenet/lush", "output", (None, None, None, "scaled_tanh")),
+        ("lenet/modern", "c1", ([5, 5], 1, [0, 0], None)),  # after the maximum
+        ("alexnet/paper", "conv1", ([11, 11], 4, [0, 3], "relu")),
+        ("alexnet/paper", "pool1", ([3, 3], 2, [0, 0], None)),
+        ("alexnet/paper", "conv2", ([5, 5], 1, [2, 2], "relu")),
+        ("alexnet/paper", "norm1", (None, None, None, None)),
+        ("alexnet/code2012", "pool1", ([3, 3], 2, [0, 0], "relu")),
+        ("alexnet/cifar18", "pool1", ([3, 3], 2, [0, 1], "relu")),
+        ("alexnet/cifar13", "local3", ([3, 3], 1, [1, 1], "relu")),
+    ],
+)
+def test_the_geometry_of_layers(summarize, preset, layer, expected):
+    model, name = preset.split("/")
+    flagfile = f"--flagfile={model}/presets/{name}.flags"
+    layers = json.loads(summarize(f"--model={model}", flagfile, "--json")[1])["layers"]
+    row = next(row for row in layers if row["name"] == layer)
+    assert tuple(row[key] for key in ("kernel", "stride", "padding", "activation")) == expected
+
+
+def test_the_decks_rows_stand_beside_ours(summarize):
+    _, output, _ = summarize("--flagfile=lenet/presets/paper.flags")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in output
+    assert "16@10x10 5x5/1 tanh" in output and "151,600 connections" in output
 
 
 def test_every_preset_has_a_table(summarize):
@@ -88,6 +124,10 @@ def test_alexnets_json(summarize):
         "multiply_adds": 105_415_200,
         "deck_parameters": 34_944,
         "deck_computations": 105_705_600,
+        "kernel": [11, 11],
+        "stride": 4,
+        "padding": [0, 0],
+        "activation": "relu",
     }
     shares = summary["conv_pct"]
     assert round(shares["deck_parameters"]) == 6 and round(shares["deck_computations"]) == 95

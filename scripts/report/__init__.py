@@ -22,7 +22,7 @@ from absl import flags
 
 from common.errors import UserError
 from common.workdir import write_atomic
-from scripts.report import faults, results, speed, studies, verdicts
+from scripts.report import faults, ledger, results, speed, studies, verdicts
 from scripts.report.runs import compare as compare_runs
 from scripts.report.speed import number  # also for what scripts.benchmark prints
 
@@ -52,6 +52,7 @@ TABLES = {  # what a README names -> Results to Markdown
     "profile": speed.profile_table,
     "scaling": speed.scaling_table,
     "faults": faults.faults_table,
+    "claims": lambda found: ledger.ledger_table(ledger.check(found)),
 }
 
 __all__ = ["PAGES", "RESULTS", "define_flags", "fill", "main", "number"]

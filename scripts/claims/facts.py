@@ -1,0 +1,80 @@
+"""What claims are checked against: networks from the live modules, and what results/ holds."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from scipy.special import stdtrit
+
+import alexnet.config
+import alexnet.network
+import lenet.config
+import lenet.network
+from common.flags import from_preset
+from scripts.summarize import NUM_CLASSES, summarize
+
+# Programs that run once: most of their time is compilation.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class Live(NamedTuple):
+    """A preset's network, without weights."""
+
+    config: Any
+    model: nnx.Module
+    rows: dict[str, dict]  # of scripts.summarize, by layer
+    total: dict[str, int]
+
+
+class Facts(NamedTuple):
+    lenet: dict[str, Live]  # by preset
+    alexnet: dict[str, Live]
+    runs: Sequence[dict]
+    studies: Mapping[str, dict]  # results/NAME/study.json, by NAME
+
+    def runs_of(self, network: str, study: str, arm: str) -> list[dict]:
+        place = (network, study, arm)
+        return [run for run in self.runs if (run["network"], run["study"], run["arm"]) == place]
+
+
+def gather(runs: Sequence[dict], studies: Mapping[str, dict]) -> Facts:
+    lenets = {preset: live_lenet(preset) for preset in ("deck", "paper")}
+    alexnets = {preset: live_alexnet(preset) for preset in ("deck", "paper", "cifar18")}
+    return Facts(lenets, alexnets, runs, studies)
+
+
+def live_lenet(preset: str, *flags: str) -> Live:
+    config = from_preset(lenet.config.Config, preset, *flags)
+    return _live(config, lambda: lenet.network.build_model(config))
+
+
+def live_alexnet(preset: str, *flags: str) -> Live:
+    config = from_preset(alexnet.config.Config, preset, *flags)
+    return _live(config, lambda: alexnet.network.build_model(config, NUM_CLASSES[config.dataset]))
+
+
+def _live(config, build: Callable[[], nnx.Module]) -> Live:
+    summary = summarize(config)
+    rows = {row["name"]: row for row in summary["layers"]}
+    return Live(config, nnx.eval_shape(build), rows, summary["total"])
+
+
+def quickly(function: Callable) -> Callable:
+    """`function` compiled for one call."""
+    return jax.jit(function, compiler_options=QUICKLY)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the mean (Student's t) of two values or more."""
+    mean, n = statistics.mean(values), len(values)
+    half = stdtrit(n - 1, 0.975) * statistics.stdev(values) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def size(row: dict) -> str:
+    """The output of a layer as the LeNet paper and the deck write it: maps@rows x columns."""
+    *sides, maps = row["output"]
+    return f"{maps}@{'x'.join(map(str, sides))}" if sides else str(maps)

@@ -1,0 +1,331 @@
+"""The ledger: what the deck and the papers state, beside what this project has."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from alexnet.model import WIDTHS
+from alexnet.pooling import max_pool
+from common import launch
+from lenet import connections
+from scripts.claims import __main__ as tool
+from scripts.claims import deck, ledger
+from scripts.claims import lenet as lenet_claims
+from scripts.claims.claim import measured, ordered, says, studied, within
+from scripts.claims.facts import Facts, mean_interval
+from scripts.report import RESULTS, results
+from scripts.report import ledger as report_ledger
+
+STATUS = re.compile(
+    r"exact|reproduced|differs|source inconsistent|undecided at n = \d+|not run: .+"
+)
+# What ours says where a source contradicts itself.
+INCONSISTENT = {
+    "deck-lenet-c3-parameters": ["1,516", "2,416", "1,500", "2,400"],
+    "deck-lenet-c3-connections": ["151,600", "241,600", "150,000", "240,000"],
+    "deck-lenet-ten-of-sixteen": ["16", "10"],
+    "deck-lenet-table-1": ["60", "1,616"],
+    "deck-lenet-every-convolution": ["C5"],
+    "deck-alexnet-biases": ["62,378,344"],
+    "deck-alexnet-norm-place": ["pool1"],
+    "lenet-subsampling-input": ["average", "sum"],
+    "lenet-pixel-variance": ["0.12", "0.15"],
+    "lenet-multiply-accumulates": ["400,908"],
+    "alexnet-neurons-of-conv1": ["290,400"],
+    "alexnet-conv1-size": ["54.25"],
+    "alexnet-augmented-views": ["2,178"],
+}
+BY_CHOICE = {"lenet-initial-weights", "alexnet-color-noise"}
+STUDIES = {
+    "c3_table", "lenet_activation", "lenet_pooling", "relu_vs_tanh", "lrn_cifar18", "dropout",
+    "augmentation", "pooling", "lrn_small", "lenet_loss", "lenet_init", "subsampling", "codes",
+    "training_set_size", "lenet_vs_alexnet", "towers", "depth", "color", "lenet_optimizer",
+    "cifar13",
+}  # fmt: skip
+
+
+CLAIMS = {claim.id: claim for claim in ledger.CLAIMS}
+
+
+@pytest.fixture(scope="module")
+def lines() -> dict[str, ledger.Line]:
+    return {line.id: line for line in ledger.check(results.load(RESULTS).runs, {})}
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    return ledger.gather(results.load(RESULTS).runs, {})
+
+
+def no_networks(runs=(), studies=None) -> Facts:
+    return Facts({}, {}, runs, studies or {})
+
+
+def comparison(base, arm, interval, verdict="undecided", ratio=False, bound=None, pairs=8):
+    mean = interval and sum(interval) / 2
+    place = {"arms": [base, arm], "mean": mean, "interval": interval, "pairs": pairs}
+    return place | {"verdict": verdict, "ratio": ratio, "bound": bound}
+
+
+# ---- the entries
+
+
+def test_there_are_enough_and_each_is_one_of_its_own():
+    ids = [claim.id for claim in ledger.CLAIMS]
+    assert len(ids) >= 70 and len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]+", name) for name in ids)
+    assert sum(not claim.layer_row for claim in ledger.CLAIMS) >= len(ids) / 2
+    statements = [(claim.source, claim.claim) for claim in ledger.CLAIMS]
+    assert len(set(statements)) == len(statements)
+
+
+def test_every_study_is_a_claim():
+    named = {claim.how.removeprefix("study ") for claim in ledger.CLAIMS if "study " in claim.how}
+    assert named == STUDIES
+
+
+def test_the_studies_that_are_defined_have_the_arms_of_their_claims():
+    catalog = pytest.importorskip("scripts.studies.catalog")
+    made = {}
+    for name, study in catalog.STUDIES.items():
+        first, *others = study.arms
+        pairs = [comparison(first, arm, [0.1, 0.2], "higher") for arm in others]
+        made[name] = {"study": name, "comparisons": pairs}
+    for claim in ledger.CLAIMS:
+        if claim.how.removeprefix("study ") in made:
+            assert "not run" not in claim.check(no_networks(studies=made))[1], claim.id
+
+
+@pytest.mark.commands
+def test_no_cell_is_blank_and_every_status_is_known(lines):
+    for line in lines.values():
+        assert all(cell.strip() for cell in line), line
+        assert STATUS.fullmatch(line.status), line
+        assert "no such run" not in line.status, line
+
+
+@pytest.mark.commands
+def test_what_follows_from_the_code_holds(lines):
+    assert ledger.wrong(lines.values()) == []
+    assert {line.id for line in lines.values() if line.status == "differs"} == BY_CHOICE
+
+
+@pytest.mark.commands
+def test_sources_that_contradict_themselves(lines):
+    found = {line.id for line in lines.values() if line.status == "source inconsistent"}
+    assert found == INCONSISTENT.keys()
+    for name, parts in INCONSISTENT.items():
+        assert all(part in lines[name].ours for part in parts), lines[name]
+
+
+@pytest.mark.commands
+def test_numbers_on_cifar10_say_what_images_they_are_of(lines):
+    found = [line for line in lines.values() if "cifar10" in line.how]
+    assert found and all("on re-encoded images" in line.ours for line in found)
+
+
+# ---- ours can be wrong
+
+
+@pytest.mark.commands
+def test_another_table_of_c3_is_noticed(monkeypatch, capsys):
+    table = (*connections.C3_TABLE[:-1], (0, 1, 2, 3, 4))
+    monkeypatch.setattr(connections, "C3_TABLE", table)
+    monkeypatch.setattr(ledger, "CLAIMS", (*deck.CLAIMS, *lenet_claims.CLAIMS))
+    monkeypatch.setattr(launch.runtime, "keep_freed_memory", lambda: None)
+    code = launch.run_tool(tool.define_flags, tool.main, ["claims", "--json"])
+    output, errors = capsys.readouterr()
+    broken = {line["id"] for line in json.loads(output) if line["status"] == "differs"} - BY_CHOICE
+    expected = {"lenet-c3", "lenet-parameters", "lenet-connections", "lenet-table-1"}
+    expected |= {"deck-lenet-c3", "deck-lenet-c3-parameters", "deck-lenet-ten-of-sixteen"}
+    assert code == 1 and broken >= expected
+    assert len(errors.splitlines()) == 1 and all(name in errors for name in broken)
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "named"),
+    [
+        ("alexnet.augment.VIEWS", 5, "alexnet-ten-crops"),
+        ("alexnet.augment.COLOR_NOISE", 0.2, "alexnet-color-noise"),
+        ("alexnet.optimizer.DROP", 0.5, "alexnet-drops"),
+        ("lenet.optimizer.MU", 0.2, "lenet-mu"),
+        ("lenet.optimizer.PAPER_RATES", {1: 0.0005, 2: 0.0001}, "lenet-rates"),
+    ],
+)
+@pytest.mark.commands
+def test_a_changed_constant_is_noticed(monkeypatch, facts, target, value, named):
+    monkeypatch.setattr(target, value)
+    ours, status = CLAIMS[named].check(facts)
+    assert status == "differs" and "N(0, 0.1)" not in ours
+
+
+@pytest.mark.commands
+def test_another_pool_is_noticed(facts):
+    live = facts.alexnet["paper"]
+    live.model.pool = partial(max_pool, overlapping=False)
+    ours, status = CLAIMS["alexnet-overlapping-pools"].check(facts)
+    live.model.pool = partial(max_pool, overlapping=True)
+    assert (ours, status) == ("z = 2, s = 2", "differs")
+
+
+@pytest.mark.commands
+def test_another_width_is_noticed(monkeypatch):
+    _, *rest = WIDTHS["2012"]
+    monkeypatch.setitem(WIDTHS, "2012", ((96, 256, 384, 384, 258), *rest))
+    facts = ledger.gather((), {})
+    rows = [claim for claim in ledger.CLAIMS if claim.layer_row]
+    seen = {claim.id for claim in rows if claim.check(facts)[1] == "differs"}
+    assert seen == {"deck-alexnet-conv5", "deck-alexnet-pool5", "deck-alexnet-fc6", "alexnet-conv5"}
+
+
+# ---- what is measured
+
+ARM = ("lenet", "s", "a")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "status"),
+    [
+        ([0.88, 0.90, 0.86], 0.95, "reproduced"),
+        ([1.50, 1.52, 1.48], 0.95, "differs"),
+        ([0.50, 1.40, 0.95], 0.95, "undecided at n = 3"),  # a wide interval says nothing
+        ([1.00, 1.10, 1.20], 0.95, "undecided at n = 3"),
+        ([0.95], 0.95, "undecided at n = 1"),
+        ([], 0.95, "not run: nothing"),
+    ],
+)
+def test_a_mean_beside_a_stated_number(values, expected, status):
+    runs = [dict(network="lenet", study="s", arm="a", x=x) for x in values]
+    claim = measured(
+        *("an-id", "source", "claim", "0.95 ± 0.1%"),
+        **dict(arm=ARM, values=lambda runs: [run["x"] for run in runs], missing="nothing"),
+        **dict(expected=expected, tolerance=0.1),
+    )
+    ours, found = claim.check(no_networks(runs))
+    assert found == status and (not values or f"n = {len(values)}" in ours)
+
+
+def test_the_interval_is_students():
+    low, high = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert (low, high) == pytest.approx((2.5 - 2.0543, 2.5 + 2.0543), abs=1e-4)  # t(3) = 3.1824
+
+
+def test_curves_give_the_landmarks():
+    place = dict(network="lenet", study="presets", arm="paper")
+
+    def curves(last):
+        test = {"epoch": list(range(1, 21)), "error_pct": [1.0] * 9 + [0.94] + [0.9] * 9 + [last]}
+        train = {"epoch": list(range(1, 21)), "error_pct": [0.5] * 18 + [0.36, 0.34]}
+        return place | {"curves": {"test": test, "train": train}}
+
+    facts = no_networks([curves(0.9), curves(0.92), curves(0.91), place])
+    for name, value in (
+        ("lenet-ten-passes", "0.94%"),
+        ("lenet-training-error", "0.36%"),
+        ("lenet-no-over-training", "0.01 points"),
+    ):
+        ours, status = CLAIMS[name].check(facts)
+        assert status == "reproduced" and ours.startswith(value) and "n = 3" in ours
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("verdict", "agrees", "status"),
+    [
+        ("lower", says("lower"), "reproduced"),
+        ("higher", says("lower"), "differs"),
+        ("no difference", says("lower"), "differs"),
+        ("no difference", says("lower", "no difference"), "reproduced"),
+        ("undecided", says("lower"), "undecided at n = 8"),
+    ],
+)
+def test_a_verdict_becomes_a_status(verdict, agrees, status, turned):
+    found = comparison("none", "dropout", [-1.5, -0.5], verdict)
+    if turned:  # the study has them the other way round
+        other = {"lower": "higher", "higher": "lower"}.get(verdict, verdict)
+        found = comparison("dropout", "none", [0.5, 1.5], other)
+    claim = studied(
+        *("an-id", "source", "claim", "stated"),
+        **dict(study="s", arms=("none", "dropout"), agrees=agrees, note=", on such images"),
+    )
+    ours, found = claim.check(no_networks(studies={"s": {"comparisons": [found]}}))
+    expected = "dropout against none: -1.00 points [-1.50, -0.50], n = 8, on such images"
+    assert (ours, found) == (expected, status)
+
+
+@pytest.mark.parametrize(
+    ("interval", "bound", "status"),
+    [
+        ([0.15, 0.19], None, "reproduced"),
+        ([0.15, 0.19], "at most", "reproduced"),
+        ([0.3, 0.4], None, "differs"),
+        ([0.3, 0.4], "at most", "undecided at n = 8"),  # where some of tanh's runs never got there
+        ([0.05, 0.1], "at most", "differs"),
+    ],
+)
+def test_a_factor(interval, bound, status):
+    found = comparison("tanh", "relu", interval, "lower", ratio=True, bound=bound)
+    claim = studied(
+        *("an-id", "source", "claim", "x0.17"),
+        **dict(study="s", arms=("tanh", "relu"), agrees=within(1 / 6.5, 1 / 5.5)),
+    )
+    ours, found = claim.check(no_networks(studies={"s": {"comparisons": [found]}}))
+    assert found == status and ours.startswith(f"relu against tanh: {f'{bound} ' * bool(bound)}x0.")
+
+
+def test_an_order_of_three_arms():
+    claim = ordered("an-id", "source", "claim", "stated", study="s", order=("a", "b", "c"))
+
+    def status(*comparisons):
+        return claim.check(no_networks(studies={"s": {"comparisons": list(comparisons)}}))[1]
+
+    low, high = [-2, -1], [1, 2]
+    assert status(comparison("b", "a", low, "lower"), comparison("b", "c", high, "higher")) == (
+        "reproduced"
+    )
+    assert status(comparison("b", "a", high, "higher"), comparison("b", "c", high, "higher")) == (
+        "differs"
+    )
+    nothing = comparison("b", "c", None, pairs=7)  # neither arm got there
+    assert status(comparison("b", "a", low, "lower"), nothing) == "undecided at n = 7"
+    assert status(comparison("b", "a", low, "lower")).startswith("not run: ")
+
+
+def test_studies_are_those_of_results(monkeypatch):
+    monkeypatch.setattr(ledger, "CLAIMS", (CLAIMS["deck-lenet-sparse-error"],))
+    pair = comparison("table", "dense", [0.02, 0.1], "higher", pairs=20)
+    study = {"name": "c3_table", "comparisons": [pair]}
+    (line,) = report_ledger.check(results.Results([], {}, [study]))
+    assert line.status == "reproduced" and "n = 20" in line.ours
+
+
+# ---- the command
+
+
+@pytest.mark.commands
+def test_the_real_command(lines):
+    command = [sys.executable, "-m", "scripts.claims"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [tuple(each.values()) for each in json.loads(done.stdout)] == list(lines.values())
+
+
+def test_the_table_fits_80_columns_and_shows_every_id(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    line = ledger.Line("an-id-of-so-many-characters", *["[b]word and more words"] * 5, "exact")
+    tool.print_table([line])
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in output and "[b]" in output
+
+
+def test_two_forms_at_once_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(launch.runtime, "keep_freed_memory", lambda: None)
+    argv = ["claims", "--json", "--markdown"]
+    assert launch.run_tool(tool.define_flags, tool.main, argv) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and "--markdown" in errors and len(errors.splitlines()) == 1
