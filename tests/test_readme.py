@@ -69,7 +69,7 @@ def test_every_flag_named_exists():
     known = {"workdir", "flagfile", "preset", "help", *Processes._fields, *OF_TEST_SH}
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
-    tools = (benchmark, claims, compare_with_torch, evaluate, faults, prepare_data, report)
+    tools = (ablate, benchmark, claims, compare_with_torch, evaluate, faults, prepare_data, report)
     for tool in (*tools, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
