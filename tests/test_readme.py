@@ -17,7 +17,7 @@ import lenet.config
 from common import launch
 from common.errors import UserError
 from common.processes import Processes
-from scripts import compare_with_torch, evaluate, prepare_data, report, summarize
+from scripts import ablate, compare_with_torch, evaluate, prepare_data, report, summarize
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
