@@ -10,6 +10,7 @@ runs are skipped, interrupted ones resume. The folder gets study.json, figure.sv
 
 import contextlib
 import itertools
+import math
 import re
 import shlex
 import sys
@@ -20,15 +21,13 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from common import launch, provenance
+from common import launch, provenance, stopping
 from common.errors import LockedError, StorageError, UserError
 from common.workdir import write_atomic
-from scripts.report import RESULTS
+from scripts.report.results import RESULTS
 from scripts.studies import compare, conduct, outcome, plan
 from scripts.studies.catalog import STUDIES
-from scripts.studies.plan import Study
-
-BOOLEANS = ("status", "print_commands", "add", "help", "h")
+from scripts.studies.plan import Run, Study
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -55,8 +54,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("jobs", 1, "Runs that train at a time."),
         ("threads", 1, "XLA's threads in each on a CPU; another number gives other bits."),
     ):
-        flags.DEFINE_integer(name, default, what, lower_bound=name != "seeds", **own)
-    flags.DEFINE_float("margin", 0.0, "The least difference that matters; 0: the study's.", **own)
+        flags.DEFINE_integer(name, default, what, lower_bound=default, **own)
+    flags.DEFINE_float(
+        "margin", 0.0, "The least difference that matters; 0: the study's.", lower_bound=0.0, **own
+    )
+    flags.register_validator(
+        "margin", math.isfinite, "--margin must be a finite number.", flag_values=flag_values
+    )
     for name, what in (
         ("status", "Print how far each run is, and stop."),
         ("print_commands", "Print the commands of the runs that are not finished, and stop."),
@@ -71,6 +75,8 @@ def main(flag_values: flags.FlagValues, *training: str) -> None:
     workdir = Path(flag_values.workdir).expanduser()
     kept = Path(flag_values.results).expanduser() if flag_values.results else RESULTS
     if flag_values.status:
+        if not (workdir / "study.json").exists():
+            raise UserError(f"{workdir} holds no study (no study.json)")
         return print_status(plan.from_json(workdir / "study.json"), workdir, kept)
     study = given_study(flag_values, training)
     plan.require_sound(study)
@@ -91,16 +97,18 @@ def main(flag_values: flags.FlagValues, *training: str) -> None:
 
 def given_study(flag_values: flags.FlagValues, training: tuple[str, ...]) -> Study:
     """The study that the command line describes. Raises UserError."""
+    if any(re.fullmatch(r"--?(seed|keep)(=.*)?", argument) for argument in training):
+        raise UserError("the study sets --seed and --keep of its runs; --seeds=N says how many.")
     if flag_values.study:
         if flag_values.study not in STUDIES:
             raise UserError(
                 f"--study={flag_values.study} is unknown; there are {', '.join(STUDIES)}"
             )
-        if flag_values.vary or flag_values.model:
-            raise UserError("--study has its arms; --model and --vary are for one of your own.")
+        if flag_values.vary or flag_values.model or flag_values.choose:
+            raise UserError("--study has its arms; --model, --vary and --choose are for your own.")
         study = STUDIES[flag_values.study]
         name = flag_values.name or (f"{study.name}_changed" if training else study.name)
-        study = study._replace(name=name, base=(*study.base, *training))
+        study = study._replace(name=name, added=training)
     else:
         if flag_values.model not in plan.CONFIGS or not flag_values.vary:
             raise UserError(
@@ -109,17 +117,17 @@ def given_study(flag_values: flags.FlagValues, training: tuple[str, ...]) -> Stu
         arms = plan.vary(flag_values.vary)
         varied = re.findall(r"(\w+)=", ",".join(flag_values.vary))
         name = flag_values.name or "_".join(dict.fromkeys(varied))
-        metric = "epochs" if "--stop_at_" in " ".join(training) else "test_error_pct"
         study = Study(
             name=name,
             question=f"Which {' and '.join(dict.fromkeys(varied))}?",
             base=training,
             arms=arms,
             model=flag_values.model,
-            metric=metric,
             pairs=compare.pairs_for(max(len(arms) - 1, 1)),
             choose=dict.fromkeys(arms, flag_values.choose) if flag_values.choose else {},
         )
+        if all(stopping.criteria(each) for each in plan.first_configs(study).values()):
+            study = study._replace(metric="epochs")
     plan.require_name(study.name)
     return study._replace(
         pairs=flag_values.seeds or study.pairs, margin=flag_values.margin or study.margin
@@ -131,54 +139,64 @@ def locked(workdir: Path):
     """Makes the study's folder, and holds it. Raises UserError."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(workdir / ".lock", timeout=0):
-            yield
+        held = filelock.FileLock(workdir / ".lock", timeout=0).acquire()
     except filelock.Timeout:
         raise LockedError(f"{workdir} is in use by another scripts.ablate.") from None
-    except (FileExistsError, PermissionError, NotADirectoryError) as error:
-        raise StorageError(f"cannot write in {workdir}: {error.strerror}") from error
+    except OSError as error:
+        raise StorageError(f"cannot write in {workdir}: {error.strerror or error}") from error
+    with held:
+        yield
+
+
+def runs_of(study: Study, workdir: Path, kept: Path) -> list[Run]:
+    """Those by which values are chosen, as long as one is not; then those of the arms."""
+    choice = conduct.choice_made(study, workdir, kept)
+    open_choices = [arm for arm in study.choose if arm not in choice]
+    if not open_choices:
+        return conduct.final_runs(study, workdir, choice)[1]
+    return [
+        run
+        for arm in open_choices
+        for run in plan.choice_runs(study, arm, plan.choices(study, arm), workdir)
+    ]
 
 
 def print_status(study: Study, workdir: Path, kept: Path) -> None:
     """A row for each seed, a column for each arm: the result, or how far a run is."""
-    chosen = conduct.choice_made(workdir / "study.json")
-    console, table = Console(), Table(title=f"{study.name}: {study.question}")
-    for column in ("seed", *study.arms):
-        table.add_column(column)
-    cells: dict[int, list[str]] = {}
-    for run in plan.runs(study, workdir, chosen):
-        cells.setdefault(run.seed, []).append(conduct.state(study, run, kept))
+    cells: dict[int, dict[str, str]] = {}
+    for run in runs_of(study, workdir, kept):
+        own = [flag for flag in run.flags if flag not in study.arms[run.arm]]
+        column = " ".join([run.arm, *own])
+        cells.setdefault(run.seed, {})[column] = conduct.state(study, run, kept)
+    columns = list(next(iter(cells.values())))
+    table = Table("seed", *columns, title=f"{study.name}: {study.question}")
     for seed, states in cells.items():
-        table.add_row(str(seed), *states)
-    console.print(table)
-    for arm in study.choose:
-        console.print(f"{arm}: {chosen.get(arm, 'its value is not chosen yet')}", highlight=False)
+        table.add_row(str(seed), *states.values())
+    Console().print(table)
 
 
 def print_commands(study: Study, workdir: Path, kept: Path, flag_values: flags.FlagValues) -> None:
     """The commands of the runs that are not finished, or a Slurm array over them."""
-    chosen = conduct.choice_made(workdir / "study.json")
-    todo = [
-        run
-        for arm in study.choose
-        if arm not in chosen
-        for run in plan.choice_runs(study, arm, plan.choices(study, arm), workdir)
-    ] or plan.runs(study, workdir, chosen)
     commands = [
         f"NPROC={flag_values.threads} {shlex.join(['python', *plan.command(study, run)[1:]])}"
-        for run in todo
+        for run in runs_of(study, workdir, kept)
         if outcome.read(study, run, kept) is None
     ]
     if not flag_values.sbatch:
         print("\n".join(commands))
         return
+    if not commands:
+        raise UserError("all runs are finished: rerun this command without --sbatch.")
     lines = "\n".join(f"  {shlex.quote(command)}" for command in commands)
-    write_atomic(
-        Path(flag_values.sbatch).expanduser(),
-        f"#!/bin/bash\n#SBATCH --job-name={study.name}\n#SBATCH --array=0-{len(commands) - 1}\n"
-        f"#SBATCH --cpus-per-task={flag_values.threads}\n"
-        f'commands=(\n{lines}\n)\neval "${{commands[$SLURM_ARRAY_TASK_ID]}}"\n',
-    )
+    try:
+        write_atomic(
+            Path(flag_values.sbatch).expanduser(),
+            f"#!/bin/bash\n#SBATCH --job-name={study.name}\n#SBATCH --array=0-{len(commands) - 1}"
+            f"\n#SBATCH --cpus-per-task={flag_values.threads}\ncommands=(\n{lines}\n)\n"
+            'eval "${commands[$SLURM_ARRAY_TASK_ID]}"\n',
+        )
+    except OSError as error:
+        raise StorageError(f"cannot write {flag_values.sbatch}: {error.strerror}") from error
     print(
         f"{flag_values.sbatch} written: {len(commands)} jobs. Then rerun this command without it."
     )
@@ -187,13 +205,15 @@ def print_commands(study: Study, workdir: Path, kept: Path, flag_values: flags.F
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """The arguments that are flags of this program, and those of the trainings."""
     define_flags(known := flags.FlagValues())
+    booleans = {"help", "h"} | {name for name in known if known[name].boolean}
     own, training, rest = [], [], iter(argv[1:])
     for argument in rest:
         name, equals, _ = argument.lstrip("-").partition("=")
-        is_own = name in known or name.removeprefix("no") in BOOLEANS or name in BOOLEANS
+        is_switch = name in booleans or name.removeprefix("no") in booleans
+        is_own = name in known or is_switch
         target = own if is_own else training
         target.append(argument)
-        if is_own and not equals and name.removeprefix("no") not in BOOLEANS:
+        if is_own and not equals and not is_switch:
             target.extend(itertools.islice(rest, 1))
     return own, training
 

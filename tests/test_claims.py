@@ -17,8 +17,9 @@ from scripts.claims import deck, ledger
 from scripts.claims import lenet as lenet_claims
 from scripts.claims.claim import measured, ordered, says, studied, within
 from scripts.claims.facts import Facts, mean_interval
-from scripts.report import RESULTS, results
 from scripts.report import ledger as report_ledger
+from scripts.report import results
+from scripts.report.results import RESULTS
 
 STATUS = re.compile(
     r"exact|reproduced|differs|source inconsistent|undecided at n = \d+|not run: .+"
@@ -261,7 +262,8 @@ def test_a_verdict_becomes_a_status(verdict, agrees, status, turned):
     ("interval", "bound", "status"),
     [
         ([0.15, 0.19], None, "reproduced"),
-        ([0.15, 0.19], "at most", "reproduced"),
+        ([0.15, 0.19], "at most", "undecided at n = 8"),  # it may be any smaller
+        ([0.05, 0.6], None, "undecided at n = 8"),
         ([0.3, 0.4], None, "differs"),
         ([0.3, 0.4], "at most", "undecided at n = 8"),  # where some of tanh's runs never got there
         ([0.05, 0.1], "at most", "differs"),

@@ -17,11 +17,12 @@ import lenet.config
 from common import launch
 from common.errors import UserError
 from common.processes import Processes
-from scripts import ablate, compare_with_torch, evaluate, prepare_data, report, summarize
+from scripts import ablate, compare_with_torch, evaluate, prepare_data, summarize
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
 from scripts.faults import campaign as faults
+from scripts.report import __main__ as report
 from scripts.report import results, studies
 
 ROOT = Path(__file__).parents[1]

@@ -1,5 +1,6 @@
 """Which runs a study has, how they are conducted, and what is refused."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from common.errors import UserError
 from scripts import ablate
 from scripts.report import results
-from scripts.studies import outcome, plan
+from scripts.studies import conduct, outcome, plan
 from scripts.studies.catalog import STUDIES
 from scripts.studies.plan import Study
 
@@ -112,6 +113,16 @@ def test_flags_of_the_trainings_are_told_from_those_of_the_program():
         (dict(arms={"tanh": (), "other": ("--no_such=1",)}), "no_such"),
         (dict(choose={"tanh": "learning_rate"}), "--choose=learning_rate"),
         (dict(choose={"tanh": "no_such=1,2"}), "no_such"),
+        (dict(choose={"tanh": "learning_rate=0.1"}), "--choose"),
+        (dict(arms={"tanh": (), "kept": ("--keep=2",)}), "tanh and kept"),
+        (dict(arms={"tanh": (), "other": ("--dataset=mnist",)}), "mnist"),
+        (dict(metric="epochs"), "--stop_at_"),
+        (
+            dict(
+                added=("--validation_size=0", "--track=test"), choose={"tanh": "momentum=0.8,0.9"}
+            ),
+            "--validation_size",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(changes, named):
@@ -242,3 +253,60 @@ def test_runs_whose_records_are_in_results_are_not_trained_again(conducted, tmp_
     commands = program(*AD_HOC, *options, "--seeds=2", "--print_commands", cwd=tmp_path)
     lines = commands.stdout.splitlines()
     assert len(lines) == 2 and all("--seed=11" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen", "more"),
+    [
+        ("learning_rate=0.01,0.03,0.1", "0.03", None),
+        ("learning_rate=0.01,0.03,0.1", "0.1", "0.33"),
+        ("learning_rate=0.01,0.03,0.1", "0.01", "0.0033"),
+        ("momentum=0.5,0.9", "0.9", None),  # 1.62 is no momentum
+        ("batch_size=32,64", "64", "128"),
+        ("activation=tanh,silu", "silu", None),
+    ],
+)
+def test_a_grid_grows_beyond_its_edge(text, chosen, more):
+    study = OWN._replace(choose={"tanh": text})
+    assert plan.beyond(study, "tanh", plan.choices(study, "tanh"), chosen) == more
+
+
+def finished_run(run, config, network="lenet"):
+    """A folder like that of a finished run."""
+    run.workdir.mkdir(parents=True)
+    (run.workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    result = {"command": f"python -m {network}.train", "seed": run.seed, "num_steps": 1}
+    (run.workdir / "result.json").write_text(json.dumps(result))
+
+
+def test_a_run_with_other_settings_in_its_folder_is_not_taken(tmp_path):
+    run = plan.runs(OWN, tmp_path, {})[0]
+    assert outcome.read(OWN, run, tmp_path / "results") is None
+    finished_run(run, plan.config(OWN, run))
+    assert outcome.read(OWN, run, tmp_path / "results")["seed"] == run.seed
+    other = OWN._replace(added=("--learning_rate=0.5",))
+    with pytest.raises(UserError, match=str(run.workdir)):
+        outcome.read(other, run, tmp_path / "results")
+
+
+def test_a_study_is_that_of_its_folder(tmp_path):
+    (tmp_path / "study.json").write_text(results.to_text(plan.to_json(OWN)))
+    old = plan.from_json(tmp_path / "study.json")
+    plan.require_same(OWN, old, tmp_path)
+    plan.require_same(OWN._replace(pairs=9), old, tmp_path)
+    swapped = OWN._replace(arms=dict(reversed(OWN.arms.items())))
+    for other in (swapped, OWN._replace(added=("--seed=1",)), OWN._replace(base=())):
+        with pytest.raises(UserError, match="another"):
+            plan.require_same(other, old, tmp_path)
+    (tmp_path / "study.json").write_text('{"name": ')
+    with pytest.raises(UserError, match=r"study\.json"):
+        plan.from_json(tmp_path / "study.json")
+
+
+def test_an_arm_that_reached_the_error_nowhere_is_left_out(tmp_path):
+    three = OWN._replace(arms={**OWN.arms, "silu": ("--activation=silu",)})
+    choice = {"silu": {"reached": False, "chosen": "0.1"}}
+    study, runs = conduct.final_runs(three, tmp_path, choice)
+    assert list(study.arms) == ["tanh", "relu"] and {run.arm for run in runs} == {"tanh", "relu"}
+    with pytest.raises(UserError, match="tanh"):
+        conduct.final_runs(three, tmp_path, {"tanh": {"reached": False, "chosen": "0.1"}})

@@ -25,7 +25,7 @@ from scripts.benchmark.race import time_to_accuracy
 from scripts.benchmark.reading import input_batches
 from scripts.benchmark.startup import startup
 from scripts.benchmark.timing import PEERS, Setting
-from scripts.report import number
+from scripts.report.speed import number
 
 SUITES = {
     "lenet_train": lenet.train,

@@ -21,7 +21,8 @@ from rich.table import Table
 from common import launch
 from common.errors import UserError
 from scripts.claims.ledger import Line, counts, wrong
-from scripts.report import RESULTS, ledger, results
+from scripts.report import ledger, results
+from scripts.report.results import RESULTS
 
 WIDE = 150  # columns of a terminal that has room for all of a line
 COLORS = {"exact": "green", "reproduced": "green", "differs": "red", "not run": "dim"}

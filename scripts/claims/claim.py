@@ -161,15 +161,21 @@ def says(*verdicts: str) -> Verdict:
 
 
 def within(low: float, high: float) -> Verdict:
-    """The interval of the ratio overlaps these ends, which the source's digits leave open."""
+    """The interval of the ratio overlaps these ends, which the source's digits leave open, and
+    spans less than a factor of 1.5.
+    """
 
     def agrees(comparison: dict) -> bool | None:
         if comparison["verdict"] == "undecided":
             return None
         least, most = comparison["interval"]
         too_low, too_high = most < low, least > high
-        beyond = {"at least": too_low, "at most": too_high}  # where the true ratio may be closer
-        return None if beyond.get(comparison["bound"]) else not (too_low or too_high)
+        if comparison["bound"]:  # the true ratio lies farther in one direction
+            beyond = {"at most": too_low, "at least": too_high}.get(comparison["bound"])
+            return False if beyond else None
+        if too_low or too_high:
+            return False
+        return True if most < 1.5 * least else None
 
     return agrees
 

@@ -10,7 +10,7 @@ import lenet.network
 from lenet import optimizer
 from lenet.connections import c3_mask
 from lenet.model import loss_function
-from scripts.claims.claim import departs, exact, holds, measured, not_run, says, studied
+from scripts.claims.claim import NONE, departs, exact, holds, measured, not_run, says, studied
 from scripts.claims.facts import Facts, live_lenet, quickly
 from scripts.claims.lenet import digits, prepared
 
@@ -91,21 +91,29 @@ def _initial_weights(facts: Facts) -> str:
 
 def _distorted(facts: Facts) -> str:
     """Of the runs with distortions: originals + copies, and how often each is used."""
-    run = facts.runs_of(*DISTORTED)[0]
-    copies = int(re.search(r"--distorted_copies=(\d+)", run["command"])[1])
-    originals = run["num_train_examples"]
-    uses = run["num_steps"] / (originals * (1 + copies))
-    return f"{originals:,} + {copies * originals:,}, each used {uses:g} times"
+    found = set()
+    for run in facts.runs_of(*DISTORTED):
+        if given := re.search(r"--distorted_copies=(\d+)", run["command"]):
+            originals, copies = run["num_train_examples"], int(given[1])
+            uses = run["num_steps"] / (originals * (1 + copies))
+            found.add(f"{originals:,} + {copies * originals:,}, each used {uses:g} times")
+    return "; ".join(sorted(found)) or NONE
 
 
 def _sizes(facts: Facts) -> str:
-    run = facts.runs_of(*PAPER)[0]
-    return f"{run['num_train_examples']:,} and {run['num_test_examples']:,}"
+    found = {
+        f"{run['num_train_examples']:,} and {run['num_test_examples']:,}"
+        for run in facts.runs_of(*PAPER)
+    }
+    return "; ".join(sorted(found)) or NONE
 
 
 def _passes(facts: Facts) -> str:
-    run = facts.runs_of(*DISTORTED)[0]
-    return f"{run['num_steps'] / run['num_train_examples']:g} of {run['num_train_examples']:,}"
+    found = {
+        f"{run['num_steps'] / run['num_train_examples']:g} of {run['num_train_examples']:,}"
+        for run in facts.runs_of(*DISTORTED)
+    }
+    return "; ".join(sorted(found)) or NONE
 
 
 def _after(split: str, passes: int):

@@ -10,6 +10,8 @@ from common.curves import mean_by_epoch
 from common.errors import UserError
 from common.workdir import read_metrics, write_atomic
 
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
 
 

@@ -23,6 +23,8 @@ def compare(workdirs: list[Path], out: Path) -> None:
         raise UserError(f"--out={out} must end in {' or '.join(FORMS)}")
     settings = {workdir: read_settings(workdir) for workdir in workdirs}
     print_table(settings)
+    if not out.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.parent}")
     with style():
         save(draw({workdir: read_metrics(workdir) for workdir in workdirs}), out)
     print(f"{out} written")
@@ -68,9 +70,10 @@ def draw(metrics: dict[Path, list[dict]]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for color, (workdir, records) in zip(COLORS * len(metrics), metrics.items(), strict=False):
-        for split, points in mean_by_epoch(records, "error_pct").items():
+        curves = mean_by_epoch(records, "error_pct")
+        for split, points in curves.items():
             look = "--" if split == "train" else "-"
-            label = str(workdir) if split != "train" else None
+            label = str(workdir) if split != "train" or len(curves) == 1 else None
             marker = "o" if len(points) == 1 else None
             axes.plot(*zip(*points, strict=True), look, color=color, label=label, marker=marker)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

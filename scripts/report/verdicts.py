@@ -22,8 +22,11 @@ def rows(study: dict) -> list[list[str]]:
     form = "x {:.3g}".format if ratio else "{:+.3f}".format
     for arm, numbers in study["arms_measured"].items():
         value = numbers["geometric_mean"] if ratio else numbers["mean"]
-        deviation = "" if numbers["deviation"] is None else f" ± {numbers['deviation']:.2f}"
-        row = [arm, str(numbers["n"]), f"{value:.3g}{unit}{deviation}"]
+        row = [arm, str(numbers["n"]), f"{value:.3g}{unit}"]
+        if numbers["censored"]:
+            row[-1] = f"> {row[-1]} ({numbers['censored']} did not reach it)"
+        elif numbers["deviation"] is not None and not ratio:
+            row[-1] += f" ± {numbers['deviation']:.2f}"
         each = compared.get(arm)
         if each and each["interval"]:
             low, high = each["interval"]
@@ -35,7 +38,7 @@ def rows(study: dict) -> list[list[str]]:
 def not_reached(study: dict) -> list[str]:
     """A sentence for each arm that got to the error with none of the values tried."""
     return [
-        f"{arm} got there with no {choice['setting']} of {', '.join(choice['values'])}"
+        f"{arm} reached it with no {choice['setting']} of {', '.join(choice['values'])}"
         for arm, choice in study["choice"].items()
         if not choice["reached"]
     ]
@@ -70,7 +73,7 @@ def _section(study: dict) -> list[str]:
     ]
     for arm, choice in study["choice"].items():
         tried = ", ".join(
-            f"{value}: {sum(numbers) / len(numbers):.3g}"
+            f"{value}: {'diverged' if None in numbers else f'{sum(numbers) / len(numbers):.3g}'}"
             for value, numbers in choice["values"].items()
         )
         edge = "; at the edge of the grid" * choice["at_edge"]
@@ -80,7 +83,7 @@ def _section(study: dict) -> list[str]:
         )
     commits = ", ".join(f"`{commit[:8]}`" for commit in study["commits"])
     parts.append(
-        f"`python -m scripts.ablate --study={name} --workdir=runs/{name}`: "
-        f"{study['hours_trained']:.1f} hours of training, on one thread each; commit {commits}."
+        f"`{study['command']}`: {study['hours_trained']:.1f} hours of training, "
+        f"{study['threads']} thread{'s' * (study['threads'] > 1)} a run; commit {commits}."
     )
     return parts

@@ -8,8 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common import stopping
 from scripts.report.style import COLORS, GRAY, save, scale_error, style
 from scripts.report.verdicts import MEASURES
+from scripts.studies import plan
 from scripts.studies.outcome import measured
 from scripts.studies.plan import Run, Study
 
@@ -28,14 +30,17 @@ def figure_of(study: Study, records: Mapping[Run, dict]) -> Figure:
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     curves, dots = figure.subplots(1, 2, width_ratios=(3, 2))
-    split = "train" if study.metric == "epochs" else "validation"
-    if not any(split in record["curves"] for record in records.values()):
+    split, goal = "validation", None
+    if study.ratio:
+        split, goal = next(
+            iter(stopping.criteria(next(iter(plan.first_configs(study).values()))).items())
+        )
+    elif not any(split in record["curves"] for record in records.values()):
         split = "test"
     for color, arm in zip(COLORS * 9, study.arms, strict=False):
         of_arm = [record for run, record in records.items() if run.arm == arm]
         draw_curves(curves, [record["curves"].get(split) for record in of_arm], color, arm)
-    if study.metric == "epochs" and records:
-        goal = next(iter(records.values()))["settings"]["stop_at_train_error_pct"]
+    if goal:
         curves.axhline(goal, color=GRAY, linestyle=":", linewidth=1)
         curves.annotate(
             f"{goal:g}%", xy=(1.0, goal), xycoords=("axes fraction", "data"), va="center"

@@ -13,9 +13,6 @@ from scripts.studies import compare, plan
 from scripts.studies.compare import Measured
 from scripts.studies.plan import Run, Study
 
-UNITS = {"test_error_pct": "points", "validation_error_pct": "points", "epochs": "epochs"}
-
-
 # ---- the record of a run
 
 
@@ -25,30 +22,49 @@ def record_file(study: Study, run: Run, folder: Path) -> Path:
 
 
 def read(study: Study, run: Run, folder: Path) -> dict | None:
-    """The record of a finished run: from its folder, or from that of a run of any study in results/
-    with the same settings; else None.
+    """The record of a finished run: from its folder, or from results/, where a run of any study has
+    the same settings; else None. Raises UserError if its folder holds a run with other settings.
     """
-    try:
-        return results.read(run.workdir)
-    except UserError:
-        wanted, network = plan.config(study, run), study.network(run.arm)
-    others = sorted(folder.glob(f"*/*_seed{run.seed}.json"))
-    for path in (record_file(study, run, folder), *others):
+    own = _own(run)
+    if own is not None:
+        if not _is_of(own, study, run):
+            raise UserError(f"{run.workdir} holds a run with other settings; use another --workdir")
+        return own
+    for path in sorted(folder.glob(f"*/*_seed{run.seed}.json")):
         try:
-            found = json.loads(path.read_text())
-            settings = dict(found["settings"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
             continue
-        if found["network"] == network and not common.flags.changes(settings, wanted):
+        if _is_of(found, study, run):
             return found
     return None
 
 
+def _own(run: Run) -> dict | None:
+    try:
+        return results.read(run.workdir)
+    except UserError:  # not finished
+        return None
+
+
+def _is_of(record: dict, study: Study, run: Run) -> bool:
+    if record.get("network") != study.network(run.arm) or "settings" not in record:
+        return False
+    return not common.flags.changes(record["settings"], plan.config(study, run))
+
+
 def keep(study: Study, run: Run, folder: Path) -> None:
-    """Writes the record of a finished run into results/. Raises UserError."""
+    """Writes the record of a run that was finished here into results/, unless it is there. Raises
+    UserError if another one is, or if it may not be kept.
+    """
+    if _own(run) is None:
+        return
     path = record_file(study, run, folder)
+    text = results.to_text(results.record(run.workdir, study.name, run.arm))
+    if path.exists() and path.read_text() != text:
+        raise UserError(f"{path} is the record of another run; remove it, or give another --name.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, results.to_text(results.record(run.workdir, study.name, run.arm)))
+    write_atomic(path, text)
 
 
 def measured(record: dict, metric: str) -> Measured:
@@ -60,32 +76,18 @@ def measured(record: dict, metric: str) -> Measured:
     return Measured(limit, censored=True) if epochs is None else Measured(epochs)
 
 
-# ---- the choice of a setting
-
-
-def choose(study: Study, values: list[str], found: Mapping[str, list[Measured]]) -> str:
-    """The value with the least mean: of the validation error, or of the epochs."""
-
-    def mean(value):
-        return sum(each.value for each in found[value]) / len(found[value])
-
-    return min(values, key=mean)
-
-
-def beyond(values: list[str], chosen: str) -> str | None:
-    """A value one step beyond the edge of the grid if the chosen one lies there; else None."""
-    numbers = sorted(values, key=float)
-    if len(numbers) < 2 or chosen not in (numbers[0], numbers[-1]):
-        return None
-    neighbor = numbers[1] if chosen == numbers[0] else numbers[-2]
-    return f"{float(chosen) ** 2 / float(neighbor):.2g}"
-
-
 # ---- the study
 
 
-def analyze(study: Study, records: Mapping[Run, dict], *, exploratory: bool) -> dict:
-    """The arms' numbers and the comparisons of each with the first, as study.json has them."""
+def analyze(
+    study: Study, records: Mapping[Run, dict], *, missing: int = 0, exploratory: bool = False
+) -> dict:
+    """The arms' numbers and the comparisons of each with the first, as study.json has them.
+
+    Args:
+      missing: runs that are planned and not there; the sentences say how many.
+      exploratory: the number of seeds or the margin was changed after the start.
+    """
     values: dict[str, dict[int, Measured]] = {arm: {} for arm in study.arms}
     for run, record in records.items():
         values[run.arm][run.seed] = measured(record, study.metric)
@@ -106,12 +108,14 @@ def analyze(study: Study, records: Mapping[Run, dict], *, exploratory: bool) -> 
         comparison |= compare.judge(
             comparison,
             names=tuple(comparison["arms"]),
-            unit=UNITS[study.metric],
+            unit="epochs" if study.ratio else "points",
             metric=MEASURES[study.metric],
             margin=study.margin,
             num_comparisons=len(others),
             exploratory=exploratory,
         )
+        if missing:
+            comparison["sentence"] += f"; {missing} runs are missing"
     return {
         "arms_measured": arms,
         "comparisons": comparisons,
@@ -130,10 +134,11 @@ def _machine(record: dict) -> str:
 
 
 def with_other_data(records: Mapping[Run, dict]) -> list[Run]:
-    """Runs whose training set is not that of the first run with as many examples of that name."""
+    """Runs whose training set is not that of the first run with the same settings of data."""
     first, others = {}, []
     for run, record in records.items():
-        place = record["dataset"], record["num_train_examples"]
+        settings = record["settings"]
+        place = settings["dataset"], settings["train_size"], settings["validation_size"]
         if first.setdefault(place, record["training_set"]) != record["training_set"]:
             others.append(run)
     return others

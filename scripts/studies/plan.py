@@ -1,5 +1,6 @@
 """What a study is: trainings that differ in the settings of their arms, and in their seeds."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -7,13 +8,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
 import alexnet.config
 import common.flags
 import lenet.config
+from common import stopping
 from common.errors import UserError
 from scripts.report.results import NAME
 
@@ -29,10 +31,11 @@ class Study(NamedTuple):
     Attributes:
       name: lower-case letters, digits and _.
       question: what the arms are compared for.
-      base: the flags of every run.
+      base: the flags of every run, before those of the arm.
       arms: name -> its flags. The others are compared with the first.
       model: lenet or alexnet.
       models: arm -> the same, where it is another one.
+      added: more flags of every run, after those of the arm.
       metric: test_error_pct; or epochs, until a run with --stop_at_..._error_pct ends.
       margin: the least difference that matters: points of error, or a share of the epochs.
       pairs: seeds for each arm, from FIRST_SEED on.
@@ -48,6 +51,7 @@ class Study(NamedTuple):
     arms: dict[str, tuple[str, ...]]
     model: str = "lenet"
     models: Mapping[str, str] = NONE
+    added: tuple[str, ...] = ()
     metric: str = "test_error_pct"
     margin: float = 0.1
     pairs: int = 6
@@ -123,7 +127,7 @@ def config(study: Study, run: Run):
     """The settings of a run. Raises UserError, which names the arm."""
     values, config_class = flags.FlagValues(), CONFIGS[study.network(run.arm)].Config
     common.flags.define(config_class, values)
-    arguments = [*study.base, *run.flags, f"--seed={run.seed}"]
+    arguments = [*study.base, *run.flags, *study.added, f"--seed={run.seed}"]
     try:
         if words := common.flags.parse(values, ["study", *arguments], config_class):
             raise UserError(f"unexpected argument {words[0]!r}: every setting is --name=value")
@@ -134,28 +138,67 @@ def config(study: Study, run: Run):
 
 def command(study: Study, run: Run) -> list[str]:
     """The training of a run, which keeps its newest checkpoint alone."""
-    settings = (*study.base, *run.flags, f"--seed={run.seed}", "--keep=1")
+    settings = (*study.base, *run.flags, *study.added, f"--seed={run.seed}", "--keep=1")
     module = f"{study.network(run.arm)}.train"
     return [sys.executable, "-m", module, *settings, f"--workdir={run.workdir}"]
 
 
+def first_configs(study: Study) -> dict[str, Any]:
+    """Arm -> the settings of its first seed."""
+    found = runs(study._replace(pairs=1), Path(), {})
+    return {run.arm: config(study, run) for run in found}
+
+
 def require_sound(study: Study) -> None:
-    """Raises UserError unless there are two arms or more, each with settings that go together, and
-    no two with the same.
+    """Raises UserError unless there are two arms or more that can be compared: settings that go
+    together and that differ, the same data set, and the same criterion to wait for.
     """
     if len(study.arms) < 2:
         raise UserError(f"{study.name} has one arm, {next(iter(study.arms))}: nothing to compare.")
+    configs = first_configs(study)
+    for (a, one), (b, other) in itertools.combinations(configs.items(), 2):
+        alike = study.network(a) == study.network(b)
+        if alike and not common.flags.changes(dataclasses.asdict(one), other):
+            raise UserError(f"arms {a} and {b} do not differ in what changes a result.")
+        if one.dataset != other.dataset:
+            raise UserError(f"arms {a} and {b} have other data: {one.dataset}, {other.dataset}.")
+    waits = {(*stopping.criteria(each).items(), each.num_epochs) for each in configs.values()}
+    if study.ratio and (len(waits) > 1 or any(len(each) == 1 for each in waits)):
+        raise UserError(
+            "epochs are compared where all arms have the same --stop_at_..._error_pct and "
+            "--num_epochs"
+        )
     for arm, text in study.choose.items():
-        if not re.fullmatch(r"\w+=[^,]+(,[^,]+)*", text):
+        if not re.fullmatch(r"\w+=[^,]+(,[^,]+)+", text):
             raise UserError(f"--choose={text} must be a setting and its values: NAME=0.1,0.3")
+        if len(set(choices(study, arm))) < len(choices(study, arm)):
+            raise UserError(f"--choose={text} names a value twice")
+        if not study.ratio and not configs[arm].validation_size:
+            raise UserError(f"--choose needs --validation_size: arm {arm} validates on nothing")
         for run in choice_runs(study, arm, choices(study, arm), Path()):
             config(study, run)
-    known = {}
-    for run in runs(study._replace(pairs=1), Path(), {}):
-        settings = config(study, run)
-        if settings in known:
-            raise UserError(f"arms {known[settings]} and {run.arm} do not differ.")
-        known[settings] = run.arm
+
+
+def beyond(study: Study, arm: str, values: Sequence[str], chosen: str) -> str | None:
+    """A value one step beyond the grid where the chosen one is its first or last; None where it is
+    not, where the values are not positive numbers, or where the network does not take it.
+    """
+    try:
+        numbers = sorted(values, key=float)
+    except ValueError:
+        return None
+    if float(numbers[0]) <= 0 or chosen not in (numbers[0], numbers[-1]):
+        return None
+    neighbor = numbers[1] if chosen == numbers[0] else numbers[-2]
+    number = float(chosen) ** 2 / float(neighbor)
+    whole = all(value.isdecimal() for value in values)
+    value = str(round(number)) if whole else f"{number:.2g}"
+    try:
+        for run in choice_runs(study, arm, [value], Path()):
+            config(study, run)
+    except UserError:
+        return None
+    return None if value in values else value
 
 
 # ---- --vary
@@ -206,17 +249,35 @@ def to_json(study: Study) -> dict:
     return study._asdict() | mappings
 
 
+def read_json(path: Path) -> dict:
+    """What a study.json or choice.json holds; {} if there is none. Raises UserError."""
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it to begin anew.") from error
+
+
 def from_json(path: Path) -> Study:
     """The study whose definition a study.json holds. Raises UserError."""
+    given = read_json(path)
     try:
-        given = json.loads(path.read_text())
         fields = {name: given[name] for name in Study._fields}
+        fields |= {name: tuple(fields[name]) for name in ("base", "added")}
         arms = {arm: tuple(own) for arm, own in fields["arms"].items()}
-        return Study(**fields | {"base": tuple(fields["base"]), "arms": arms})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path.parent} holds no study: {path.name} is missing or damaged"
-        ) from error
+        return Study(**fields | {"arms": arms})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path.parent} holds no study.json of a study.") from error
+
+
+def require_same(study: Study, old: Study, where: Path) -> None:
+    """Raises UserError if `old`, which stands in the folder `where`, has other runs or arms."""
+    for name in ("base", "arms", "added", "model", "models", "choose", "metric"):
+        before, now = old._asdict()[name], study._asdict()[name]
+        if before != now or list(before) != list(now):  # the order of arms says which is the first
+            raise UserError(
+                f"{where} holds the study {old.name} with another {name}: {before}, not {now}. "
+                "Use another --workdir."
+            )
 
 
 def require_name(name: str) -> None:

@@ -1,6 +1,5 @@
 """Runs the trainings of a study, several at a time; Ctrl-C stops them with their state saved."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,19 +8,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from common import runtime
-from common.errors import Interrupted
+from common.errors import Interrupted, LockedError
 from common.workdir import read_metrics
 from scripts.studies import plan
 from scripts.studies.plan import Run, Study
 
 ROOT = Path(__file__).parents[2]
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_TRIES = 30  # for a run that another process trains
 SECONDS_BETWEEN_LINES = 600  # without a terminal: how often the progress is printed
+
+
+class Failure(NamedTuple):
+    """Why a run ended without a result."""
+
+    exit_code: int
+    last_line: str
+
+    def __str__(self) -> str:
+        return f"exit code {self.exit_code}: {self.last_line}"
 
 
 def train(
@@ -31,8 +42,8 @@ def train(
     jobs: int,
     threads: int,
     finished: Callable[[Run], str],
-) -> dict[Run, str]:
-    """Trains `todo`; returns {run: why} of those that failed.
+) -> dict[Run, Failure]:
+    """Trains `todo`; returns those that failed, which stop no other.
 
     Args:
       jobs: how many train at a time.
@@ -43,27 +54,34 @@ def train(
     Raises Interrupted after a signal, when all have saved their state and ended.
     """
     waiting, running, failed = deque(todo), {}, {}
-    with runtime.stop_signals() as stop_requested, _Progress(study, todo) as progress:
-        stopped = None
-        while waiting or running:
-            if stopped is None and (stopped := stop_requested()):
-                waiting.clear()
-                for process in running.values():
-                    process.terminate()
-            while waiting and len(running) < jobs:
-                run = waiting.popleft()
-                running[run] = start(study, run, threads)
-            for run, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[run]
-                if process.returncode == 0:
-                    progress.end(run, finished(run))
-                elif not stopped:
-                    failed[run] = f"exit code {process.returncode}: {last_line(log_file(run))}"
-                    progress.end(run, f"failed, {failed[run]}")
-            progress.look(running)
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+    stopped, next_try = None, 0.0
+    try:
+        with runtime.stop_signals() as stop_requested, _Progress(study, todo) as progress:
+            while waiting or running:
+                if stopped is None and (stopped := stop_requested()):
+                    waiting.clear()
+                    for process in running.values():
+                        process.terminate()
+                while waiting and len(running) < jobs and time.monotonic() >= next_try:
+                    run = waiting.popleft()
+                    running[run] = start(study, run, threads)
+                for run in [run for run, process in running.items() if process.poll() is not None]:
+                    code = running.pop(run).returncode
+                    if code == 0:
+                        progress.end(run, finished(run))
+                    elif code == LockedError.exit_code and not stopped:
+                        waiting.append(run)  # by a study that was killed, perhaps
+                        next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
+                    elif not stopped:
+                        failed[run] = Failure(code, last_line(log_file(run)))
+                        progress.end(run, f"failed, {failed[run]}")
+                progress.look(running)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        for process in running.values():  # after an error here: they save their state
+            process.terminate()
+        for process in running.values():
+            process.wait()
     if stopped:
         raise Interrupted(stopped)
     return failed
@@ -99,14 +117,6 @@ def last_line(path: Path) -> str:
     """The last line of a log, in at most 200 characters."""
     lines = path.read_text(errors="replace").split("\n") if path.exists() else []
     return next((line for line in reversed(lines) if line.strip()), "no output")[:200]
-
-
-def is_finished(workdir: Path) -> bool:
-    """Whether it holds a complete result.json."""
-    try:
-        return "num_steps" in json.loads((workdir / "result.json").read_text())
-    except (OSError, ValueError, TypeError):
-        return False
 
 
 class _Progress:
