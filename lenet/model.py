@@ -158,7 +158,7 @@ class Subsampling(nnx.Module):
         self.of_corners, self.trainable = POOLS[pool], trainable
         self.pool_weight = 1.0 if pool == "sum" else 0.25  # of each of the four (not of a maximum)
         if trainable:
-            self.coefficient = nnx.Param(jnp.full(maps, 0.5 if pool == "sum" else 1.0))
+            self.coefficient = nnx.Param(jnp.full(maps, 0.5 if pool == "sum" else 1.0, jnp.float32))
             self.bias = nnx.Param(jnp.zeros(maps))
 
     def __call__(self, x: Maps) -> HalfMaps:

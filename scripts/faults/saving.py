@@ -83,7 +83,8 @@ def timed_training(config, workdir: Path, num_steps: int) -> tuple[list, list[bo
     original, Checkpointer.save = Checkpointer.save, timed_save
     try:
         # One long epoch: no scores in between, and no other saves.
-        fit(task._replace(train=timed_train, epoch_steps=10**6), workdir, stop_requested)
+        long = {"train_examples": 10**6 * config.batch_size}
+        fit(task._replace(train=timed_train, training_set=long), workdir, stop_requested)
     except Interrupted:
         pass
     finally:
