@@ -251,7 +251,7 @@ def test_a_verdict_becomes_a_status(verdict, agrees, status, turned):
         found = comparison("dropout", "none", [0.5, 1.5], other)
     claim = studied(
         *("an-id", "source", "claim", "stated"),
-        **dict(study="s", arms=("none", "dropout"), agrees=agrees, note=", on such images"),
+        *("s", "none", "dropout", agrees, ", on such images"),
     )
     ours, found = claim.check(no_networks(studies={"s": {"comparisons": [found]}}))
     expected = "dropout against none: -1.00 points [-1.50, -0.50], n = 8, on such images"
@@ -273,7 +273,7 @@ def test_a_factor(interval, bound, status):
     found = comparison("tanh", "relu", interval, "lower", ratio=True, bound=bound)
     claim = studied(
         *("an-id", "source", "claim", "x0.17"),
-        **dict(study="s", arms=("tanh", "relu"), agrees=within(1 / 6.5, 1 / 5.5)),
+        *("s", "tanh", "relu", within(1 / 6.5, 1 / 5.5)),
     )
     ours, found = claim.check(no_networks(studies={"s": {"comparisons": [found]}}))
     assert found == status and ours.startswith(f"relu against tanh: {f'{bound} ' * bool(bound)}x0.")

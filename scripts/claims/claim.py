@@ -185,15 +185,14 @@ def studied(
     source: str,
     claim: str,
     stated: str,
-    *,
     study: str,
-    arms: tuple[str, str],
+    base: str,
+    arm: str,
     agrees: Verdict,
     note: str = "",
 ) -> Claim:
-    """A comparison of a study, `arms` = (base, arm), whichever of them the study has first."""
-
-    return _of_study(id, source, claim, stated, study, [(arms, agrees)], note)
+    """A comparison of a study's `arm` with its `base`, whichever of them the study has first."""
+    return _of_study(id, source, claim, stated, study, [((base, arm), agrees)], note)
 
 
 def ordered(
@@ -201,7 +200,6 @@ def ordered(
     source: str,
     claim: str,
     stated: str,
-    *,
     study: str,
     order: Sequence[str],
     note: str = "",

@@ -13,10 +13,6 @@ from scripts.claims.claim import (
     holds,
     inconsistent,
     not_run,
-    ordered,
-    says,
-    studied,
-    within,
 )
 from scripts.claims.facts import Facts, live_lenet, quickly
 from scripts.summarize import deck_words
@@ -289,40 +285,6 @@ CLAIMS = [
         *("deck-lenet-sparse-cost", f"{LENET}, features", "sparse connections"),
         *("less computation", _sparse_cost),
     ),
-    studied(
-        *("deck-lenet-sparse-error", f"{LENET}, third layer", "Table I against dense, test error"),
-        "breaks the symmetry: no worse",
-        study="c3_table",
-        arms=("dense", "table"),
-        agrees=says("lower", "no difference"),
-    ),
-    studied(
-        *("deck-lenet-random-table", f"{LENET}, Table I", "the table against as many at random"),
-        "designed subsets: no worse",
-        study="c3_table",
-        arms=("random", "table"),
-        agrees=says("lower", "no difference"),
-    ),
-    studied(
-        *("deck-max-pooling", f"{ALEXNET}, architecture", "max against average pooling, LeNet-5"),
-        "retains important features",
-        study="lenet_pooling",
-        arms=("average", "max"),
-        agrees=says("lower"),
-    ),
-    studied(
-        *("deck-relu-tanh-error", f"{ALEXNET}, architecture", "ReLU against tanh, LeNet-5"),
-        "superior performance",
-        study="lenet_activation",
-        arms=("tanh", "relu"),
-        agrees=says("lower"),
-    ),
-    ordered(
-        *("deck-relu-sigmoid-error", f"{ALEXNET}, architecture", "ReLU, tanh, sigmoid in LeNet-5"),
-        "ReLU superior to both",
-        study="lenet_activation",
-        order=("relu", "tanh", "sigmoid"),
-    ),
     *(_alexnet_row(name, layer) for name, layer in printed.ALEXNET.items()),
     exact(
         *("deck-alexnet-parameters", f"{ALEXNET}, table", "parameters in all", "62,369,152"),
@@ -378,42 +340,6 @@ CLAIMS = [
     exact(
         *("deck-alexnet-four-layers", f"{ALEXNET}, ReLU", "the network of the ReLU figure"),
         *("4 layers with weights (cifar18)", _four_layers),
-    ),
-    studied(
-        *("deck-relu-factor", f"{ALEXNET}, ReLU"),
-        "ReLU's iterations to 25% training error on CIFAR-10, of tanh's",
-        "almost six times faster: x0.17",
-        study="relu_vs_tanh",
-        arms=("tanh", "relu"),
-        agrees=within(1 / 6.5, 1 / 5),
-        note=NOTE,
-    ),
-    ordered(
-        *(
-            "deck-relu-sigmoid",
-            f"{ALEXNET}, ReLU",
-            "iterations of ReLU, tanh, sigmoid to that error",
-        ),
-        "faster than both",
-        study="relu_vs_tanh",
-        order=("relu", "tanh", "sigmoid"),
-        note=NOTE,
-    ),
-    studied(
-        *("deck-dropout-overfitting", f"{ALEXNET}, dropout", "dropout against none, test error"),
-        "prevents overfitting",
-        study="dropout",
-        arms=("none", "dropout"),
-        agrees=says("lower"),
-        note=NOTE,
-    ),
-    studied(
-        *("deck-alexnet-accuracy", f"{ALEXNET}, why", "AlexNet against LeNet-5 on CIFAR-10"),
-        "higher accuracy than previous CNNs",
-        study="lenet_vs_alexnet",
-        arms=("lenet", "alexnet"),
-        agrees=says("lower"),
-        note=NOTE,
     ),
     not_run(*("deck-alexnet-won", ALEXNET, "ILSVRC-2012", "won"), "ImageNet is not at hand"),
     not_run(

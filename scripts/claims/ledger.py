@@ -4,7 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from scripts.claims import alexnet, alexnet_errors, alexnet_training, deck, lenet, lenet_training
+from scripts.claims import (
+    alexnet,
+    alexnet_errors,
+    alexnet_training,
+    deck,
+    lenet,
+    lenet_training,
+    studied,
+)
 from scripts.claims.claim import Claim
 from scripts.claims.facts import gather
 
@@ -14,6 +22,7 @@ CLAIMS: tuple[Claim, ...] = (
     *lenet_training.CLAIMS,
     *alexnet.CLAIMS,
     *alexnet_training.CLAIMS,
+    *studied.CLAIMS,
     *alexnet_errors.CLAIMS,
 )
 

@@ -10,7 +10,7 @@ import lenet.network
 from lenet import optimizer
 from lenet.connections import c3_mask
 from lenet.model import loss_function
-from scripts.claims.claim import NONE, departs, exact, holds, measured, not_run, says, studied
+from scripts.claims.claim import NONE, departs, exact, holds, measured, not_run
 from scripts.claims.facts import Facts, live_lenet, quickly
 from scripts.claims.lenet import digits, prepared
 
@@ -177,13 +177,6 @@ CLAIMS = [
         "the authors' own program divides by the root",
         _initial_weights,
     ),
-    studied(
-        *("lenet-initial-weights-matter", TRAINING, "initial weights, test error"),
-        "2.4 / F, no worse than 2.4 / √F",
-        study="lenet_init",
-        arms=("2.4_over_sqrt", "2.4_over_fan_in"),
-        agrees=says("lower", "no difference"),
-    ),
     exact(
         *("lenet-mnist", DATA, "training and test digits", "60,000 and 10,000", _sizes),
         how="results: lenet presets, paper",
@@ -248,55 +241,6 @@ CLAIMS = [
         tolerance=0.1,
         missing=NO_CURVES,
         unit=" points",
-    ),
-    studied(
-        *("lenet-training-set-half", "LeCun 1998, Fig. 6", "60,000 instead of 30,000 digits"),
-        "lower test error",
-        study="training_set_size",
-        arms=("30000", "60000"),
-        agrees=says("lower"),
-    ),
-    studied(
-        *("lenet-training-set-quarter", "LeCun 1998, Fig. 6", "60,000 instead of 15,000 digits"),
-        "lower test error",
-        study="training_set_size",
-        arms=("15000", "60000"),
-        agrees=says("lower"),
-    ),
-    studied(
-        *("lenet-map-loss", "LeCun 1998, II.C", "eq. 9 instead of eq. 8, test error"),
-        "discriminative: better",
-        study="lenet_loss",
-        arms=("eq8", "eq9_j3"),
-        agrees=says("lower"),
-    ),
-    studied(
-        *("lenet-sum-or-average", "LeCun 1998, II.A and II.B", "the sum instead of the average"),
-        "the same unit",
-        study="subsampling",
-        arms=("average", "sum"),
-        agrees=says("no difference"),
-    ),
-    studied(
-        *("lenet-bitmaps", "LeCun 1998, Fig. 3", "bitmaps of 0 and 6 that are further apart"),
-        "stylized images, chosen by hand",
-        study="codes",
-        arms=("distance13", "distance25"),
-        agrees=says("no difference"),
-    ),
-    studied(
-        *("lenet-scaled-tanh", "LeCun 1998, appendix A", "1.7159 tanh(2/3 a) instead of tanh"),
-        "better convergence",
-        study="lenet_activation",
-        arms=("tanh", "scaled_tanh"),
-        agrees=says("lower"),
-    ),
-    studied(
-        *("lenet-sdlm", SDLM, "second-order rates instead of plain SGD, test error"),
-        "faster learning",
-        study="lenet_optimizer",
-        arms=("sgd", "sdlm"),
-        agrees=says("lower"),
     ),
     not_run(
         *("lenet-1-error", COMPARISON, "LeNet-1, test error", "1.7%"), "LeNet-1 is not built here"
