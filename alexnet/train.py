@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 if find_spec("common") is None:  # python alexnet/train.py in a clone that is not installed
@@ -231,10 +230,5 @@ def make_task(config: Config) -> Task:
     )
 
 
-def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable) -> dict:
-    """One run, from the newest checkpoint or the start: the metrics of result.json."""
-    return fit(make_task(config), workdir, stop_requested)
-
-
 if __name__ == "__main__":
-    launch.main(Config, train_and_evaluate)
+    launch.main(Config, make_task, fit)

@@ -37,22 +37,27 @@ STORAGE_ERRORS = (
 )
 
 
-def main(config_class, train_and_evaluate: Callable) -> None:
+def main(config_class, make_task: Callable, fit: Callable) -> None:
     """Runs one training from the command line, and exits with its code.
 
     Args:
       config_class: a frozen dataclass of `common.flags.setting` fields, with `seed`, `dataset` and
         `reduction` among them.
-      train_and_evaluate: called as (config, workdir, stop_requested); stop_requested() is None or
+      make_task: of a config, the training that it describes. The docstring of its module is the
+        description in --help.
+      fit: called as (task, workdir, stop_requested), `common.loop.fit`; stop_requested() is None or
         the signal's number. Returns the metrics of result.json; raises Interrupted after saving.
-        The docstring of its module is the description in --help.
     """
     runtime.mute_library_logs()
     try:
-        parsed = _parse(config_class, sys.argv, sys.modules[train_and_evaluate.__module__].__doc__)
+        parsed = _parse(config_class, sys.argv, sys.modules[make_task.__module__].__doc__)
     except UserError as error:
         sys.exit(_fail(str(error), error.exit_code))
-    sys.exit(_run(*parsed, train_and_evaluate) if parsed else 0)
+
+    def train(config, workdir: Path, stop_requested: Callable) -> dict:
+        return fit(make_task(config), workdir, stop_requested)
+
+    sys.exit(_run(*parsed, train) if parsed else 0)
 
 
 def run_tool(
@@ -151,7 +156,7 @@ def _parsed(
     return given
 
 
-def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callable) -> int:
+def _run(config, workdir: Path, processes: Processes, train: Callable) -> int:
     """Trains, unless the run is finished; returns the exit code. A bug raises."""
     runtime.mute_orbax_tracebacks()
     runtime.keep_freed_memory()
@@ -164,7 +169,7 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
             if processes.multihost:
                 require_same_workdir(workdir)
             if not finished:
-                _train(config, workdir, train_and_evaluate)
+                _train(config, workdir, train)
             if is_first_process():
                 print(headline(workdir))
             return 0
@@ -198,7 +203,7 @@ def _run(config, workdir: Path, processes: Processes, train_and_evaluate: Callab
         )
 
 
-def _train(config, workdir: Path, train_and_evaluate: Callable) -> None:
+def _train(config, workdir: Path, train: Callable) -> None:
     """Trains and writes result.json."""
     # Signals first: JAX swallows a KeyboardInterrupt that comes while it starts.
     with runtime.stop_signals() as stop_requested:
@@ -206,7 +211,7 @@ def _train(config, workdir: Path, train_and_evaluate: Callable) -> None:
         source = provenance.collect(seed=config.seed, dataset=config.dataset)
         if is_first_process():
             print(provenance.summary(source), file=sys.stderr, flush=True)
-        result = train_and_evaluate(config, workdir, agreed(stop_requested))
+        result = train(config, workdir, agreed(stop_requested))
         if is_first_process():
             write_result(workdir, result | source)
 

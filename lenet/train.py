@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 if find_spec("common") is None:  # python lenet/train.py in a clone that is not installed
@@ -140,10 +139,5 @@ def make_task(config: Config) -> Task:
     )
 
 
-def train_and_evaluate(config: Config, workdir: Path, stop_requested: Callable) -> dict:
-    """One run, from the newest checkpoint or the start: the metrics of result.json."""
-    return fit(make_task(config), workdir, stop_requested)
-
-
 if __name__ == "__main__":
-    launch.main(Config, train_and_evaluate)
+    launch.main(Config, make_task, fit)

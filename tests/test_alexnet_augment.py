@@ -116,6 +116,7 @@ def test_a_use_of_an_image_looks_the_same_in_any_batch(augmentation):
     assert np.abs(np.asarray(other_seed(images, draws)) - together).max() > 0.1
 
 
+@pytest.mark.commands
 def test_crops_mirror_images_and_colors_are_drawn_apart():
     """Color noise or not, the same crop and mirror image."""
     statistics, images = some_statistics(), some_images(50)

@@ -533,6 +533,7 @@ def test_the_share_that_dropout_keeps_and_what_makes_up_for_it():
                 np.testing.assert_allclose(unchanged, in_tests, rtol=1e-6)
 
 
+@pytest.mark.commands
 def test_what_is_dropped_is_a_function_of_the_images_key():
     model, keys = small(), jax.random.split(jax.random.key(1), 6)
     masks = dropped(model, "dropout6", keys)

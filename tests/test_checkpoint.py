@@ -431,6 +431,7 @@ def test_weights_are_read_though_the_optimizers_state_is_damaged(tmp_path, capfd
 # ---- another model
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("other", "leaf"),
     [
@@ -593,6 +594,7 @@ def test_a_renamed_step_is_no_other_step(tmp_path):
     assert_is(restore(tmp_path), 2)
 
 
+@pytest.mark.commands
 def test_a_run_whose_checkpoints_are_all_damaged_never_starts_anew_unasked(
     two_checkpoints, tmp_path, capfd
 ):
@@ -612,6 +614,7 @@ TOO_MANY = (
 )
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

@@ -297,6 +297,7 @@ def test_an_order_of_three_arms():
     assert status(comparison("b", "a", low, "lower")).startswith("not run: ")
 
 
+@pytest.mark.commands
 def test_studies_are_those_of_results(monkeypatch):
     monkeypatch.setattr(ledger, "CLAIMS", (CLAIMS["deck-lenet-sparse-error"],))
     pair = comparison("table", "dense", [0.02, 0.1], "higher", pairs=20)

@@ -310,6 +310,7 @@ def test_a_second_load_comes_from_the_cache_until_the_set_changes(tmp_path, monk
     assert_same(load("tiny", "train", [tmp_path]), second)
 
 
+@pytest.mark.commands
 def test_a_damaged_cache_is_never_used(tmp_path, cache_dir):
     """Whatever bit of it flips, the arrays that come out are the true ones."""
     intact = make_examples(6)
@@ -424,6 +425,7 @@ CLASS_COUNTS = {
 }
 
 
+@pytest.mark.commands
 def test_mnist10k_is_stratified_of_the_right_size_and_has_no_digit_twice():
     distinct = set()
     for split, size in (("train", 8000), ("test", 2000)):

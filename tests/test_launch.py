@@ -59,7 +59,11 @@ class Config:
             raise UserError("--averaging excludes --mode=bug")
 
 
-def train_and_evaluate(config, workdir, stop_requested):
+def make_task(config):
+    return config
+
+
+def fit(config, workdir, stop_requested):
     if config.mode == "bug":
         raise ZeroDivisionError("a bug")
 
@@ -97,7 +101,7 @@ def train_and_evaluate(config, workdir, stop_requested):
 
 
 if __name__ == "__main__":
-    launch.main(Config, train_and_evaluate)
+    launch.main(Config, make_task, fit)
 '''
 
 
@@ -232,7 +236,7 @@ import tiny
 for arguments in {calls}:
     sys.argv = ["tiny", *arguments]
     with contextlib.suppress(SystemExit):
-        launch.main(tiny.Config, tiny.train_and_evaluate)
+        launch.main(tiny.Config, tiny.make_task, tiny.fit)
 """
     assert program.run(code, python=["-c"])[0] == 0
     assert program.result("replay")["state_sha256"] == program.result("clean")["state_sha256"]
@@ -289,7 +293,7 @@ import tiny
 for arguments in {[*named, "--workdir=y --mode=bug"]}:
     sys.argv = ["tiny", "--workdir=x", *arguments.split()]
     try:
-        launch.main(tiny.Config, tiny.train_and_evaluate)
+        launch.main(tiny.Config, tiny.make_task, tiny.fit)
     except SystemExit as error:
         assert error.code == 2
 """

@@ -161,6 +161,7 @@ def blobs(y, x):
     )
 
 
+@pytest.mark.commands
 def test_affine_distortion_against_the_known_picture():
     """Each pixel shows the picture where the transformation, by the numbers that the key gives,
     puts it, unblurred.
@@ -185,6 +186,7 @@ def test_affine_distortion_against_the_known_picture():
         )
 
 
+@pytest.mark.commands
 def test_strength_zero_changes_nothing():
     image = jnp.asarray(np.random.default_rng(0).uniform(size=(32, 32, 1)), jnp.float32)
     np.testing.assert_allclose(

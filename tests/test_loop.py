@@ -171,6 +171,7 @@ def straight(tmp_path_factory, compiled_quickly, compiled_once):
     return outcome(fit(toy(), workdir), workdir)
 
 
+@pytest.mark.commands
 def test_what_a_run_gives(tmp_path):
     """Lines where they are due, each once; the test split is scored once, at the end."""
     result = fit(toy(), tmp_path / "run")
@@ -208,6 +209,7 @@ def test_stopped_at_any_question_it_ends_the_same(tmp_path, straight):
     assert where == [2, 4, *[5] * 3, 7, 9, *[10] * 3, 12, 14, *[15] * 13]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     "stop_at", [range(1, 20, 2), (1, 2, 4, 5, 6, 7), (3, 4, 5, 20, 21)], ids=str
 )
@@ -290,6 +292,7 @@ def test_it_starts_from_given_params(tmp_path):
         np.testing.assert_array_equal(weights["layer"]["kernel"], given["layer"]["kernel"])
 
 
+@pytest.mark.commands
 def test_the_train_step_is_compiled_once(tmp_path):
     """The state that an epoch's end gives has the types of the first one; so has a restored one."""
     fit(toy(), tmp_path / "warm")
@@ -298,6 +301,7 @@ def test_the_train_step_is_compiled_once(tmp_path):
     assert toy().placement.run._cache_size() == before
 
 
+@pytest.mark.commands
 def test_a_changed_training_set_is_refused_by_what_differs(tmp_path):
     """By each thing that tells it; older checkpoints, which have none, are accepted."""
     for name, value in (("train_examples", 21), ("train_labels_sha256", "ab"), ("mean", [1])):
@@ -375,6 +379,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("train", "validation", "epoch", "by"), STOPS)
 def test_it_ends_after_the_first_epoch_at_the_error(train, validation, epoch, by, tmp_path, capfd):
     settings = dict(stop_at_train_error_pct=train, stop_at_validation_error_pct=validation)
@@ -600,7 +605,7 @@ def run(config, workdir: Path, stop_at=()) -> tuple[dict, list[dict]]:
     stop_requested = asked(stop_at)
     while True:
         try:
-            result = network_of(config).train.train_and_evaluate(config, workdir, stop_requested)
+            result = loop.fit(network_of(config).train.make_task(config), workdir, stop_requested)
             return outcome(result, workdir)
         except Interrupted:
             continue
@@ -704,7 +709,7 @@ def test_the_plateau_and_its_drops_survive_a_resume(tmp_path, sets):
     drops = []
     for question in (5, 6, 6):  # 4 steps, then the first batch of the score; after a resume, both
         with pytest.raises(Interrupted):
-            alexnet.train.train_and_evaluate(config, tmp_path / "stopped", asked([question]))
+            loop.fit(alexnet.train.make_task(config), tmp_path / "stopped", asked([question]))
         drops.append(int(restored(config, tmp_path / "stopped").plateau.drops))
     assert run(config, tmp_path / "stopped") == straight
     plateau = restored(config, tmp_path / "stopped").plateau

@@ -90,7 +90,7 @@ def start(workdir, module, *flags, devices=1, processes=1, second=(), setup=""):
         program = [
             "-c",
             f"{setup}; launch = lenet.train.launch; t = lenet.train; "
-            "launch.main(t.Config, t.train_and_evaluate)",
+            "launch.main(t.Config, t.make_task, t.fit)",
         ]
     command = [sys.executable, *program, f"--workdir={workdir}", *flags]
     if processes > 1:

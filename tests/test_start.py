@@ -23,6 +23,7 @@ from common import __version__
 from common.checkpoint import Checkpointer
 from common.errors import Interrupted, UserError
 from common.flags import to_flagfile
+from common.loop import fit
 from common.workdir import saved_steps, write_config
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once")
@@ -72,9 +73,9 @@ def train(network, config, workdir, stop=False):
     workdir.mkdir(exist_ok=True)
     write_config(config, workdir)
     if not stop:
-        return network.train_and_evaluate(config, workdir, lambda: None)
+        return fit(network.make_task(config), workdir, lambda: None)
     with pytest.raises(Interrupted):
-        network.train_and_evaluate(config, workdir, lambda: 15)
+        fit(network.make_task(config), workdir, lambda: 15)
 
 
 def command(net, workdir, config, before="pass"):

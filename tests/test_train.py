@@ -130,7 +130,7 @@ def here(monkeypatch, capsys):
         monkeypatch.setattr(module, "fit", lambda *_: pytest.fail("it trains"))
         monkeypatch.setattr(sys, "argv", [f"{network}.train", f"--workdir={workdir}", *flags])
         with pytest.raises(SystemExit) as ended:
-            launch.main(module.Config, module.train_and_evaluate)
+            launch.main(module.Config, module.make_task, module.fit)
         output, errors = capsys.readouterr()
         assert "Traceback" not in errors
         return ended.value.code, output, errors
@@ -478,6 +478,7 @@ def test_presets_train_at_full_size(preset, tmp_path):
 # ---- refusals
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(
     ("network", "flags", "code", "named"),
     [
