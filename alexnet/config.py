@@ -9,8 +9,8 @@ from common.parallel import mesh_shape
 
 # Settings that the CIFAR-10 networks do not have.
 ALEXNET_ONLY = (
-    "widths", "conv1_padding", "norm_order", "dropout_at", "dropout_scaling", "initialization",
-    "hidden_bias",
+    "widths", "conv1_padding", "conv4", "norm_order", "dropout_at", "dropout_scaling",
+    "initialization", "hidden_bias",
 )  # fmt: skip
 
 
@@ -63,9 +63,11 @@ class Config:
     )
     widths: str = setting(
         "2012",
-        "Kernels of conv1 to fc7: 2012, `one weird trick` (2014), or small for 32x32 images.",
-        choices=("2012", "one_weird_trick", "small"),
+        "Kernels of conv1 to fc7: 2012, `one weird trick` (2014), small for 32x32 images, or "
+        "half_small, with half of small's in conv1 to conv4.",
+        choices=("2012", "one_weird_trick", "small", "half_small"),
     )
+    conv4: bool = setting(True, "Has conv4; without it the network is less deep (7).")
     conv1_padding: str = setting(
         "none",
         "Zeros around conv1's input: none, 3 at the bottom and right (2012 code), or 2 each side.",

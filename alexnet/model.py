@@ -35,6 +35,8 @@ WIDTHS = {
     "2012": ((96, 256, 384, 384, 256), 4096, (11, 4)),
     "one_weird_trick": ((64, 192, 384, 256, 256), 4096, (11, 4)),  # Krizhevsky 2014, torchvision
     "small": ((16, 48, 64, 64, 48), 256, (5, 1)),  # for 32x32 images
+    # What 3.2 compares two towers with: half the kernels, but for the last convolution.
+    "half_small": ((8, 24, 32, 32, 48), 256, (5, 1)),
 }
 # Pixels of zeros before and after, in both directions.
 CONV1_PADDING = {"none": (0, 0), "bottom_right": (0, 3), "symmetric": (2, 2)}
@@ -71,6 +73,7 @@ class AlexNet(LayerSequence):
 
     Args:
       widths: a key of WIDTHS. conv1_padding: of CONV1_PADDING. activation: of ACTIVATIONS.
+      conv4: whether there is one; without it conv5 follows conv3.
       towers: with 2, each kernel of conv2, conv4 and conv5 sees half of the maps.
       lrn: 'none', 'across' all maps, 'within_tower' or 'within_map'; see alexnet/lrn.py, also for
         the four numbers.
@@ -96,6 +99,7 @@ class AlexNet(LayerSequence):
         widths: str = "2012",
         input_size: int = 227,
         conv1_padding: str = "none",
+        conv4: bool = True,
         towers: int = 1,
         lrn: str = "across",
         lrn_size: int = 5,
@@ -146,8 +150,9 @@ class AlexNet(LayerSequence):
         self.conv1 = conv("conv1", in_channels, features[0], kernel_size, padding, stride)
         self.conv2 = conv("conv2", features[0], features[1], 5, (2, 2))
         self.conv3 = conv("conv3", features[1], features[2], 3, (1, 1))
-        self.conv4 = conv("conv4", features[2], features[3], 3, (1, 1))
-        self.conv5 = conv("conv5", features[3], features[4], 3, (1, 1))
+        if conv4:
+            self.conv4 = conv("conv4", features[2], features[3], 3, (1, 1))
+        self.conv5 = conv("conv5", features[3 if conv4 else 2], features[4], 3, (1, 1))
         self.fc6 = fc("fc6", size * size * features[4], hidden)
         self.fc7 = fc("fc7", hidden, hidden)
         self.fc8 = fc("fc8", hidden, num_classes)
@@ -161,9 +166,14 @@ class AlexNet(LayerSequence):
             "within_map", size=5, alpha=1e-3, alpha_over_n=True, k=1.0, towers=1
         )
         self.dropout, self.dropout_scaling, self.before_fc = dropout, dropout_scaling, before_fc
+        absent = () if conv4 else ("conv4", "activation4")
         names = f"{CONV_ORDERS[norm_order]} {FC_ORDERS[dropout_at]}".split()
         self.order = nnx.static(
-            tuple(name for name in names if lrn != "none" or "norm" not in name)
+            tuple(
+                name
+                for name in names
+                if name not in absent and (lrn != "none" or "norm" not in name)
+            )
         )
 
     def layer(

@@ -41,6 +41,7 @@ def build_model(
     return AlexNet(
         widths=config.widths,
         conv1_padding=config.conv1_padding,
+        conv4=config.conv4,
         towers=config.towers,
         norm_order=config.norm_order,
         dropout=config.dropout,

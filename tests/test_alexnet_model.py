@@ -233,6 +233,29 @@ def test_without_normalization_nothing_else_changes():
         assert list(order) == [layer for layer in ORDERS[name].split() if "norm" not in layer]
 
 
+@pytest.mark.parametrize("name", ["deck", "torchvision"])
+def test_without_conv4_conv5_sees_the_maps_of_conv3(name):
+    config = preset(name, "--noconv4")
+    model = abstract(config, 1000)
+    absent = ("conv4", "activation4")
+    assert [*model.order] == [layer for layer in ORDERS[name].split() if layer not in absent]
+    rows = layer_table(model, config.crop_size)
+    layers = PARAMETERS[name][0] | {"conv5": 3 * 3 * 384 * 256 + 256}
+    del layers["conv4"]
+    assert {row["name"]: row["parameters"] for row in rows if row["parameters"]} == layers
+
+
+def test_one_tower_of_half_the_kernels_has_as_many_in_the_last_convolution():
+    """What section 3.2 compares two towers with."""
+    outputs = [
+        {row["name"]: row["output"] for row in layer_table(abstract(config, 10), config.crop_size)}
+        for config in (preset("small"), preset("small", "--widths=half_small"))
+    ]
+    halved = [layer for layer in outputs[0] if outputs[1][layer] != outputs[0][layer]]
+    assert halved == ["conv1", "norm1", "pool1", "conv2", "norm2", "pool2", "conv3", "conv4"]
+    assert all(outputs[1][layer][2] == outputs[0][layer][2] // 2 for layer in halved)
+
+
 @pytest.mark.parametrize(
     ("settings", "smallest"),
     [  # 8 -> 4 -> 2 -> 1 pixels, and conv1 makes 8 of (8 - 1) * stride + kernel

@@ -886,6 +886,7 @@ CHANGES = {
         "net": (dataclasses.replace(PHOTOS, lrn="none"), "cifar13"),
         "widths": (dataclasses.replace(SMALL, crop_size=40, num_epochs=1), "one_weird_trick"),
         "conv1_padding": (SMALL, "bottom_right"),
+        "conv4": (SMALL, False),
         "towers": (SMALL, 2),
         "lrn": (PHOTOS, "none"),
         "lrn_size": (PHOTOS, 5),

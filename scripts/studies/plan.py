@@ -40,6 +40,7 @@ class Study(NamedTuple):
       margin: the least difference that matters: points of error, or a share of the epochs.
       pairs: seeds for each arm, from FIRST_SEED on.
       choose: arm -> NAME=VALUE,VALUE: a setting of that arm whose value is chosen before.
+      choice_seeds: runs of each value for that, of CHOICE_SEEDS.
       claim, source: the statement that is tested, and where it stands.
       others: what others measured, with sources.
       hours: how long it takes on two cores.
@@ -56,6 +57,7 @@ class Study(NamedTuple):
     margin: float = 0.1
     pairs: int = 6
     choose: Mapping[str, str] = NONE
+    choice_seeds: int = len(CHOICE_SEEDS)
     claim: str = ""
     source: str = ""
     others: str = ""
@@ -109,7 +111,7 @@ def choice_runs(study: Study, arm: str, values: Iterable[str], workdir: Path) ->
             (*study.arms[arm], f"--{_setting(study, arm)}={value}"),
             workdir / "choice" / arm / value / f"seed{seed}",
         )
-        for seed in CHOICE_SEEDS
+        for seed in CHOICE_SEEDS[: study.choice_seeds]
         for value in values
     ]
 
@@ -261,7 +263,7 @@ def from_json(path: Path) -> Study:
     """The study whose definition a study.json holds. Raises UserError."""
     given = read_json(path)
     try:
-        fields = {name: given[name] for name in Study._fields}
+        fields = {name: given[name] for name in Study._fields if name in given}
         fields |= {name: tuple(fields[name]) for name in ("base", "added")}
         arms = {arm: tuple(own) for arm, own in fields["arms"].items()}
         return Study(**fields | {"arms": arms})
