@@ -76,10 +76,12 @@ def _section(study: dict) -> list[str]:
             f"{value}: {'diverged' if None in numbers else f'{sum(numbers) / len(numbers):.3g}'}"
             for value, numbers in choice["values"].items()
         )
+        last = len(choice["values"][choice["chosen"]]) - 1
+        seeds = f"seeds 0 to {last}" if last else "seed 0"
         edge = "; at the edge of the grid" * choice["at_edge"]
         parts.append(
             f"{choice['setting']} of {arm}: {choice['chosen']}{edge} (mean "
-            f"{MEASURES[choice['metric']]} on seeds 0 to 2: {tried})."
+            f"{MEASURES[choice['metric']]} on {seeds}: {tried})."
         )
     commits = ", ".join(f"`{commit[:8]}`" for commit in study["commits"])
     parts.append(
