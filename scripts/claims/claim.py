@@ -12,7 +12,7 @@ from scripts.claims.facts import Facts, mean_interval
 NOW = "computed now"
 REENCODED = "on re-encoded images"  # of CIFAR-10
 NONE = "–"  # nothing of ours to show
-REPRODUCED, INCONSISTENT = "reproduced", "source inconsistent"
+EXACT, REPRODUCED, INCONSISTENT = "exact", "reproduced", "source inconsistent"
 
 
 class Claim(NamedTuple):
@@ -43,19 +43,23 @@ def computed(
     source: str,
     claim: str,
     stated: str,
-    compute: Callable[[Facts], str | tuple[str, bool]],
-    status: str = "exact",
+    compute: Callable[[Facts], str | float | tuple[str, bool]],
+    status: str = EXACT,
     how: str = "",
 ) -> Claim:
-    """`compute` writes what we have as the source writes it; or in other words, and whether it
-    agrees. `status` is what agreement means: with INCONSISTENT, that the source contradicts itself
-    and each step of the derivation holds. `how`, if given, says that ours comes from results/, or
-    is another by choice: then 'differs' is no bug.
+    """`compute` gives a number, or what we have as the source writes it; or it says in words what
+    we have, and whether that agrees. `status` is what agreement means: with INCONSISTENT, that the
+    source contradicts itself and each step of the derivation holds. `how`, if given, says that ours
+    comes from results/, or is another by choice: then 'differs' is no bug.
     """
 
     def check(facts: Facts) -> tuple[str, str]:
         found = compute(facts)
-        ours, agrees = (found, found == stated) if isinstance(found, str) else found
+        if isinstance(found, tuple):
+            ours, agrees = found
+        else:
+            ours = found if isinstance(found, str) else f"{found:,}"
+            agrees = ours == stated
         return ours, status if agrees else "differs"
 
     now = f"{NOW}, derived" if status == INCONSISTENT else NOW
@@ -96,10 +100,9 @@ def measured(
         if low > expected + tolerance or high < expected - tolerance:
             return ours, "differs"
         close = abs(mean - expected) <= tolerance and (high - low) / 2 <= tolerance
-        return ours, "reproduced" if close else f"undecided at n = {n}"
+        return ours, REPRODUCED if close else f"undecided at n = {n}"
 
-    network, study, name = arm
-    return Claim(id, source, claim, stated, f"results: {network} {study}, {name}", check)
+    return Claim(id, source, claim, stated, "results: {} {}, {}".format(*arm), check)
 
 
 def not_run(id: str, source: str, claim: str, stated: str, why: str) -> Claim:
@@ -163,7 +166,7 @@ def studied(
         ours = "; ".join(texts) + note
         if False in verdicts:
             return ours, "differs"
-        return ours, f"undecided at n = {min(pairs)}" if None in verdicts else "reproduced"
+        return ours, f"undecided at n = {min(pairs)}" if None in verdicts else REPRODUCED
 
     return Claim(id, source, claim, stated, f"study {study}", check)
 
@@ -182,24 +185,24 @@ def in_words(comparison: dict) -> str:
 
 def find_comparison(study: dict, base: str, arm: str) -> dict | None:
     """The comparison of two arms of a results/NAME/study.json, as of `arm` against `base`."""
-    for comparison in study["comparisons"]:
-        if comparison["arms"] == [base, arm]:
-            return comparison
-        if comparison["arms"] == [arm, base]:
-            return reversed_comparison(comparison)
+    for found in study["comparisons"]:
+        if found["arms"] == [base, arm]:
+            return found
+        if found["arms"] == [arm, base]:
+            return turned(found)
     return None
 
 
-def reversed_comparison(comparison: dict) -> dict:
-    def turned(value: float) -> float:
+def turned(comparison: dict) -> dict:
+    """The same comparison, of its base against its arm."""
+
+    def turn(value: float) -> float:
         return 1 / value if comparison["ratio"] else -value
 
     words = {"lower": "higher", "higher": "lower", "at least": "at most", "at most": "at least"}
-    interval, mean = comparison["interval"], comparison["mean"]
-    return comparison | {
-        "arms": comparison["arms"][::-1],
-        "mean": None if mean is None else turned(mean),
-        "interval": interval and [turned(end) for end in reversed(interval)],
-        "verdict": words.get(comparison["verdict"], comparison["verdict"]),
-        "bound": words.get(comparison["bound"], comparison["bound"]),
-    }
+    found = {"arms": comparison["arms"][::-1]}
+    found |= {key: words.get(comparison[key], comparison[key]) for key in ("verdict", "bound")}
+    if comparison["interval"]:
+        found["mean"] = turn(comparison["mean"])
+        found["interval"] = [turn(end) for end in reversed(comparison["interval"])]
+    return comparison | found

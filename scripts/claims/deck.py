@@ -78,9 +78,9 @@ def _c5_nodes(facts: Facts) -> str:
 
 def _every_convolution(facts: Facts) -> tuple[str, bool]:
     following = dict(itertools.pairwise(facts.deck_lenet.rows))
-    pooled = [a for a, b in following.items() if a[0] == "c" and b[0] == "s"]
-    others = [a for a in following if a[0] == "c" and a not in pooled]
-    text = f"{', '.join(pooled).upper()} are pooled, {', '.join(others).upper()} is not"
+    before_pools = [a for a, b in following.items() if a[0] == "c" and b[0] == "s"]
+    others = [a for a in following if a[0] == "c" and a not in before_pools]
+    text = f"{', '.join(before_pools).upper()} are pooled, {', '.join(others).upper()} is not"
     return text, others == ["c5"] and ("c5", "f6") in itertools.pairwise(printed.LENET)
 
 
@@ -110,6 +110,8 @@ ALEXNET_TABLE = {
 
 
 def _alexnet_row(name: str, stated: str):
+    """A row of the deck's table, and ours in the same words."""
+
     def compute(facts: Facts) -> str:
         row = facts.deck_alexnet.rows[name]
         *sides, maps = row["output"]
@@ -143,11 +145,6 @@ def _shares(facts: Facts, count: str) -> str:
     return f"{words} ({share:.0%}), {fc / 1e6:.1f} million ({1 - share:.0%})"
 
 
-def _filters(facts: Facts) -> str:
-    kernels = [facts.deck_alexnet.rows[name]["kernel"] for name in WEIGHTS[:5]]
-    return ", ".join("x".join(map(str, kernel)) for kernel in kernels)
-
-
 def _relus(facts: Facts) -> str:
     activations = [facts.deck_alexnet.rows[name]["activation"] for name in WEIGHTS]
     return f"{activations.count('relu')} of {len(WEIGHTS)}, then {activations[-1]}"
@@ -178,7 +175,7 @@ def _dropout_redrawn(facts: Facts) -> tuple[str, bool]:
     return f"{different:.0%} of the units differ between two steps", 0.4 < different < 0.6
 
 
-# id, source, claim, stated, what computes ours, and the status of agreement where it is not 'exact'
+# id, source, claim, stated, what computes ours, and the status of agreement where it is not EXACT
 # fmt: off
 OF_LENET = (
     ("deck-lenet-layers", LENET, "layers",
@@ -202,9 +199,9 @@ OF_LENET = (
 )
 OF_ALEXNET = (
     ("deck-alexnet-parameters", f"{ALEXNET}, table", "parameters in all", "62,369,152",
-     lambda facts: f"{facts.deck_alexnet.total['deck_parameters']:,}"),
+     lambda facts: facts.deck_alexnet.total["deck_parameters"]),
     ("deck-alexnet-computations", f"{ALEXNET}, table", "forward computation in all",
-     "1,135,906,176", lambda facts: f"{facts.deck_alexnet.total['deck_computations']:,}"),
+     "1,135,906,176", lambda facts: facts.deck_alexnet.total["deck_computations"]),
     ("deck-alexnet-biases", f"{ALEXNET}, table", "biases: counted in conv, not in FC layers",
      "62,369,152", _biases, INCONSISTENT),
     ("deck-alexnet-parameter-shares", f"{ALEXNET}, table", "parameters of conv and FC layers",
@@ -214,7 +211,9 @@ OF_ALEXNET = (
     ("deck-alexnet-layers", ALEXNET, "layers with parameters, convolutional and FC", "8: 5 and 3",
      lambda facts: "{}: {} and {}".format(*layers_with_weights(facts.deck_alexnet))),
     ("deck-alexnet-filters", ALEXNET, "filters of the convolutional layers",
-     "11x11, 5x5, 3x3, 3x3, 3x3", _filters),
+     "11x11, 5x5, 3x3, 3x3, 3x3",
+     lambda facts: ", ".join(
+         "{}x{}".format(*facts.deck_alexnet.rows[name]["kernel"]) for name in WEIGHTS[:5])),
     ("deck-alexnet-relus", ALEXNET, "layers with ReLU, and the last", "7 of 8, then softmax",
      _relus),
     ("deck-alexnet-deeper", ALEXNET, "depth against LeNet-5", "increased", _deeper),

@@ -191,7 +191,7 @@ def _loss(facts: Facts, name: str, formula) -> tuple[str, bool]:
     return f"--loss={name}" if agrees else "another loss", agrees
 
 
-# id, source, claim, stated, what computes ours, and the status of agreement where it is not 'exact'
+# id, source, claim, stated, what computes ours, and the status of agreement where it is not EXACT
 # fmt: off
 COMPUTED = (
     ("lenet-c1", ARCHITECTURE, "C1", "6@28x28, 156 parameters, 122,304 connections", _layer("c1")),
@@ -202,11 +202,11 @@ COMPUTED = (
     ("lenet-c5", ARCHITECTURE, "C5", "120@1x1, 48,120 connections", _layer("c5", "connections")),
     ("lenet-f6", ARCHITECTURE, "F6", "84, 10,164 parameters", _layer("f6", "parameters")),
     ("lenet-parameters", "LeCun 1998, II.A", "trainable parameters", "60,000",
-     lambda facts: f"{facts.lenet.total['parameters']:,}"),
+     lambda facts: facts.lenet.total["parameters"]),
     ("lenet-connections", "LeCun 1998, II.A", "connections", "340,908",
-     lambda facts: f"{facts.lenet.total['connections']:,}"),
+     lambda facts: facts.lenet.total["connections"]),
     ("lenet-layers", ARCHITECTURE, "layers without the input", "7",
-     lambda facts: str(len(facts.lenet.rows))),
+     lambda facts: len(facts.lenet.rows)),
     ("lenet-table-1", ARCHITECTURE, "how C3's maps choose among the six maps of S2",
      "6 of 3 contiguous, 6 of 4 contiguous, 3 of 4 apart, 1 of 6 all", _table_1),
     ("lenet-asymmetry", ARCHITECTURE, "C3's maps get different sets of inputs",
@@ -240,7 +240,7 @@ COMPUTED = (
     ("lenet-codes", ARCHITECTURE, "the RBF's centers: stylized 7x12 bitmaps",
      "10 of 7 x 12 components, +1 and -1", _codes),
     ("lenet-fixed-codes", ARCHITECTURE, "trainable parameters of the output, kept fixed", "0",
-     lambda facts: str(facts.lenet.rows["output"]["parameters"])),
+     lambda facts: facts.lenet.rows["output"]["parameters"]),
     ("lenet-eq-8", OUTPUTS, "loss of maximum likelihood", "mean of y of the right class",
      lambda facts: _loss(facts, "mse", lambda right, y, j: right)),
     ("lenet-eq-9", OUTPUTS, "loss of maximum a posteriori", "y + log(exp(-j) + sum of exp(-y_i))",

@@ -10,7 +10,7 @@ import lenet.network
 from lenet import optimizer
 from lenet.connections import c3_mask
 from lenet.model import loss_function
-from scripts.claims.claim import NONE, NOW, REPRODUCED, computed, measured, not_run
+from scripts.claims.claim import EXACT, NONE, NOW, REPRODUCED, computed, measured, not_run
 from scripts.claims.facts import Facts, quickly
 from scripts.claims.lenet import digits, prepared
 
@@ -108,36 +108,36 @@ def _rise(run: dict) -> float | None:
 
 
 # id, source, claim, stated, what computes ours; also the status of agreement where it is not
-# 'exact', and where ours comes from where 'differs' is no bug
+# EXACT, and where ours comes from where 'differs' is no bug
 # fmt: off
 COMPUTED = (
     ("lenet-batch", TRAINING, "patterns per update", "1",
-     lambda facts: str(facts.lenet.config.batch_size)),
+     lambda facts: facts.lenet.config.batch_size),
     ("lenet-passes", TRAINING, "passes over the training set", "20",
-     lambda facts: str(facts.lenet.config.num_epochs)),
+     lambda facts: facts.lenet.config.num_epochs),
     ("lenet-order", SDLM, "the order of the patterns", "the same in every pass",
      lambda facts: ("another" if facts.lenet.config.reshuffle else "the same") + " in every pass"),
     ("lenet-rates", TRAINING, "the global rate, and for how many passes",
      "0.0005 x 2, 0.0002 x 3, 0.0001 x 3, 5e-05 x 4, 1e-05 x 8", _rates),
-    ("lenet-mu", TRAINING, "mu of eq. 21", "0.02", lambda _: f"{optimizer.MU:g}"),
+    ("lenet-mu", TRAINING, "mu of eq. 21", "0.02", lambda _: optimizer.MU),
     ("lenet-curvature-examples", TRAINING, "patterns for the curvature", "500",
-     lambda facts: str(facts.lenet.config.curvature_examples)),
+     lambda facts: facts.lenet.config.curvature_examples),
     ("lenet-update", "LeCun 1998, eq. 21", "the update of weight k",
      "w - eta / (mu + h) dE/dw", _update),
     ("lenet-sdlm-rates", TRAINING, "effective rates of the first pass, within a factor of 2",
      "7e-05 to 0.016", _first_rates, REPRODUCED),
     ("lenet-initial-weights", TRAINING, "initial weights", "within ±2.4 / F",
-     _initial_weights, "exact", f"{NOW}; the authors' own program divides by the root"),
+     _initial_weights, EXACT, f"{NOW}; the authors' own program divides by the root"),
     ("lenet-mnist", DATA, "training and test digits", "60,000 and 10,000",
      _of_runs(PAPER, lambda run: "{num_train_examples:,} and {num_test_examples:,}".format(**run)),
-     "exact", "results: lenet presets, paper"),
+     EXACT, "results: lenet presets, paper"),
     ("lenet-distorted-set", RESULTS, "the set with distortions",
      "60,000 + 540,000, each used 2 times", _of_runs(DISTORTED, _distorted),
-     "exact", "results: lenet presets, paper_distortions"),
+     EXACT, "results: lenet presets, paper_distortions"),
     ("lenet-distorted-passes", RESULTS, "passes with distortions", "20 of 60,000",
      _of_runs(DISTORTED, lambda run: "{:g} of {:,}".format(
          run["num_steps"] / run["num_train_examples"], run["num_train_examples"])),
-     "exact", "results: lenet presets, paper_distortions"),
+     EXACT, "results: lenet presets, paper_distortions"),
 )
 # id, source, claim, stated, arm, its value of a run, number expected, tolerance, unit if not %
 MEASURED = (
