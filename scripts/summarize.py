@@ -113,10 +113,8 @@ def lenet_geometry(model: lenet.model.LeNet5, row: dict, inputs: list[int]) -> d
     activation = names.get(function)
     if name == "output" and model.f6 is not None:
         activation = "rbf" if isinstance(layer, lenet.model.EuclideanRBF) else "softmax"
-    deck = printed.LENET[name]._asdict() if name in printed.LENET else {}
-    deck = {key: value for key, value in deck.items() if value}
     geometry = dict(kernel=kernel, stride=stride, padding=padding, activation=activation)
-    return geometry | {"deck": deck}
+    return geometry | {"deck": printed.LENET.get(name, {})}
 
 
 def alexnet_geometry(model: LayerSequence, row: dict, inputs: list[int]) -> dict:

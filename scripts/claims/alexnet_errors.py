@@ -4,62 +4,43 @@ from scripts.claims.claim import REENCODED, measured, not_run
 
 RESULTS, TABLE_2 = "Krizhevsky 2012, 6", "Krizhevsky 2012, 6, table 2"
 IMAGENET = "ImageNet is not at hand"
-NOTE = f", {REENCODED}"
-CIFAR = "on CIFAR-10 here; "
+
+# id, source, claim, stated, why it is not run
+# fmt: off
+NOT_RUN = (
+    ("alexnet-dropout-iterations", "Krizhevsky 2012, 4.2", "dropout's iterations",
+     "about twice as many", "no study of it; it would need training until convergence"),
+    ("alexnet-2010-ten-crops", RESULTS, "ILSVRC-2010 test, top-1 and top-5",
+     "37.5% and 17.0%", IMAGENET),
+    ("alexnet-2010-one-crop", "Krizhevsky 2012, 4.1", "the same with one crop",
+     "39.0% and 18.3%", IMAGENET),
+    ("alexnet-2012-one", TABLE_2, "ILSVRC-2012 validation, one network",
+     "40.7% and 18.2%", f"{IMAGENET}; `--preset=paper` is the command"),
+    ("alexnet-2012-five", TABLE_2, "five networks averaged", "38.1% and 16.4%", IMAGENET),
+    ("alexnet-2012-pretrained", TABLE_2, "one network of six convolutions, pre-trained",
+     "39.0% and 16.6%", f"{IMAGENET}, and a sixth convolution is not built"),
+    ("alexnet-2012-seven", TABLE_2, "seven networks averaged", "36.7% and 15.4%", IMAGENET),
+    ("alexnet-2012-test", TABLE_2, "ILSVRC-2012 test, top-5, the winner", "15.3%", IMAGENET),
+    ("alexnet-2009", RESULTS, "Fall 2009 release, 10,184 classes", "67.4% and 40.9%", IMAGENET),
+    ("alexnet-days", "Krizhevsky 2012, 1", "training on two GTX 580",
+     "5 to 6 days", f"no such GPU, and {IMAGENET}"),
+    ("alexnet-kernels-of-towers", "Krizhevsky 2012, 6.1", "conv1's kernels of the two GPUs",
+     "one color-agnostic, one color-specific", IMAGENET),
+)
+# fmt: on
 
 CLAIMS = [
-    # ---- what the parts bring
     measured(
-        *("alexnet-ten-crops-gain", "Krizhevsky 2012, 4.1 and 6.1"),
+        "alexnet-ten-crops-gain",
+        "Krizhevsky 2012, 4.1 and 6.1",
         "CIFAR-10, `cifar18`, 5 epochs: error by ten crops minus by one",
         "-1.5 points (ImageNet 2010: 39.0 to 37.5%)",
         arm=("alexnet", "cifar10", "cifar18"),
-        values=lambda runs: [
-            run["ten_crop_top1_error_pct"] - run["top1_error_pct"] for run in runs
-        ],
+        value=lambda run: run["ten_crop_top1_error_pct"] - run["top1_error_pct"],
         expected=-1.5,
         tolerance=0.5,
         unit=" points",
-        note=NOTE,
+        note=f", {REENCODED}",
     ),
-    not_run(
-        *("alexnet-dropout-iterations", "Krizhevsky 2012, 4.2", "dropout's iterations"),
-        *("about twice as many", "no study of it; it would need training until convergence"),
-    ),
-    # ---- ImageNet
-    not_run(
-        *("alexnet-2010-ten-crops", RESULTS, "ILSVRC-2010 test, top-1 and top-5"),
-        *("37.5% and 17.0%", IMAGENET),
-    ),
-    not_run(
-        *("alexnet-2010-one-crop", "Krizhevsky 2012, 4.1", "the same with one crop"),
-        *("39.0% and 18.3%", IMAGENET),
-    ),
-    not_run(
-        *("alexnet-2012-one", TABLE_2, "ILSVRC-2012 validation, one network"),
-        *("40.7% and 18.2%", f"{IMAGENET}; `--preset=paper` is the command"),
-    ),
-    not_run(*("alexnet-2012-five", TABLE_2, "five networks averaged", "38.1% and 16.4%"), IMAGENET),
-    not_run(
-        *("alexnet-2012-pretrained", TABLE_2, "one network of six convolutions, pre-trained"),
-        *("39.0% and 16.6%", f"{IMAGENET}, and a sixth convolution is not built"),
-    ),
-    not_run(
-        *("alexnet-2012-seven", TABLE_2, "seven networks averaged", "36.7% and 15.4%"), IMAGENET
-    ),
-    not_run(
-        *("alexnet-2012-test", TABLE_2, "ILSVRC-2012 test, top-5, the winner", "15.3%"), IMAGENET
-    ),
-    not_run(
-        *("alexnet-2009", RESULTS, "Fall 2009 release, 10,184 classes"),
-        *("67.4% and 40.9%", IMAGENET),
-    ),
-    not_run(
-        *("alexnet-days", "Krizhevsky 2012, 1", "training on two GTX 580"),
-        *("5 to 6 days", f"no such GPU, and {IMAGENET}"),
-    ),
-    not_run(
-        *("alexnet-kernels-of-towers", "Krizhevsky 2012, 6.1", "conv1's kernels of the two GPUs"),
-        *("one color-agnostic, one color-specific", IMAGENET),
-    ),
+    *(not_run(*row) for row in NOT_RUN),
 ]

@@ -1,8 +1,10 @@
-"""What a claim is, and the kinds of them, one constructor each."""
+"""What a claim is, and the kinds of them, one constructor each: computed now, measured in runs,
+decided by a study, not run.
+"""
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from scripts.claims.facts import Facts, mean_interval
@@ -10,8 +12,7 @@ from scripts.claims.facts import Facts, mean_interval
 NOW = "computed now"
 REENCODED = "on re-encoded images"  # of CIFAR-10
 NONE = "–"  # nothing of ours to show
-
-Check = Callable[[Facts], tuple[str, str]]
+EXACT, REPRODUCED, INCONSISTENT = "exact", "reproduced", "source inconsistent"
 
 
 class Claim(NamedTuple):
@@ -26,7 +27,6 @@ class Claim(NamedTuple):
       check: the facts -> what we have, and the status: 'exact', 'reproduced', 'differs',
         'undecided at n = N', 'source inconsistent' or 'not run: WHY'.
       structural: it follows from the code alone, so that 'differs' is a bug.
-      layer_row: it is a row of a layer table.
     """
 
     id: str
@@ -34,81 +34,36 @@ class Claim(NamedTuple):
     claim: str
     stated: str
     how: str
-    check: Check
+    check: Callable[[Facts], tuple[str, str]]
     structural: bool = False
-    layer_row: bool = False
 
 
-# ---- computed now
-
-
-def exact(
+def computed(
     id: str,
     source: str,
     claim: str,
     stated: str,
-    compute: Callable[[Facts], str],
-    layer_row: bool = False,
-    how: str = NOW,
+    compute: Callable[[Facts], str | float | tuple[str, bool]],
+    status: str = EXACT,
+    how: str = "",
 ) -> Claim:
-    """`compute` writes what we have as the source writes it; `how` says if that is of results/."""
-
-    def check(facts: Facts) -> tuple[str, str]:
-        ours = compute(facts)
-        return ours, "exact" if ours == stated else "differs"
-
-    return Claim(id, source, claim, stated, how, check, how == NOW, layer_row)
-
-
-def holds(
-    id: str,
-    source: str,
-    claim: str,
-    stated: str,
-    compute: Callable[[Facts], tuple[str, bool]],
-    status: str = "exact",
-) -> Claim:
-    """`compute` also says whether what the code has agrees with the source."""
-
-    def check(facts: Facts) -> tuple[str, str]:
-        ours, agrees = compute(facts)
-        return ours, status if agrees else "differs"
-
-    return Claim(id, source, claim, stated, NOW, check, structural=True)
-
-
-def inconsistent(
-    id: str,
-    source: str,
-    claim: str,
-    stated: str,
-    compute: Callable[[Facts], tuple[str, Iterable[bool]]],
-) -> Claim:
-    """The source contradicts itself. `compute` also gives the steps of the derivation; a step that
-    fails makes the claim wrong.
+    """`compute` gives a number, or what we have as the source writes it; or it says in words what
+    we have, and whether that agrees. `status` is what agreement means: with INCONSISTENT, that the
+    source contradicts itself and each step of the derivation holds. `how`, if given, says that ours
+    comes from results/, or is another by choice: then 'differs' is no bug.
     """
 
     def check(facts: Facts) -> tuple[str, str]:
-        ours, derivation = compute(facts)
-        steps = list(derivation)
-        return ours, "source inconsistent" if steps and all(steps) else "differs"
+        found = compute(facts)
+        if isinstance(found, tuple):
+            ours, agrees = found
+        else:
+            ours = found if isinstance(found, str) else f"{found:,}"
+            agrees = ours == stated
+        return ours, status if agrees else "differs"
 
-    return Claim(id, source, claim, stated, f"{NOW}, derived", check, structural=True)
-
-
-def departs(
-    id: str, source: str, claim: str, stated: str, why: str, compute: Callable[[Facts], str]
-) -> Claim:
-    """Ours is another by choice."""
-
-    def check(facts: Facts) -> tuple[str, str]:
-        ours = compute(facts)
-        return ours, "exact" if ours == stated else "differs"
-
-    return Claim(id, source, claim, stated, f"{NOW}; {why}", check)
-
-
-# ---- measured
+    now = f"{NOW}, derived" if status == INCONSISTENT else NOW
+    return Claim(id, source, claim, stated, how or now, check, structural=not how)
 
 
 def measured(
@@ -116,26 +71,27 @@ def measured(
     source: str,
     claim: str,
     stated: str,
-    *,
     arm: tuple[str, str, str],
-    values: Callable[[list[dict]], Sequence[float]],
+    value: Callable[[dict], float | None],
     expected: float,
     tolerance: float,
-    missing: str = "results/ has no such run",
     unit: str = "%",
     note: str = "",
 ) -> Claim:
-    """A mean over the runs of one arm, (network, study, arm). `values` takes what it can from the
-    runs; nothing: 'not run' because of `missing`.
+    """The mean of a value over the runs of one arm, (network, study, arm). `value` takes it from a
+    run; None: that run was kept without the curves which have it.
 
-    Reproduced: the mean lies within `tolerance` of the stated value, and its 95% interval is not
-    wider. Differs: the whole interval lies outside.
+    Reproduced: the mean lies within `tolerance` of `expected`, and its 95% interval is not wider.
+    Differs: the whole interval lies outside.
     """
 
     def check(facts: Facts) -> tuple[str, str]:
-        found = list(values(facts.runs_of(*arm)))
+        runs = facts.runs_of(*arm)
+        found = [number for run in runs if (number := value(run)) is not None]
+        if not runs:
+            return NONE, "not run: results/ has no such run"
         if not found:
-            return NONE, f"not run: {missing}"
+            return NONE, "not run: the runs in results/ were kept without their curves"
         mean, n = statistics.mean(found), len(found)
         if n < 2:
             return f"{mean:.2f}{unit}, n = 1{note}", f"undecided at n = {n}"
@@ -144,11 +100,16 @@ def measured(
         if low > expected + tolerance or high < expected - tolerance:
             return ours, "differs"
         close = abs(mean - expected) <= tolerance and (high - low) / 2 <= tolerance
-        return ours, "reproduced" if close else f"undecided at n = {n}"
+        return ours, REPRODUCED if close else f"undecided at n = {n}"
 
-    network, study, name = arm
-    return Claim(id, source, claim, stated, f"results: {network} {study}, {name}", check)
+    return Claim(id, source, claim, stated, "results: {} {}, {}".format(*arm), check)
 
+
+def not_run(id: str, source: str, claim: str, stated: str, why: str) -> Claim:
+    return Claim(id, source, claim, stated, NONE, lambda _: (NONE, f"not run: {why}"))
+
+
+# ---- decided by a study
 
 Verdict = Callable[[dict], bool | None]  # comparison -> agrees, or None: undecided
 
@@ -168,14 +129,11 @@ def within(low: float, high: float) -> Verdict:
     def agrees(comparison: dict) -> bool | None:
         if comparison["verdict"] == "undecided":
             return None
-        least, most = comparison["interval"]
-        too_low, too_high = most < low, least > high
-        if comparison["bound"]:  # the true ratio lies farther in one direction
-            beyond = {"at most": too_low, "at least": too_high}.get(comparison["bound"])
-            return False if beyond else None
-        if too_low or too_high:
+        (least, most), bound = comparison["interval"], comparison["bound"]
+        # With a bound the true ratio lies farther in one direction, and may lie within.
+        if (most < low and bound != "at least") or (least > high and bound != "at most"):
             return False
-        return True if most < 1.5 * least else None
+        return True if not bound and most < 1.5 * least else None
 
     return agrees
 
@@ -186,55 +144,29 @@ def studied(
     claim: str,
     stated: str,
     study: str,
-    base: str,
-    arm: str,
+    arms: Sequence[str],
     agrees: Verdict,
     note: str = "",
 ) -> Claim:
-    """A comparison of a study's `arm` with its `base`, whichever of them the study has first."""
-    return _of_study(id, source, claim, stated, study, [((base, arm), agrees)], note)
-
-
-def ordered(
-    id: str,
-    source: str,
-    claim: str,
-    stated: str,
-    study: str,
-    order: Sequence[str],
-    note: str = "",
-) -> Claim:
-    """The arms of a study from the lowest to the highest, each compared with the next."""
-    pairs = [((after, before), says("lower")) for before, after in itertools.pairwise(order)]
-    return _of_study(id, source, claim, stated, study, pairs, note)
-
-
-def _of_study(
-    id: str,
-    source: str,
-    claim: str,
-    stated: str,
-    study: str,
-    needed: Sequence[tuple[tuple[str, str], Verdict]],
-    note: str,
-) -> Claim:
-    """A claim that all of the `needed` comparisons must agree with."""
+    """Two or more arms of a study: the comparison of each with the next must agree, whichever of
+    the two the study has first.
+    """
 
     def check(facts: Facts) -> tuple[str, str]:
         if study not in facts.studies:
             return NONE, f"not run: no results/{study}/study.json"
         texts, verdicts, pairs = [], [], []
-        for arms, agrees in needed:
-            found = find_comparison(facts.studies[study], *arms)
+        for arm, base in itertools.pairwise(arms):
+            found = find_comparison(facts.studies[study], base, arm)
             if found is None:
-                return NONE, f"not run: the study does not compare {' with '.join(arms)}"
+                return NONE, f"not run: the study does not compare {base} with {arm}"
             texts.append(in_words(found))
             verdicts.append(agrees(found))
             pairs.append(found["pairs"])
         ours = "; ".join(texts) + note
         if False in verdicts:
             return ours, "differs"
-        return ours, f"undecided at n = {min(pairs)}" if None in verdicts else "reproduced"
+        return ours, f"undecided at n = {min(pairs)}" if None in verdicts else REPRODUCED
 
     return Claim(id, source, claim, stated, f"study {study}", check)
 
@@ -253,28 +185,24 @@ def in_words(comparison: dict) -> str:
 
 def find_comparison(study: dict, base: str, arm: str) -> dict | None:
     """The comparison of two arms of a results/NAME/study.json, as of `arm` against `base`."""
-    for comparison in study["comparisons"]:
-        if comparison["arms"] == [base, arm]:
-            return comparison
-        if comparison["arms"] == [arm, base]:
-            return reversed_comparison(comparison)
+    for found in study["comparisons"]:
+        if found["arms"] == [base, arm]:
+            return found
+        if found["arms"] == [arm, base]:
+            return turned(found)
     return None
 
 
-def reversed_comparison(comparison: dict) -> dict:
-    def turned(value: float) -> float:
+def turned(comparison: dict) -> dict:
+    """The same comparison, of its base against its arm."""
+
+    def turn(value: float) -> float:
         return 1 / value if comparison["ratio"] else -value
 
     words = {"lower": "higher", "higher": "lower", "at least": "at most", "at most": "at least"}
-    interval, mean = comparison["interval"], comparison["mean"]
-    return comparison | {
-        "arms": comparison["arms"][::-1],
-        "mean": None if mean is None else turned(mean),
-        "interval": interval and [turned(end) for end in reversed(interval)],
-        "verdict": words.get(comparison["verdict"], comparison["verdict"]),
-        "bound": words.get(comparison["bound"], comparison["bound"]),
-    }
-
-
-def not_run(id: str, source: str, claim: str, stated: str, why: str) -> Claim:
-    return Claim(id, source, claim, stated, NONE, lambda _: (NONE, f"not run: {why}"))
+    found = {"arms": comparison["arms"][::-1]}
+    found |= {key: words.get(comparison[key], comparison[key]) for key in ("verdict", "bound")}
+    if comparison["interval"]:
+        found["mean"] = turn(comparison["mean"])
+        found["interval"] = [turn(end) for end in reversed(comparison["interval"])]
+    return comparison | found

@@ -30,8 +30,10 @@ class Live(NamedTuple):
 
 
 class Facts(NamedTuple):
-    lenet: dict[str, Live]  # by preset
-    alexnet: dict[str, Live]
+    deck_lenet: Live
+    deck_alexnet: Live
+    lenet: Live  # the paper's, as the next
+    alexnet: Live
     runs: Sequence[dict]
     studies: Mapping[str, dict]  # results/NAME/study.json, by NAME
 
@@ -41,9 +43,8 @@ class Facts(NamedTuple):
 
 
 def gather(runs: Sequence[dict], studies: Mapping[str, dict]) -> Facts:
-    lenets = {preset: live_lenet(preset) for preset in ("deck", "paper")}
-    alexnets = {preset: live_alexnet(preset) for preset in ("deck", "paper", "cifar18")}
-    return Facts(lenets, alexnets, runs, studies)
+    decks, papers = ((live_lenet(name), live_alexnet(name)) for name in ("deck", "paper"))
+    return Facts(*decks, *papers, runs, studies)
 
 
 def live_lenet(preset: str, *flags: str) -> Live:
@@ -51,8 +52,8 @@ def live_lenet(preset: str, *flags: str) -> Live:
     return _live(config, lambda: lenet.network.build_model(config))
 
 
-def live_alexnet(preset: str, *flags: str) -> Live:
-    config = from_preset(alexnet.config.Config, preset, *flags)
+def live_alexnet(preset: str) -> Live:
+    config = from_preset(alexnet.config.Config, preset)
     return _live(config, lambda: alexnet.network.build_model(config, NUM_CLASSES[config.dataset]))
 
 
@@ -72,9 +73,3 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     mean, n = statistics.mean(values), len(values)
     half = stdtrit(n - 1, 0.975) * statistics.stdev(values) / math.sqrt(n)
     return mean - half, mean + half
-
-
-def size(row: dict) -> str:
-    """The output of a layer as the LeNet paper and the deck write it: maps@rows x columns."""
-    *sides, maps = row["output"]
-    return f"{maps}@{'x'.join(map(str, sides))}" if sides else str(maps)

@@ -16,15 +16,8 @@ from scripts.claims import (
 from scripts.claims.claim import Claim
 from scripts.claims.facts import gather
 
-CLAIMS: tuple[Claim, ...] = (
-    *deck.CLAIMS,
-    *lenet.CLAIMS,
-    *lenet_training.CLAIMS,
-    *alexnet.CLAIMS,
-    *alexnet_training.CLAIMS,
-    *studied.CLAIMS,
-    *alexnet_errors.CLAIMS,
-)
+MODULES = (deck, lenet, lenet_training, alexnet, alexnet_training, studied, alexnet_errors)
+CLAIMS: tuple[Claim, ...] = tuple(claim for module in MODULES for claim in module.CLAIMS)
 
 
 class Line(NamedTuple):
@@ -57,10 +50,5 @@ def wrong(lines: Iterable[Line]) -> list[str]:
 
 def counts(lines: Iterable[Line]) -> str:
     """How many have which status."""
-    kinds = Counter(kind_of(line.status) for line in lines)
+    kinds = Counter(line.status.split(":")[0].split(" at n")[0] for line in lines)
     return f"{kinds.total()} claims: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
-
-
-def kind_of(status: str) -> str:
-    """A status without its reason or number."""
-    return status.split(":")[0].split(" at n")[0]
