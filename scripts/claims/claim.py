@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from scripts.claims.facts import Facts, mean_interval
+from scripts.studies.catalog import STUDIES
 
 NOW = "computed now"
 REENCODED = "on re-encoded images"  # of CIFAR-10
@@ -89,7 +90,7 @@ def measured(
         runs = facts.runs_of(*arm)
         found = [number for run in runs if (number := value(run)) is not None]
         if not runs:
-            return NONE, "not run: results/ has no such run"
+            return NONE, not_yet(arm[1])
         if not found:
             return NONE, "not run: the runs in results/ were kept without their curves"
         mean, n = statistics.mean(found), len(found)
@@ -103,6 +104,14 @@ def measured(
         return ours, REPRODUCED if close else f"undecided at n = {n}"
 
     return Claim(id, source, claim, stated, "results: {} {}, {}".format(*arm), check)
+
+
+def not_yet(study: str) -> str:
+    """The status of what only runs that are not in results/ could say."""
+    if study not in STUDIES:
+        return "not run: results/ has no such run"
+    hours = f"{STUDIES[study].hours:g} hours on two cores"
+    return f"not run: `python -m scripts.ablate --study={study}`, {hours}"
 
 
 def not_run(id: str, source: str, claim: str, stated: str, why: str) -> Claim:
@@ -154,7 +163,7 @@ def studied(
 
     def check(facts: Facts) -> tuple[str, str]:
         if study not in facts.studies:
-            return NONE, f"not run: no results/{study}/study.json"
+            return NONE, not_yet(study)
         texts, verdicts, pairs = [], [], []
         for arm, base in itertools.pairwise(arms):
             found = find_comparison(facts.studies[study], base, arm)

@@ -11,7 +11,7 @@ from scripts.report.studies import markdown
 def check(results: Results) -> list[Line]:
     """Every claim against the live modules and these results."""
     studies = {study["name"]: study for study in results.studies}
-    return ledger.check(results.runs, studies)
+    return ledger.check([*results.runs, *results.studied], studies)
 
 
 def ledger_table(lines: Iterable[Line]) -> str:

@@ -21,6 +21,7 @@ class Results(NamedTuple):
     runs: list[dict]  # trainings, in the order of (network, study, arm, seed)
     measured: dict[str, dict]  # file name without .json -> benchmarks, faults and comparisons
     studies: Sequence[dict] = ()  # what scripts.ablate found, in the order of their names
+    studied: Sequence[dict] = ()  # the trainings of these studies
 
 
 def load(folder: Path) -> Results:
@@ -29,7 +30,8 @@ def load(folder: Path) -> Results:
     runs.sort(key=lambda run: (run["network"], run["study"], run["arm"], run["seed"]))
     measured = {name: made for name, made in contents.items() if "study" not in made}
     studies = [json.loads(path.read_text()) for path in sorted(folder.glob("*/study.json"))]
-    return Results(runs, measured, studies)
+    studied = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*_seed*.json"))]
+    return Results(runs, measured, studies, studied)
 
 
 def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Path]:
