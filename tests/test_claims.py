@@ -56,7 +56,7 @@ CLAIMS = {claim.id: claim for claim in ledger.CLAIMS}
 
 @pytest.fixture(scope="module")
 def lines() -> dict[str, ledger.Line]:
-    return {line.id: line for line in ledger.check(results.load(RESULTS).runs, {})}
+    return {line.id: line for line in report_ledger.check(results.load(RESULTS))}
 
 
 @pytest.fixture(scope="module")
