@@ -37,6 +37,8 @@ from common.processes import all_gather_text, all_true, broadcast, is_first_proc
 from common.storage import one_failure_at_a_time, storage_error, unreadable
 from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
 
+_UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that Orbax is still writing
+
 
 class Checkpointer:
     """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept.
@@ -52,14 +54,14 @@ class Checkpointer:
         self._manager = None
         self._written = self._directory  # the temporary folder of the save under way
         if self._directory.is_dir() or not read_only:
-            # A kill in the middle of a save leaves a temporary folder behind: removed here, unless
-            # we only look. (Orbax's own read_only option warns about other options; a manager that
-            # is never asked to save writes nothing either.)
+            if not read_only:
+                self._remove_unfinished()
+            # (Orbax's own read_only option warns about other options; a manager that is never
+            # asked to save writes nothing either.)
             check = self._read_back if keep == 1 else None
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=not read_only,
-                cleanup_tmp_directories=not read_only,
                 async_options=ocp.AsyncOptions(post_finalization_callback=check),
             )
             for attempt in range(10):
@@ -94,7 +96,7 @@ class Checkpointer:
                 )
 
         def description() -> dict:
-            self._written = self._directory / f"{step}.orbax-checkpoint-tmp"
+            self._written = self._directory / f"{step}{_UNFINISHED}"
             content = {
                 "step": step,
                 "meta": meta,
@@ -283,6 +285,16 @@ class Checkpointer:
             raise OSError(errno.EIO, f"it cannot be read back: {one_line(error)}") from error
         if damaged:
             raise OSError(errno.EIO, f"{', '.join(damaged)}: not what was saved")
+
+    def _remove_unfinished(self) -> None:
+        """Removes the temporary folder that a kill in the middle of a save leaves.
+
+        Orbax's own option does it in a thread that outlives `close`, so the manager opened next
+        could fail in removing the same folder.
+        """
+        if is_first_process():
+            for unfinished in self._directory.glob(f"*{_UNFINISHED}"):
+                shutil.rmtree(unfinished, ignore_errors=True)  # the next save says why
 
     def _require_space(self, target) -> None:
         """Raises StorageError if twice the state's bytes are not free: each checkpoint is written

@@ -234,6 +234,16 @@ def test_non_finite_is_never_saved(tmp_path, value, dtype):
     assert saved_steps(tmp_path) == [1, 3]
 
 
+def test_what_a_killed_save_left_is_gone_when_the_checkpoints_are_opened(tmp_path):
+    save(tmp_path, 1)
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    for read_only in (True, False):
+        unfinished.mkdir(exist_ok=True)
+        with contextlib.closing(Checkpointer(tmp_path, read_only=read_only)):
+            assert unfinished.exists() == read_only
+    assert_is(restore(tmp_path), 1)
+
+
 def test_finite_numbers_whose_sum_is_not_are_saved(tmp_path):
     large = {"w": jnp.full((4,), 3e38), "v": jnp.asarray([3e38, 3e38, -3e38, -3e38])}
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
