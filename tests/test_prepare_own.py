@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,15 @@ def test_links_that_loop_are_named(tmp_path, capsys, link):
     assert prepare(tmp_path, source) == 0
     assert link in capsys.readouterr().out
     assert labels_of(tmp_path, "train") == ["cat", "dog"]
+
+
+def test_a_tar_file_of_the_folder_itself(tmp_path):
+    """`tar cf tree.tar .`"""
+    source = tree(tmp_path / "tree", "a/1.jpg", "b/1.jpg", ".DS_Store")
+    with tarfile.open(tmp_path / "tree.tar", "w") as archive:
+        archive.add(source, ".")
+    found = find_images(tmp_path / "tree.tar")
+    assert found.class_names == ("a", "b") and found.left_out == {HIDDEN: [".DS_Store"]}
 
 
 # ---- layouts

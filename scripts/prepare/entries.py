@@ -104,9 +104,11 @@ def _tar_entries(archive: tarfile.TarFile, path: str, prefix: str, start: int) -
     tars count as folders.
     """
     for member in archive:
-        name = prefix + member.name.removeprefix("./")
+        inside = "/".join(part for part in member.name.split("/") if part not in ("", "."))
+        name = prefix + inside
         if member.isdir():
-            yield File(f"{name}/", "", 0, 0)
+            if inside:  # else the archive's own folder, as in `tar cf x.tar .`
+                yield File(f"{name}/", "", 0, 0)
         elif member.isfile() and name.endswith(".tar"):
             folder = name.removesuffix(".tar") + "/"
             yield File(folder, "", 0, 0)
