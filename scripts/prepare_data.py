@@ -31,6 +31,7 @@ same set, 130 interrupted.
 
 import difflib
 import functools
+import io
 import os
 import re
 import sys
@@ -58,6 +59,8 @@ IMAGE_FLAGS = ("record_format", "num_workers")
 
 def main(argv: list[str]) -> int:
     """Runs the command with the arguments after the program's name; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a class's name where the locale is ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
     return launch.run_tool(define_flags, prepare, ["prepare_data", *argv])
 
 
