@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Float64, Integer, Key, UInt8
+from jaxtyping import Array, Float, Float32, Float64, Integer, Key, Shaped, UInt8
 
 from alexnet.image_statistics import Statistics
 from common.errors import DataError
 
-Stored = UInt8[Array | np.ndarray, "B H W 3"]
+Stored = UInt8[Array | np.ndarray, "B H W C"]  # RGB or gray
 Prepared = Float32[Array, "B crop crop 3"]
 Covariance = Float[Array | np.ndarray, "3 3"]  # of RGB values of 0 to 255
 
@@ -46,13 +46,15 @@ def prepare_function(
     crop_size: int,
     scaling: str,
     augmentation: str,
+    mirror: str = "color",
     color_pca: bool,
     pad: int,
     seed: int,
 ):
     """Returns prepare(images, draw=None, view=None), to be called inside the jitted step.
 
-    It maps (B, H, W, 3) uint8 to (B, crop_size, crop_size, 3) float32.
+    It maps (B, H, W, 3 or 1) uint8 to (B, crop_size, crop_size, 3) float32; gray becomes three
+    equal channels.
 
     Without `draw`, for evaluation: the center crop, or the `view` (0 to 9, an int or a traced
     scalar) of section 4.1: top left, top right, center, bottom left, bottom right, then the mirror
@@ -69,35 +71,48 @@ def prepare_function(
 
     Args:
       statistics: of the training set, for images of this height and width.
-      crop_size: height and width of the result, at most those of the images.
+      crop_size: height and width of the result. Smaller images are first padded to it with their
+        background, the median of their border.
       scaling: 'mean_image': 0 to 255 minus the mean image, cropped like the image (section 2);
         'standardized': each channel minus its mean, over its standard deviation, which scales the
         color noise too.
       augmentation: 'none': the center crop; 'crop_flip': a crop at any place, mirrored or not, all
         equally likely (4.1); 'resized_crop_flip': a region of random area and aspect, resized with
         antialiasing, mirrored or not.
+      mirror: 'never', 'always', or those of sets with 'color'; otherwise nothing is mirrored.
       color_pca: add color noise.
       pad: pixels of the mean (0 after its subtraction) on each side of an image before a random
-        crop; unused with 'none'.
+        crop, of the background where images are gray or smaller than the crop; unused with 'none'.
       seed: non-negative.
 
     Raises:
       DataError: a color channel is constant and cannot be standardized.
     """
     mean, scale = np.asarray(statistics.mean_image, np.float32), np.float32(1)
+    covariance = np.broadcast_to(statistics.covariance, (3, 3))
+    height, width, channels = mean.shape
+    mirrors = mirror == "always" or (mirror == "color" and channels == 3)
+    on_background = channels == 1 or min(height, width) < crop_size
+
+    def extended(image, pad=0):
+        return on_its_background(image, crop_size, pad) if on_background else image
+
+    stored_mean = mean
+    mean, padded_mean = np.asarray(extended(mean)), np.asarray(extended(mean, pad))
     if scaling == "standardized":
-        variances = np.diag(statistics.covariance)
+        variances = np.diag(covariance)
         if variances.min() <= 0:
             raise DataError(
                 "--scaling=standardized would divide by zero: a color channel of the training "
                 "images is constant"
             )
-        channel_means = mean.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)  # (3,)
-        mean = np.broadcast_to(channel_means, mean.shape)
+        channel_means = stored_mean.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)  # (C,)
+        mean, padded_mean = (np.broadcast_to(channel_means, x.shape) for x in (mean, padded_mean))
         scale = (1 / np.sqrt(variances)).astype(np.float32)  # (3,)
     margins = ((pad, pad), (pad, pad), (0, 0))
-    padded_mean = np.pad(mean, margins)  # where image and mean are both 0, so is their difference
-    axes = color_axes(statistics.covariance).astype(np.float32)
+    if not on_background:
+        padded_mean = np.pad(mean, margins)  # where image and mean are 0, so is their difference
+    axes = color_axes(covariance).astype(np.float32)
 
     def crop(
         image: UInt8[Array, "H W 3"], mean: Float32[Array | np.ndarray, "H W 3"], corner, mirrored
@@ -109,21 +124,24 @@ def prepare_function(
         return jnp.where(mirrored, x[:, ::-1], x)
 
     def augment(
-        image: UInt8[Array, "H W 3"], draw: Integer[Array, ""]
+        image: UInt8[Array, "H W C"], draw: Integer[Array, ""]
     ) -> Float32[Array, "crop crop 3"]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), AUGMENTATION), draw)
         place_key, mirror_key, color_key = jax.random.split(key, 3)
-        mirrored = jax.random.bernoulli(mirror_key)
+        mirrored = jax.random.bernoulli(mirror_key) if mirrors else False
         if augmentation == "none":
+            image = extended(image)
             x = crop(image, mean, _center(image, crop_size), False)
-        elif augmentation == "crop_flip":
-            image = jnp.pad(image, margins)
-            height, width, _ = image.shape
-            places = jnp.array([height - crop_size + 1, width - crop_size + 1])
-            x = crop(image, padded_mean, jax.random.randint(place_key, (2,), 0, places), mirrored)
         else:
-            x = resized_crop(place_key, jnp.pad(image, margins) - padded_mean, crop_size)
-            x = jnp.where(mirrored, x[:, ::-1], x)
+            image = extended(image, pad) if on_background else jnp.pad(image, margins)
+            height, width, _ = image.shape
+            if augmentation == "crop_flip":
+                places = jnp.array([height - crop_size + 1, width - crop_size + 1])
+                place = jax.random.randint(place_key, (2,), 0, places)
+                x = crop(image, padded_mean, place, mirrored)
+            else:
+                x = resized_crop(place_key, image - padded_mean, crop_size)
+                x = jnp.where(mirrored, x[:, ::-1], x)
         if color_pca:
             x += jnp.sum(axes * COLOR_NOISE * jax.random.normal(color_key, (3,)), axis=1)
         return x * scale
@@ -133,15 +151,32 @@ def prepare_function(
     ) -> Prepared:
         if draw is not None:
             return jax.vmap(augment)(images, draw)
+        images = jax.vmap(extended)(images)
         _, height, width, _ = images.shape
         bottom, right = height - crop_size, width - crop_size
         corners = [(0, 0), (0, right), (bottom // 2, right // 2), (bottom, 0), (bottom, right)]
         corner, mirrored = corners[2], False
         if view is not None:
-            corner, mirrored = jnp.array(corners)[view % 5], view >= 5
+            corner, mirrored = jnp.array(corners)[view % 5], mirrors & (view >= 5)
         return jax.vmap(lambda image: crop(image, mean, corner, mirrored) * scale)(images)
 
     return prepare
+
+
+def on_its_background(
+    image: Shaped[Array | np.ndarray, "H W C"], size: int, pad: int = 0
+) -> Shaped[Array, "H2 W2 3"]:
+    """An image with margins of its background, the median of its border, as three channels; at
+    least `size` pixels in height and width, and `pad` more on each side.
+    """
+    height, width, _ = image.shape
+    image = jnp.broadcast_to(image, (height, width, 3))
+    border = jnp.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])  # (2H + 2W, 3)
+    background = jnp.sort(border, axis=0)[len(border) // 2]
+    missing = [max(size - side, 0) for side in (height, width)]
+    margins = [(each // 2 + pad, each - each // 2 + pad) for each in missing] + [(0, 0)]
+    inside = np.pad(np.ones((height, width, 1), bool), margins)
+    return jnp.where(inside, jnp.pad(image, margins), background)
 
 
 def _center(image, crop_size: int) -> tuple[int, int]:

@@ -53,6 +53,12 @@ class Config:
         "of random size and shape too.",
         choices=("none", "crop_flip", "resized_crop_flip"),
     )
+    mirror: str = setting(
+        "color",
+        "Where crops are mirrored at random, and in ten crops: in sets with color, as gray ones "
+        "may be digits; always; never.",
+        choices=("color", "always", "never"),
+    )
     color_pca: bool = setting(True, "Noise along the principal components of RGB values (4.1).")
 
     net: str = setting(
@@ -63,9 +69,9 @@ class Config:
     )
     widths: str = setting(
         "2012",
-        "Kernels of conv1 to fc7: 2012, `one weird trick` (2014), small for 32x32 images, or "
-        "half_small, with half of small's in conv1 to conv4.",
-        choices=("2012", "one_weird_trick", "small", "half_small"),
+        "Kernels of conv1 to fc7: 2012, `one weird trick` (2014), narrow for few photos, small for "
+        "32x32 images, or half_small, with half of small's in conv1 to conv4.",
+        choices=("2012", "one_weird_trick", "narrow", "small", "half_small"),
     )
     conv4: bool = setting(True, "Has conv4; without it the network is less deep (7).")
     conv1_padding: str = setting(

@@ -13,10 +13,12 @@ import numpy as np
 
 from alexnet.config import Config
 from alexnet.noise import Noise
+from common import prepared
 from common.errors import DataError, UserError
 from common.examples import Examples, load
 from common.order import NUM_THREADS, hold_out, order_of_uses, read_batches
-from common.prepared import data_dirs, split_sizes
+from common.prepared import DIGITS, data_dirs
+from common.processes import is_first_process
 from common.records import DamagedRecords, Records, open_records
 
 IN_MEMORY_PX = 64  # sets of larger images are read record by record
@@ -32,7 +34,7 @@ def load_splits(
       damaged: how many records may be damaged, shared by all splits; None: none may.
 
     Raises:
-      DataError: the set or a split cannot be read, images are not RGB or smaller than the crop.
+      DataError: the set or a split cannot be read, images are neither gray nor RGB.
       UserError: the set is smaller than the settings ask for.
     """
     dataset, folder, size = config.dataset, config.data_dir, config.crop_size
@@ -41,7 +43,10 @@ def load_splits(
         open_split(dataset, folder, split, crop_size=size, seed=config.seed, damaged=damaged)
         for split in (config.train_split, test_split)
     )
-    require_fit(train, size)
+    require_fit(train)
+    if is_first_process():
+        for line in about_images(train.image_shape, config):
+            print(line, file=sys.stderr, flush=True)
     if not len(test):
         raise UserError(f"{dataset} has no examples in --test_split={test_split}")
     validation_size = min(config.validation_size, 256 if dataset == "fake" else sys.maxsize)
@@ -55,7 +60,7 @@ def find_test_split(dataset: str, data_dir: str, test_split: str = "") -> str:
     """
     if test_split or dataset == "fake":
         return test_split or "test"
-    return "test" if "test" in split_sizes(dataset, data_dirs(data_dir)) else "validation"
+    return prepared.find_test_split(dataset, data_dirs(data_dir, DIGITS))
 
 
 def open_split(
@@ -78,20 +83,36 @@ def open_split(
             raise DataError(f"no split {split!r} in fake; available: {', '.join(numbers)}")
         size = 32 if crop_size <= 32 else 256
         return Noise(numbers[split], (size, size, 3), seed)
-    folders = data_dirs(data_dir)
+    folders = data_dirs(data_dir, DIGITS)
     records = open_records(dataset, split, folders, damaged)
     in_memory = max(records.image_shape[:2]) <= IN_MEMORY_PX
     return load(dataset, split, folders) if in_memory else records
 
 
-def require_fit(examples, crop_size: int) -> None:
-    """Raises DataError unless the images are RGB and no smaller than the crop."""
+def require_fit(examples) -> None:
+    """Raises DataError unless the images are gray or RGB."""
     height, width, channels = examples.image_shape
-    if channels != 3 or min(height, width) < crop_size:
+    if channels not in (1, 3):
         raise DataError(
-            f"--crop_size={crop_size} needs RGB images of at least that size; those of "
-            f"{examples.name} have {height}x{width} pixels and {channels} channels"
+            f"AlexNet takes gray or RGB images; those of {examples.name} have {height}x{width} "
+            f"pixels and {channels} channels"
         )
+
+
+def about_images(image_shape: tuple[int, int, int], config: Config) -> list[str]:
+    """Lines on what the network does not see, or sees otherwise, of images of this shape."""
+    height, width, channels = image_shape
+    size, lines = config.crop_size, []
+    if min(height, width) < size:
+        lines = [f"images of {height}x{width} pixels are padded to {size}x{size} (--crop_size)"]
+    elif height * width > 2 * size**2:
+        lines = [
+            f"--crop_size={size} is 1/{height * width / size**2:.3g} of each image of "
+            f"{height}x{width} pixels: prepare the set with --size={size}, or see --preset=photos"
+        ]
+    if channels == 1 and config.mirror == "color" and config.augmentation != "none":
+        lines.append("gray images are not mirrored, they may be digits; --mirror=always does it")
+    return lines
 
 
 def require_first_batch(examples, batch_size: int, seed: int) -> None:

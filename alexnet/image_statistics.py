@@ -23,8 +23,8 @@ class Statistics(NamedTuple):
     """What training needs to know about its images.
 
     Attributes:
-      mean_image: (H, W, 3) float32, 0 to 255.
-      covariance: (3, 3) float64, of the RGB values (0 to 255) of all pixels.
+      mean_image: (H, W, C) float32, 0 to 255.
+      covariance: (C, C) float64, of the RGB or gray values (0 to 255) of all pixels.
     """
 
     mean_image: np.ndarray
@@ -72,7 +72,7 @@ def _stored(records: Records) -> Statistics | None:
         raise DataError(
             f"{path} is damaged ({error}); delete it to compute the statistics from the records"
         ) from error
-    if mean_image.shape != records.image_shape or covariance.shape != (3, 3):
+    if mean_image.shape != records.image_shape or covariance.shape != 2 * records.image_shape[-1:]:
         raise DataError(
             f"{path} is for images of shape {mean_image.shape}, not {records.image_shape}; delete "
             "it"
@@ -109,14 +109,14 @@ def _measure(examples, batches: Iterable[dict[str, np.ndarray]]) -> Statistics:
     """Sums of integers in float64, exact up to 2^53 (all of ImageNet), so the result is the same on
     every machine.
     """
-    height, width, _ = examples.image_shape
-    image_sum, products, count = np.zeros(examples.image_shape), np.zeros((3, 3)), 0
+    height, width, channels = shape = examples.image_shape
+    image_sum, products, count = np.zeros(shape), np.zeros((channels, channels)), 0
     for batch in batches:  # zeros where the mask is False
         image_sum += batch["image"].sum(axis=0, dtype=np.int64)
-        pixels = batch["image"].reshape(-1, 3).astype(np.float64)
+        pixels = batch["image"].reshape(-1, channels).astype(np.float64)
         products += pixels.T @ pixels
         count += int(batch["mask"].sum())
     mean_image = image_sum / count
-    mean = mean_image.mean(axis=(0, 1))  # (3,)
+    mean = mean_image.mean(axis=(0, 1))  # (C,)
     covariance = products / (count * height * width) - np.outer(mean, mean)
     return Statistics(mean_image.astype(np.float32), covariance)

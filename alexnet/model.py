@@ -35,6 +35,7 @@ WIDTHS = {
     "2012": ((96, 256, 384, 384, 256), 4096, (11, 4)),
     "one_weird_trick": ((64, 192, 384, 256, 256), 4096, (11, 4)),  # Krizhevsky 2014, torchvision
     "small": ((16, 48, 64, 64, 48), 256, (5, 1)),  # for 32x32 images
+    "narrow": ((32, 64, 96, 96, 64), 512, (11, 4)),  # for a few hundred photos of 256x256 pixels
     # What 3.2 compares two towers with: half the kernels, but for the last convolution.
     "half_small": ((8, 24, 32, 32, 48), 256, (5, 1)),
 }

@@ -80,6 +80,7 @@ def assemble(
             crop_size=config.crop_size,
             scaling=config.scaling,
             augmentation=config.augmentation,
+            mirror=config.mirror,
             color_pca=config.color_pca,
             pad=config.pad,
             seed=config.seed,
@@ -106,8 +107,8 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     def target(meta: dict) -> dict:
         model = nnx.eval_shape(lambda: build_model(config, meta["num_classes"]))
         statistics = Statistics(
-            mean_image=jax.ShapeDtypeStruct(tuple(meta["image_shape"]), jnp.float32),
-            covariance=jax.ShapeDtypeStruct((3, 3), jnp.float32),
+            mean_image=jax.ShapeDtypeStruct(shape := tuple(meta["image_shape"]), jnp.float32),
+            covariance=jax.ShapeDtypeStruct((shape[-1], shape[-1]), jnp.float32),
         )
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         return {weights: params, "statistics": statistics}

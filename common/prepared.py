@@ -8,11 +8,15 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES
+from common.processes import is_first_process
+
+DIGITS = Path(__file__).resolve().parents[1] / "lenet" / "digits"  # the embedded set mnist10k
 
 
 def data_dirs(data_dir: str, *embedded: str | Path) -> list[Path]:
@@ -54,7 +58,7 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
     raise DataError(
         f"data set {dataset!r} not found in {', '.join(map(str, data_dirs))}: name its folder with "
         "--data_dir or $TFDS_DATA_DIR, or prepare it (`python -m scripts.prepare_data --help` "
-        "lists what can be downloaded); --dataset=mnist10k, for LeNet-5, is embedded"
+        "lists what can be downloaded); --dataset=mnist10k is embedded"
     )
 
 
@@ -62,6 +66,22 @@ def split_sizes(dataset: str, data_dirs: Sequence[str | Path]) -> dict[str, int]
     """The number of examples in each split of a prepared set. Raises DataError."""
     lengths = PreparedSet(dataset, data_dirs).shard_lengths
     return {split: sum(of_shards) for split, of_shards in lengths.items()}
+
+
+def find_test_split(dataset: str, data_dirs: Sequence[str | Path]) -> str:
+    """`test`, or, which is said, `validation` in a set that has no `test`. Raises DataError."""
+    splits = split_sizes(dataset, data_dirs)
+    if "test" in splits:
+        return "test"
+    if "validation" not in splits:
+        raise DataError(
+            f"{dataset} has no split `test` or `validation` to score, only {', '.join(splits)}; "
+            "prepare it with some, such as by --test_share=0.2"
+        )
+    if is_first_process():
+        line = f"{dataset} has no split `test`: `validation` is what is scored at the end"
+        print(line, file=sys.stderr, flush=True)
+    return "validation"
 
 
 class PreparedSet:

@@ -1,7 +1,6 @@
 """LeNet-5's examples: which ones, in which order, and how an image is prepared for C1."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,12 @@ from jaxtyping import Array, Float, Float32, Int32, Integer, Key, UInt8
 from common.errors import DataError
 from common.examples import Examples, load
 from common.order import epoch_order, hold_out, order_of_uses, steps_per_epoch
-from common.prepared import data_dirs
+from common.prepared import DIGITS, data_dirs, find_test_split
 from lenet.config import Config
 
 Stored = UInt8[Array | np.ndarray, "B side side C"]  # 28x28 or 32x32 pixels
 Prepared = Float32[Array, "B 32 32 C"]
 Image = Float[Array, "32 32 C"]
-
-DIGITS = Path(__file__).parent / "digits"  # the embedded set mnist10k
 
 # Half-widths of the uniform ranges at --distortion_strength=1; the paper names the transformations
 # (III.B) but gives no ranges.
@@ -39,7 +36,8 @@ def load_splits(config: Config) -> tuple[Examples, Examples, Examples]:
       UserError: the set is smaller than the settings ask for.
     """
     folders = data_dirs(config.data_dir, DIGITS)
-    train, test = (load(config.dataset, split, folders) for split in ("train", "test"))
+    splits = "train", find_test_split(config.dataset, folders)
+    train, test = (load(config.dataset, split, folders) for split in splits)
     require_fit(train)
     if train.image_shape != test.image_shape:
         raise DataError(

@@ -21,7 +21,7 @@ from common import launch, metrics
 from common.errors import DataError, UserError
 from common.evaluation import evaluate
 from common.network import Trained
-from common.prepared import data_dirs
+from common.prepared import data_dirs, find_test_split
 from common.records import DamagedRecords
 
 
@@ -70,8 +70,9 @@ def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dic
         raise UserError(f"--crops={flag_values.crops} is for AlexNet; {workdir} is a LeNet-5 run")
     trained = lenet.network.load(workdir)
     config = trained.config
-    dataset, split = flag_values.dataset or config.dataset, flag_values.split or "test"
+    dataset = flag_values.dataset or config.dataset
     folders = data_dirs(flag_values.data_dir or config.data_dir, lenet.data.DIGITS)
+    split = flag_values.split or find_test_split(dataset, folders)
     examples = in_memory.load(dataset, split, folders)
     lenet.data.require_fit(examples)
     require_same_kind(examples, trained, workdir)

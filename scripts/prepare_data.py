@@ -1,44 +1,66 @@
 """Writes a data set as a TFDS array_record folder, without TensorFlow: downloads it, or converts
-ImageNet from local files.
+files of one's own, or ImageNet's.
 
     python -m scripts.prepare_data --dataset=mnist [--data_dir=DIR]
     python -m scripts.prepare_data --dataset=qmnist --source=DIR [--data_dir=DIR]
+    python -m scripts.prepare_data --dataset=NAME --source=DIR [--size=28 --grey] [--data_dir=DIR]
     python -m scripts.prepare_data --dataset=imagenet_256 --source=DIR [--data_dir=DIR]
 
 Downloads are verified by their published SHA-256; an interrupted run resumes where it stopped; the
 folder appears only when it is complete. For qmnist, DIR has qmnist-test-images-idx3-ubyte.gz and
 qmnist-test-labels-idx2-int.gz; the splits are test (10,000 digits, MNIST's) and test50k (the lost
-ones), and train if DIR has QMNIST's or MNIST's training files too. For imagenet_256, DIR has
-ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or train/<class>/ and val/<class>/ with JPEG or
-PNG files, or <class>/ alone; a tar file of such folders works too. Each image is rescaled to 256
-pixels on its shorter side and cropped to the center. Corrupt files are printed, listed in
-damaged.txt and left out. All of ImageNet takes about 45 GB, 260 GB with --record_format=raw.
+ones), and train if DIR has QMNIST's or MNIST's training files too.
+
+NAME is a new one, for a set of your own. DIR has train/<class>/ and val/<class>/ or test/<class>/
+with JPEG or PNG files, Tiny ImageNet's folders, or <class>/ alone, of which --test_share=0.2 of
+each class is drawn as the test split; a tar file of such folders works too. Or it has pairs of IDX
+files such as train-images-idx3-ubyte and train-labels-idx1-ubyte. Each image is rotated as its EXIF
+orientation says, rescaled to --size pixels on its shorter side and cropped to the center.
+
+For imagenet_256, DIR has ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, or such folders,
+named by wnids. Images get 256 pixels; EXIF orientation is ignored. All of ImageNet takes about 45
+GB, 260 GB with --record_format=raw.
+
+Hidden and system files are ignored. Corrupt files are printed, listed in damaged.txt and left out.
+At the end stands what each split and class got, and what was left out.
 
 Exit codes: 0 prepared (now or before), 2 wrong flags or a killed worker process, 65 wrong or
 corrupt files, 74 no network or a folder that cannot be written, 75 another process is preparing the
 same set, 130 interrupted.
 """
 
+import difflib
+import functools
+import io
 import os
+import re
 import sys
 from pathlib import Path
 
 from absl import flags
 
 from common import launch
-from common.errors import StorageError, UserError
+from common.errors import DataError, StorageError, UserError
 from common.prepared import data_dirs
 from scripts.prepare import imagenet, qmnist
-from scripts.prepare.encode import RECORD_FORMATS
-from scripts.prepare.layouts import find_images
+from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
+from scripts.prepare.entries import printable
+from scripts.prepare.idx import find_pairs, prepare_idx
+from scripts.prepare.layouts import Source, draw_test_split, find_images, synsets
 from scripts.prepare.progress import ShardProgress
 from scripts.prepare.published import PUBLISHED_SETS, prepare_published
+from scripts.prepare.table import table
 
 DATASETS = ("mnist10k", *PUBLISHED_SETS, qmnist.NAME, imagenet.NAME)
+TEST_SHARE = 0.2  # where a source of one's own has neither a test nor a validation split
+OWN_FLAGS = ("size", "grey", "test_share", "seed")
+IMAGE_FLAGS = ("record_format", "num_workers")
 
 
 def main(argv: list[str]) -> int:
     """Runs the command with the arguments after the program's name; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a class's name where the locale is ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
     return launch.run_tool(define_flags, prepare, ["prepare_data", *argv])
 
 
@@ -46,96 +68,184 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     def define(definer, *arguments, **options) -> None:
         definer(*arguments, flag_values=flag_values, **options)
 
-    define(flags.DEFINE_string, "dataset", "mnist", f"The data set: {', '.join(DATASETS)}.")
+    dataset = f"The data set: {', '.join(DATASETS)}; or a new name, with --source."
+    define(flags.DEFINE_string, "dataset", "mnist", dataset)
     data_dir = "Where to write it; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
     define(flags.DEFINE_string, "data_dir", "", data_dir)
-    source = "A folder with the downloaded files, under their official names; imagenet_256: above."
+    source = "A folder with the files: the downloaded ones, under their official names; or above."
     define(flags.DEFINE_string, "source", "", source)
     mirror = "The URL of another server's folder with the same files."
     define(flags.DEFINE_string, "mirror", "", mirror)
-    record_format = "imagenet_256: JPEG of quality 95, or uncompressed pixels, which load faster."
+    size = f"A set of your own: pixels, both sides; up to {PNG_MAX_SIZE} stored as PNG. Default: "
+    size += "256, for AlexNet; of IDX files their own. LeNet-5 takes 28 or 32."
+    define(flags.DEFINE_integer, "size", None, size, lower_bound=1, upper_bound=4096)
+    define(flags.DEFINE_boolean, "grey", False, "A set of your own: one channel, not RGB.")
+    share = "Of each class of a source without test and validation images, the share to test on. "
+    share += f"Default: {TEST_SHARE}; imagenet_256: 0."
+    define(flags.DEFINE_float, "test_share", None, share, lower_bound=0, upper_bound=0.9)
+    define(flags.DEFINE_integer, "seed", 0, "Draws these images.", lower_bound=0)
+    record_format = "Larger images: JPEG of quality 95, or uncompressed pixels, which load faster."
     define(flags.DEFINE_enum, "record_format", RECORD_FORMATS[0], RECORD_FORMATS, record_format)
-    num_workers = "imagenet_256: worker processes; 0: one per core."
+    num_workers = "Processes that convert images; 0: one per core."
     define(flags.DEFINE_integer, "num_workers", 0, num_workers, lower_bound=0)
 
 
 def prepare(flag_values: flags.FlagValues) -> None:
     """Prepares the set that the flags name."""
-    dataset, mirror = flag_values.dataset, flag_values.mirror
-    if dataset not in DATASETS:
-        raise UserError(f"--dataset={dataset} is unknown; allowed: {', '.join(DATASETS)}")
+    dataset, source, mirror = flag_values.dataset, flag_values.source, flag_values.mirror
+    own = dataset not in DATASETS
+    if own:
+        require_own_name(dataset, source)
     if mirror and not mirror.startswith(("http://", "https://")):
         raise UserError(f"--mirror={mirror} is not a URL; it must begin with http:// or https://")
-    inapplicable = ["mirror"] if dataset in (imagenet.NAME, qmnist.NAME) else []
-    inapplicable += ["record_format", "num_workers"] if dataset != imagenet.NAME else []
+    inapplicable = ["mirror"] if own or dataset in (imagenet.NAME, qmnist.NAME) else []
+    inapplicable += ["size", "grey"] if dataset == imagenet.NAME else []
+    if not own and dataset != imagenet.NAME:
+        inapplicable += [*OWN_FLAGS, *IMAGE_FLAGS]
     for name in inapplicable:
         if flag_values[name].present:
             raise UserError(f"--{name} does not apply to --dataset={dataset}")
     data_dir = data_dirs(flag_values.data_dir)[0]
+    try:
+        str(data_dir).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--data_dir={printable(str(data_dir))} is not UTF-8; choose another folder"
+        ) from None
     if dataset == "mnist10k":
         print("mnist10k is embedded in the project: nothing to prepare")
-    elif dataset == imagenet.NAME:
-        prepare_imagenet(
-            data_dir, flag_values.source, flag_values.record_format, flag_values.num_workers
-        )
+    elif own or dataset == imagenet.NAME:
+        prepare_files(data_dir, flag_values, own)
     elif dataset == qmnist.NAME:
-        qmnist.prepare_qmnist(data_dir, flag_values.source)
+        qmnist.prepare_qmnist(data_dir, source)
     else:
-        prepare_published(dataset, data_dir, flag_values.source, mirror)
+        prepare_published(dataset, data_dir, source, mirror)
 
 
-def prepare_imagenet(data_dir: Path, source: str, record_format: str, num_workers: int = 0) -> Path:
-    """Prepares ImageNet, or another class-per-folder tree, in `<data_dir>/imagenet_256/1.0.0/`,
-    unless it is there already; returns that folder.
+def require_own_name(dataset: str, source: str) -> None:
+    """Raises UserError unless this can be the name of a new set."""
+    taken = {name.partition("/")[0] for name in (*DATASETS, "fake")}
+    if source and dataset not in taken and re.fullmatch(r"[A-Za-z]\w*", dataset, re.ASCII):
+        return
+    close = difflib.get_close_matches(dataset, DATASETS, 1)
+    raise UserError(
+        f"--dataset={dataset} is unknown"
+        + (f" (did you mean --dataset={close[0]}?)" if close else "")
+        + f"; allowed: {', '.join(DATASETS)}, and with --source=DIR a new name of letters, digits "
+        "and underscores"
+    )
 
-    Args:
-      data_dir: created if needed.
-      source: see `layouts.find_images`.
-      record_format: `jpeg` or `raw`.
-      num_workers: processes; 0 for one per core.
+
+def prepare_files(data_dir: Path, flag_values: flags.FlagValues, own: bool) -> Path:
+    """Prepares ImageNet, or a set of one's `own`, in `<data_dir>/<dataset>/1.0.0/`, unless it is
+    there already; returns that folder.
 
     Raises:
       DataError, LockedError, StorageError: see `layouts.find_images` and `imagenet.prepare`.
-      UserError: no source.
+      UserError: no source; or flags that do not apply to it.
     """
-    prepared = data_dir / imagenet.NAME / imagenet.VERSION
-    if not source and (prepared / "dataset_info.json").is_file():
-        print(f"{imagenet.NAME} is already prepared in {prepared}")
+    dataset = flag_values.dataset
+    prepared = data_dir / dataset / imagenet.VERSION
+    if not flag_values.source and (prepared / "dataset_info.json").is_file():
+        print(f"{dataset} is already prepared in {prepared}")
         return prepared
-    if not source:
+    if not flag_values.source:
         raise UserError(
-            f"--dataset={imagenet.NAME} needs --source=DIR: "
+            f"--dataset={dataset} needs --source=DIR: "
             "downloading ImageNet takes an account at image-net.org"
         )
-    found = find_images(source)
+    draw = functools.partial(with_test_split, flag_values=flag_values, own=own)
+    source = Path(flag_values.source).expanduser()
+    form = Form(flag_values.record_format)
+    if own:
+        form = own_form(flag_values)
+        others = {path.parent for path in prepared.parent.rglob("dataset_info.json")}
+        if others := {place for place in others - {prepared} if place.suffix != ".unfinished"}:
+            raise DataError(f"{min(others)} is another {dataset}; choose another --dataset=NAME")
+        if pairs := find_pairs(source):
+            for name in IMAGE_FLAGS:
+                if flag_values[name].present:
+                    raise UserError(f"--{name} does not apply to IDX files")
+            size, grey = flag_values.size, flag_values.grey
+            return prepare_idx(data_dir, dataset, pairs, size, grey, draw)
+    found = draw(find_images(source, all_synsets=not own))
+    if not own and found.class_names != tuple(synsets()):
+        raise UserError(
+            f"--dataset={dataset} is for ImageNet, with folders named by wnids, and not for "
+            f"{found.class_names[0]}; choose a name of your own: --dataset=NAME"
+        )
+    if own and len(found.class_names) < 2:
+        raise DataError(f"{source} has a single class, {found.class_names[0]}; two are required")
+    return write(found, prepared, form, flag_values.num_workers)
+
+
+def own_form(flag_values: flags.FlagValues) -> Form:
+    """How a set of one's own is stored. Raises UserError for a format that small images lack."""
+    size = flag_values.size or Form().size
+    if size > PNG_MAX_SIZE:
+        record_format = flag_values.record_format
+    elif flag_values["record_format"].present:
+        raise UserError(f"--record_format does not apply to --size={size}: it is stored as PNG")
+    else:
+        record_format = "png"
+    return Form(record_format, size, flag_values.grey, as_shown=True)
+
+
+def with_test_split(found: Source, flag_values: flags.FlagValues, own: bool) -> Source:
+    """`found`, or, if it has training images alone, a share of them as test images, which is
+    said. Raises UserError if a share is asked for that cannot be.
+    """
+    share = flag_values.test_share
+    if set(found.splits) != {"train"}:
+        if share is not None:
+            splits = " and ".join(found.splits)
+            raise UserError(f"--test_share={share} does not apply: the source has {splits}")
+        return found
+    share = (TEST_SHARE if own else 0) if share is None else share
+    if not share:
+        return found
+    seed = flag_values.seed
+    print(f"no test images of its own: --test_share={share} of each class, drawn by --seed={seed}")
+    return draw_test_split(found, share, seed)
+
+
+def write(found: Source, prepared: Path, form: Form, num_workers: int) -> Path:
+    """Writes the set in the folder `prepared`, and prints what it has; returns the folder."""
+    dataset, data_dir = prepared.parent.name, prepared.parents[1]
     sizes = ", ".join(f"{len(files):,} files of {split}" for split, files in found.splits.items())
-    print(f"{source}: {sizes}, {len(found.class_names):,} classes", flush=True)
-    if found.left_out:
-        print(f"other files, left out: {len(found.left_out):,}, such as {found.left_out[0]}")
+    print(f"{sizes}, {len(found.class_names):,} classes; {described(form)}", flush=True)
     num_workers = num_workers or (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     )
     try:
-        with ShardProgress(sum(map(len, found.splits.values()))) as progress:
-            shards = imagenet.prepare(found, prepared, record_format, num_workers, progress)
+        with ShardProgress(dataset, sum(map(len, found.splits.values()))) as progress:
+            shards = imagenet.prepare(found, prepared, form, num_workers, progress)
     except OSError as error:
         raise StorageError(
             f"cannot write to {data_dir} ({error}); choose another folder with --data_dir"
         ) from error
     if not shards:
-        print(f"{imagenet.NAME} is already prepared in {prepared}")
+        print(f"{dataset} is already prepared in {prepared}")
         return prepared
+    corrupt = [name for shard in shards for name, _ in shard.damaged]
+    print(table(found, corrupt))
     counts = dict.fromkeys(found.splits, 0)
     for shard in shards:
         counts[shard.split] += shard.count
     sizes = ", ".join(f"{count:,} images in {split}" for split, count in counts.items())
-    num_damaged = sum(len(shard.damaged) for shard in shards)
-    listed = f", listed in {prepared / 'damaged.txt'}" if num_damaged else ""
+    listed = f", listed in {prepared / 'damaged.txt'}" if corrupt else ""
     print(
-        f"{imagenet.NAME} is ready: {sizes}, corrupt files: {num_damaged:,}{listed}; "
-        f"--dataset={imagenet.NAME} --data_dir={data_dir}"
+        f"{dataset} is ready: {sizes}, corrupt files: {len(corrupt):,}{listed}; "
+        f"--dataset={dataset} --data_dir={data_dir}"
     )
     return prepared
+
+
+def described(form: Form) -> str:
+    """What is made of each image."""
+    shown = "rotated as EXIF says" if form.as_shown else "EXIF orientation ignored"
+    colors = "gray" if form.grey else "RGB"
+    return f"{form.size}x{form.size} pixels, {colors}, {shown}, {form.record_format}"
 
 
 if __name__ == "__main__":

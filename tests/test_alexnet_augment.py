@@ -153,6 +153,70 @@ def test_the_color_noise_has_a_hundredth_of_the_covariance(scaling):
     assert np.abs(fourth_moments - 3).max() < 6 * np.sqrt(96 / count)
 
 
+def expected_on_background(image: np.ndarray, size: int, pad: int) -> np.ndarray:
+    """By NumPy, in float64."""
+    height, width, _ = image.shape
+    border = [*image[0], *image[-1], *image[:, 0], *image[:, -1]]
+    full = [max(size, side) + 2 * pad for side in (height, width)]
+    expected = np.broadcast_to(np.sort(border, axis=0)[len(border) // 2], (*full, 3)).copy()
+    top, left = ((outer - side) // 2 for outer, side in zip(full, (height, width), strict=True))
+    expected[top : top + height, left : left + width] = image
+    return expected
+
+
+@pytest.mark.parametrize("scaling", ["mean_image", "standardized"])
+@pytest.mark.parametrize("shape", [(5, 7, 1), (5, 7, 3), (9, 5, 3), (9, 10, 1)])
+def test_gray_and_small_images_are_padded_with_their_background(shape, scaling):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (3, *shape), np.uint8)
+    images[:, 0], images[:, -1], images[:, :, -1] = 7, 7, 7  # the background
+    mean = random.uniform(60, 180, shape).astype(np.float32)
+    mixing = random.normal(size=(shape[-1], shape[-1])) * 30
+    statistics = Statistics(mean, mixing @ mixing.T)
+    settings = dict(scaling=scaling, color_pca=False)
+    if scaling == "mean_image":
+        subtracted, scale = expected_on_background(mean, 8, 0), 1
+    else:
+        subtracted, scale = mean.mean(axis=(0, 1)), np.sqrt(np.diag(statistics.covariance))
+    whole = np.stack([expected_on_background(image, 8, 0) for image in images])
+    whole = (whole - subtracted) / scale
+    top, left = ((side - 8) // 2 for side in whole.shape[1:3])
+    expected = whole[:, top : top + 8, left : left + 8]
+    out = preparing(statistics, **settings)(images)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-3)
+    assert out.shape == (3, 8, 8, 3)
+    # In training, a crop of the image with `pad` pixels more of its background.
+    out = np.asarray(preparing(statistics, pad=2, mirror="never", **settings)(images, np.arange(3)))
+    for image, found in zip(images, out, strict=True):
+        if scaling == "mean_image":
+            subtracted = expected_on_background(mean, 8, 2)
+        padded = (expected_on_background(image, 8, 2) - subtracted) / scale
+        places = np.lib.stride_tricks.sliding_window_view(padded, (8, 8), axis=(0, 1))
+        crops = places.reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1)
+        assert np.abs(crops - found).max(axis=(1, 2, 3)).min() < 1e-2
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("augmentation", ["crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize(
+    ("channels", "mirror", "expected"),
+    [(3, "color", True), (1, "color", False), (1, "always", True), (3, "never", False)],
+)
+def test_what_is_mirrored(augmentation, channels, mirror, expected):
+    """An image that is bright on its left: digits are not mirrored."""
+    images = np.zeros((40, 8, 8, channels), np.uint8)
+    images[:, :, :2] = 200
+    statistics = Statistics(np.zeros((8, 8, channels), np.float32), np.eye(channels))
+    prepare = preparing(statistics, augmentation=augmentation, mirror=mirror)
+    if augmentation == "crop_flip":
+        out = np.asarray(prepare(images, np.arange(40)))
+        mirrored = out[:, :, -1].mean(axis=(1, 2)) > out[:, :, 0].mean(axis=(1, 2))
+        assert mirrored.any() == expected and not mirrored.all()
+    views = [np.asarray(prepare(images[:1], view=view)) for view in range(VIEWS)]
+    assert (not np.array_equal(views[0], views[5])) == expected
+    np.testing.assert_array_equal(views[5], views[0][:, :, ::-1] if expected else views[0])
+
+
 def test_a_constant_channel_cannot_be_standardized():
     statistics = Statistics(np.zeros((8, 8, 3), np.float32), np.diag([1.0, 0.0, 2.0]))
     preparing(statistics)

@@ -126,17 +126,11 @@ def test_the_limit_between_memory_and_disk(tmp_path, size, kind):
 
 
 def test_what_does_not_fit_is_refused(tmp_path, photos):
-    for images, named in (
-        (np.zeros((2, 32, 32, 1), np.uint8), "32x32 pixels and 1 channels"),
-        (np.zeros((2, 40, 31, 3), np.uint8), "--crop_size=32 .* set have 40x31 pixels"),
-    ):
-        write(tmp_path / str(images.shape), "set", images)
-        with pytest.raises(DataError, match=named) as caught:
-            splits_of("set", tmp_path / str(images.shape))
-        assert "\n" not in str(caught.value)
-    splits_of("photos", photos, crop_size=256)
+    write(tmp_path, "set", np.zeros((2, 40, 31, 4), np.uint8))
+    with pytest.raises(DataError, match="set have 40x31 pixels and 4 channels") as caught:
+        splits_of("set", tmp_path)
+    assert "\n" not in str(caught.value)
     for error, named, settings in (
-        (DataError, "--crop_size=257 ", dict(crop_size=257)),
         (UserError, "--validation_size=23 ", dict(validation_size=23)),
         (UserError, "--train_size=20", dict(validation_size=5, train_size=20)),
         (UserError, r"--test_split=train\[5:5\]", dict(test_split="train[5:5]")),
@@ -144,6 +138,43 @@ def test_what_does_not_fit_is_refused(tmp_path, photos):
     ):
         with pytest.raises(error, match=named):
             splits_of("photos", photos, **settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "named"),
+    [
+        ((256, 256, 3), dict(crop_size=32), ["--crop_size=32 is 1/64 ", "--size=32"]),
+        ((64, 64, 3), dict(crop_size=32), ["--crop_size=32 is 1/4 "]),
+        ((256, 256, 3), dict(crop_size=227), []),
+        ((32, 32, 3), dict(crop_size=24), []),
+        ((28, 40, 3), dict(crop_size=32), ["padded to 32x32"]),
+        ((32, 32, 1), dict(crop_size=32), ["--mirror=always"]),
+        ((32, 32, 1), dict(crop_size=32, mirror="never"), []),
+        ((32, 32, 1), dict(crop_size=32, augmentation="none"), []),
+    ],
+)
+def test_what_the_network_does_not_see_is_said(tmp_path, capsys, shape, settings, named):
+    write(tmp_path, "sized", np.zeros((2, *shape), np.uint8))
+    splits_of("sized", tmp_path, **settings)
+    lines = capsys.readouterr().err
+    assert all(each in lines for each in named) and lines.count("\n") == bool(named)
+
+
+def test_the_embedded_digits(tmp_path):
+    train, validation, test = splits_of("mnist10k", tmp_path, validation_size=1000)
+    assert (len(train), len(validation), len(test)) == (7000, 1000, 2000)
+    mean_image, covariance = statistics(train[:50])
+    assert (mean_image.shape, covariance.shape) == ((28, 28, 1), (1, 1))
+    np.testing.assert_allclose(covariance[0, 0], train.images[:50].var())
+
+
+def test_a_split_that_stands_for_test_is_said(tmp_path, photos, capsys):
+    splits_of("photos", photos)
+    error = capsys.readouterr().err
+    assert "`validation`" in error and error.count("\n") == 2  # one on the crop
+    write(tmp_path, "train_only", np.zeros((2, 32, 32, 3), np.uint8), splits=["train"])
+    with pytest.raises(DataError, match="--test_share"):
+        splits_of("train_only", tmp_path)
 
 
 def test_test_images_of_another_shape_are_refused(tmp_path):

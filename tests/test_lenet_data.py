@@ -20,6 +20,19 @@ def numbered_examples(count):
     return Examples(images, np.arange(count, dtype=np.int32) % 10, 10, "numbers")
 
 
+def test_a_set_without_a_test_split_is_scored_on_validation(tmp_path, write_set, capsys):
+    folder = write_set(tmp_path, "mine", np.zeros((4, 28, 28, 1), np.uint8), num_classes=2)
+    for path in (folder / "dataset_info.json", *folder.glob("*-test.*")):
+        if path.name == "dataset_info.json":
+            path.write_text(path.read_text().replace('"name": "test"', '"name": "validation"'))
+        else:
+            path.rename(folder / path.name.replace("-test.", "-validation."))
+    settings = dict(data_dir=str(tmp_path), validation_size=1, train_size=0)
+    train, validation, test = data.load_splits(Config(dataset="mine", **settings))
+    assert (len(train), len(validation), len(test)) == (3, 1, 4)
+    assert "`validation`" in capsys.readouterr().err
+
+
 def chunk(examples, first_step, num_steps, **options):
     settings = dict(padded_to=num_steps, batch_size=4, seed=1, reshuffle=True, copies=0) | options
     return data.training_chunk(examples, first_step=first_step, num_steps=num_steps, **settings)

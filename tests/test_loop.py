@@ -883,6 +883,7 @@ CHANGES = {
         "pad": (PHOTOS, 2),
         "augmentation": (PHOTOS, "none"),
         "color_pca": (PHOTOS, False),
+        "mirror": (PHOTOS, "never"),
         "net": (dataclasses.replace(PHOTOS, lrn="none"), "cifar13"),
         "widths": (dataclasses.replace(SMALL, crop_size=40, num_epochs=1), "one_weird_trick"),
         "conv1_padding": (SMALL, "bottom_right"),

@@ -32,8 +32,9 @@ from common.prepared import find
 from common.records import open_records
 from scripts import prepare_data
 from scripts.prepare import imagenet
-from scripts.prepare.encode import RECORD_FORMATS, center_256
-from scripts.prepare.layouts import _validation_wnids, find_images, synsets
+from scripts.prepare.encode import RECORD_FORMATS, Form, center_square
+from scripts.prepare.entries import read
+from scripts.prepare.layouts import OTHER_ENDING, _validation_wnids, find_images, synsets
 
 ROOT = Path(__file__).resolve().parents[1]
 # The command with four files a shard. A worker says so before it writes one, and waits while the
@@ -58,6 +59,7 @@ if __name__ == "__main__":
     imagenet._write_shard = hold_and_write
     sys.exit(prepare_data.main(sys.argv[1:]))
 """
+TENCH, TIGER = "n01440764", "n02129604"
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="finds processes in /proc"
 )
@@ -157,7 +159,7 @@ def records(folder: Path, split: str) -> list[dict]:
 
 def prepare(tree: Path, data_dir: Path, record_format: str = "jpeg", num_workers: int = 1) -> Path:
     folder = data_dir / imagenet.NAME / imagenet.VERSION
-    imagenet.prepare(find_images(tree), folder, record_format, num_workers)
+    imagenet.prepare(find_images(tree), folder, Form(record_format), num_workers)
     return folder
 
 
@@ -189,7 +191,7 @@ def test_rescaling_and_cropping_against_numpy(size):
     image = np.random.default_rng(0).integers(64, 192, (*size, 3), np.uint8)
     rows, columns = (resampling_matrix(length, min(size)) for length in size)
     expected = np.einsum("yh,xw,hwc->yxc", rows, columns, image, optimize=True)
-    found = center_256(encode(image, "PNG"))
+    found = center_square(encode(image, "PNG"))
     assert (found.shape, found.dtype) == ((256, 256, 3), np.uint8)
     assert np.abs(found - expected).max() < 1.3  # rounded after each direction
 
@@ -197,16 +199,16 @@ def test_rescaling_and_cropping_against_numpy(size):
 def test_the_center_of_the_rescaled_image_is_cropped():
     image = np.random.default_rng(0).integers(0, 256, (512, 768, 3), np.uint8)
     rescaled = np.asarray(Image.fromarray(image).resize((384, 256), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(center_256(encode(image, "PNG")), rescaled[:, 64:320])
+    np.testing.assert_array_equal(center_square(encode(image, "PNG")), rescaled[:, 64:320])
     image = image[:256, :256]  # already of the right size
-    np.testing.assert_array_equal(center_256(encode(image, "PNG")), image)
+    np.testing.assert_array_equal(center_square(encode(image, "PNG")), image)
 
 
 def test_gray_becomes_three_equal_channels():
     image = np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8)
     for content in (encode(image, "PNG"), encode(pixels(256, 256), "JPEG")):
         gray = np.asarray(Image.open(io.BytesIO(content)))[..., None]
-        np.testing.assert_array_equal(center_256(content), np.repeat(gray, 3, axis=2))
+        np.testing.assert_array_equal(center_square(content), np.repeat(gray, 3, axis=2))
 
 
 def test_cmyk_is_not_inverted():
@@ -218,7 +220,7 @@ def test_cmyk_is_not_inverted():
         content = encode(Image.new("CMYK", (300, 256), cmyk))
         assert Image.open(io.BytesIO(content)).mode == "CMYK"
         assert b"Adobe" in content  # which stores the inverse
-        assert np.abs(center_256(content).astype(int) - rgb).max() <= 3
+        assert np.abs(center_square(content).astype(int) - rgb).max() <= 3
 
 
 @pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
@@ -227,22 +229,22 @@ def test_png_with_16_bits_and_transparency(color_type, channels):
     image = random.integers(0, 1 << 16, (256, 256, channels)).astype(np.uint16)
     expected = image[..., : 3 if channels > 2 else 1] // 256  # without the transparency
     expected = np.broadcast_to(expected, (256, 256, 3))
-    np.testing.assert_array_equal(center_256(png(image, color_type)), expected)
+    np.testing.assert_array_equal(center_square(png(image, color_type)), expected)
 
 
 def test_palette():
     indices = np.arange(65536).reshape(256, 256).astype(np.uint8)
     image = Image.fromarray(indices, "L").convert("P")
     image.putpalette([value for i in range(256) for value in (i, 255 - i, 7)])
-    found = center_256(encode(image, "PNG", transparency=b"\0\7"))
+    found = center_square(encode(image, "PNG", transparency=b"\0\7"))
     np.testing.assert_array_equal(found[0], [(i, 255 - i, 7) for i in range(256)])
 
 
 def test_exif_orientation_is_ignored():
     exif, image = Image.Exif(), pixels(256, 300, 3)
     exif[0x0112] = 6  # rotate by 90 degrees
-    rotated = center_256(encode(image, exif=exif))
-    np.testing.assert_array_equal(rotated, center_256(encode(image)))
+    rotated = center_square(encode(image, exif=exif))
+    np.testing.assert_array_equal(rotated, center_square(encode(image)))
 
 
 TRUNCATED_JPEG = encode(pixels(300, 300, 3))[:-800]
@@ -261,7 +263,7 @@ CORRUPT = {  # name: (content, what the reason must contain)
 def test_corrupt_images_are_refused(name):
     content, reason = CORRUPT[name]
     with pytest.raises(Exception, match=reason):
-        center_256(content)
+        center_square(content)
 
 
 # ---- the source
@@ -293,7 +295,7 @@ def test_a_subset_keeps_the_index_of_each_class(tmp_path):
     }
     files = source.splits["train"] + source.splits["validation"]
     assert {file.name: file.label for file in files} == labels
-    assert (len(source.class_names), source.left_out) == (1000, [])
+    assert (len(source.class_names), source.left_out) == (1000, {})
 
 
 @pytest.mark.parametrize("prefix", ["", "flowers/", "train/"])
@@ -310,7 +312,7 @@ def test_a_tree_with_other_classes(tmp_path, prefix, in_a_tar):
     found = {file.name.removeprefix(prefix): file.label for file in source.splits["train"]}
     assert found == {"aster/1.png": 0, "rose/1.jpg": 1, "tulip/1.jpg": 2}
     assert list(source.splits) == ["train"]
-    assert source.left_out == [f"{prefix}aster/note.txt"]
+    assert source.left_out == {OTHER_ENDING: [f"{prefix}aster/note.txt"]}
 
 
 def test_the_official_tars(tmp_path):
@@ -329,18 +331,18 @@ def test_the_official_tars(tmp_path):
     tars = {"train": tar_of(outer), "val": tar_of(validation)}
     write_tree(tmp_path, {f"ILSVRC2012_img_{name}.tar": tar for name, tar in tars.items()})
     source = find_images(tmp_path)
-    found = {file.name: imagenet._read(file) for file in source.splits["train"]}
+    found = {file.name: read(file) for file in source.splits["train"]}
     assert found == train
     labels = {file.name[6:15]: file.label for file in source.splits["train"]}
     assert labels == {"n01440764": 0, "n02129604": 292}
-    labels = {imagenet._read(file): file.label for file in source.splits["validation"]}
+    labels = {read(file): file.label for file in source.splits["validation"]}
     assert len(labels) == 6
     assert [labels[str(number).encode()] for number in range(1, 6)] == [65, 970, 230, 809, 516]
     # One tar alone, and the validation files extracted but not sorted into classes.
     assert find_images(tmp_path / "ILSVRC2012_img_train.tar").splits.keys() == {"train"}
     files = {f"val/{name}": content for name, content in validation.items()}
     extracted = find_images(write_tree(tmp_path / "extracted", files)).splits["validation"]
-    assert {imagenet._read(file): file.label for file in extracted} == labels
+    assert {read(file): file.label for file in extracted} == labels
 
 
 def test_the_order_is_shuffled_and_reproducible(tmp_path):
@@ -359,9 +361,7 @@ def test_the_order_is_shuffled_and_reproducible(tmp_path):
         (["n01440764/a.JPEG", "cats/a.JPEG"], "cats"),
         (["train/n01440764/a.JPEG", "train/n02129604/readme.txt"], "train/n02129604"),
         (["train/n01440764/a.JPEG", "val/n01440764/b.JPEG", "val/n02129604/"], "val/n02129604"),
-        (["train/n01440764/a.JPEG", "train/n02129604/images/a.JPEG"], "train/n02129604"),
-        (["train/n01440764/x/a.JPEG", "train/n02129604/x/a.JPEG"], "train/n01440764/x"),
-        (["one/train/a/1.jpg", "two/train/a/1.jpg"], "one/train/a and two/train/a"),
+        (["one/train/a/1.jpg", "two/train/a/1.jpg"], "one/train and two/train"),
         (["a.jpg", "b.jpg"], "--source="),
         (["val/ILSVRC2012_val_00050001.JPEG"], "ILSVRC2012_val_00050001.JPEG"),
     ],
@@ -439,7 +439,7 @@ def test_records_are_the_images_of_the_source(prepared, tree):
     tolerance = 2 if record_format == "jpeg" else 0  # of 255: quality 95 is nearly lossless here
     for split, place, num_images in (("train", "train", 11), ("validation", "val", 3)):
         paths = tree.glob(f"{place}/*/[0-9]*.JPEG")
-        expected = {path: center_256(path.read_bytes()).astype(int) for path in paths}
+        expected = {path: center_square(path.read_bytes()).astype(int) for path in paths}
         found = records(folder, split)
         assert len(found) == len(expected) == num_images
         for record in found:
@@ -606,7 +606,7 @@ def test_a_full_disk(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))  # bytes: half of a raw image
     try:
         with pytest.raises(StorageError, match="shard"):
-            imagenet._write_shard(tmp_path, "shard", files, "raw")
+            imagenet._write_shard(tmp_path, "shard", files, Form("raw"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert not (tmp_path / "shard").exists()
@@ -632,8 +632,9 @@ def test_the_command_on_real_images(sample, tmp_path):
     assert done.returncode == 0
     assert corrupt in done.stderr and done.stderr.count("\n") == 1
     folder = tmp_path / "sets" / "imagenet_256" / "1.0.0"
-    first, *_, progress, last = done.stdout.splitlines()
+    first, progress, *table, last = done.stdout.splitlines()
     assert f"{len(chosen) + 1} files of validation, 1,000 classes" in first
+    assert [str(len(chosen))] in [line.split()[3:] for line in table if "all" in line]
     assert progress.startswith(f"{len(chosen) + 1} of {len(chosen) + 1} files, ")
     assert f"{len(chosen)} images in validation" in last and str(folder / "damaged.txt") in last
     examples = load("imagenet_256", "validation", [tmp_path / "sets"])
@@ -785,9 +786,12 @@ def one_error(capsys) -> str:
 
 
 def test_a_second_run_does_nothing_or_is_refused(tmp_path, capsys):
-    tree = write_tree(tmp_path / "tree", some_images(["a/1.jpg", "b/2.jpg", "b/readme.txt"]))
+    tree = write_tree(
+        tmp_path / "tree",
+        some_images(f"{TENCH}/1.jpg {TENCH}/2.jpg {TIGER}/readme.txt {TIGER}/3.jpg".split()),
+    )
     assert run(tmp_path, f"--source={tree}") == 0
-    assert "b/readme.txt" in capsys.readouterr().out  # left out
+    assert f"{TIGER}/readme.txt" in capsys.readouterr().out  # left out
     folder = tmp_path / "sets" / "imagenet_256" / "1.0.0"
     before = files_of(folder)
     for arguments in ([f"--source={tree}"], []):
@@ -795,7 +799,7 @@ def test_a_second_run_does_nothing_or_is_refused(tmp_path, capsys):
         assert str(folder) in capsys.readouterr().out
     assert run(tmp_path, f"--source={tree}", "--record_format=raw") == 65
     assert "--record_format=jpeg" in one_error(capsys)
-    write_tree(tree, {"a/3.jpg": b"another"})
+    write_tree(tree, {f"{TENCH}/3.jpg": b"another"})
     assert run(tmp_path, f"--source={tree}") == 65
     assert str(folder) in one_error(capsys)
     assert files_of(folder) == before
@@ -821,6 +825,6 @@ def test_wrong_flags(dataset, arguments, exit_code, named, tmp_path, capsys, mon
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):
-    write_tree(tmp_path, some_images(["tree/a/1.jpg"]) | {"sets": b"not a folder"})
+    write_tree(tmp_path, some_images([f"tree/{TENCH}/1.jpg"]) | {"sets": b"not a folder"})
     assert run(tmp_path, f"--source={tmp_path / 'tree'}") == 74
     assert "--data_dir" in one_error(capsys)

@@ -98,6 +98,7 @@ FIXED = {
     "alexnet small": dict(
         net="alexnet", widths="small", dataset="cifar10", crop_size=32,
     ),
+    "alexnet photos": dict(net="alexnet", widths="narrow", crop_size=256),
     "alexnet cifar18": dict(  # layers-18pct.cfg, layer-params-18pct.cfg
         net="cifar18", dataset="cifar10", crop_size=24, lrn="within_map", lrn_size=3,
         lrn_alpha=5e-5, lrn_alpha_over_n=True, lrn_k=1.0, activation="relu",
@@ -126,6 +127,7 @@ PARAMETERS = {
     "alexnet code2012": 60_965_224,
     "alexnet torchvision": 61_100_840,
     "alexnet small": 378_026,
+    "alexnet photos": 2_638_504,
     "alexnet cifar18": 32 * 76 + 32 * 801 + 64 * 801 + 10 * 577,
     "alexnet cifar13": 64 * 76 + 64 * 1601 + 36 * 32 * (577 + 289) + 10 * 1153,
 }

@@ -14,7 +14,7 @@ from scripts.benchmark.machine import best_seconds, copy_bandwidth
 from scripts.benchmark.timing import Setting
 from scripts.prepare import imagenet
 from scripts.prepare.builders import write_prepared
-from scripts.prepare.encode import RECORD_FORMATS, encode_jpeg
+from scripts.prepare.encode import RECORD_FORMATS, Form, encode_jpeg
 from scripts.prepare.layouts import find_images
 
 LIMITS = {"jpeg": "the bare decoder", "raw": "a copy of the pixels at the copy bandwidth"}
@@ -41,7 +41,7 @@ def prepare_images(setting: Setting) -> dict[str, Records]:
         if record_format not in found:
             data_dir = setting.work / record_format
             place = data_dir / imagenet.NAME / imagenet.VERSION
-            imagenet.prepare(source, place, record_format, num_workers=1)
+            imagenet.prepare(source, place, Form(record_format), num_workers=1)
             records = open_records(imagenet.NAME, "train", [data_dir])
             found[record_format] = records if own else dataclasses.replace(records, name="noise")
     return dict(sorted(found.items()))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from common.errors import DataError
+from scripts.prepare.encode import encode_png
 
 
 def write_prepared(
@@ -113,13 +113,6 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     f"{self.name}, split {split}, example {index}: label {label} is out of range "
                     f"(0 to {num_classes - 1})"
                 )
-            content = image if isinstance(image, bytes) else _png(image)
+            # TFDS would encode an array with TensorFlow.
+            content = image if isinstance(image, bytes) else encode_png(image)
             yield index, {"image": io.BytesIO(content), "label": int(label)}
-
-
-def _png(image: np.ndarray) -> bytes:
-    # TFDS would encode an array with TensorFlow.
-    buffer = io.BytesIO()
-    gray = image.shape[-1] == 1
-    Image.fromarray(image[..., 0] if gray else image).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()

@@ -1,17 +1,17 @@
-"""Writes the prepared set imagenet_256, ImageNet at 256x256 pixels, from images that
+"""Writes imagenet_256, ImageNet at 256x256 pixels, or another set of square images, from what
 `layouts.find_images` has listed. Its folder:
 
-    imagenet_256-train.array_record-00000-of-00313 ...
+    NAME-train.array_record-00000-of-00313 ...
                     records {image, label}, in a shuffled order that is always the same
     features.json, label.labels.txt, dataset_info.json
                     as TFDS writes them
-    statistics.npz  per split: <split>_count; <split>_mean_image (256, 256, 3) float32, 0 to 255;
-                    <split>_covariance (3, 3) float64 of the RGB values, 0 to 255, over all pixels
+    statistics.npz  per split: <split>_count; <split>_mean_image (H, W, C) float32, 0 to 255;
+                    <split>_covariance (C, C) float64 of the RGB values, 0 to 255, over all pixels
                     of all images
     damaged.txt     corrupt files, if any: a path and a reason per line
     source.json     what the set was made from
 
-A record's `image` is a JPEG file of quality 95, or, as `raw`, the 196,608 uint8 values:
+A record's `image` is a JPEG file of quality 95, a PNG file, or, as `raw`, the 196,608 uint8 values:
 
     decoders = {"image": tfds.decode.SkipDecoding()}
     records = tfds.builder_from_directory(folder).as_data_source("train", decoders=decoders)
@@ -34,8 +34,9 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from common.errors import DataError, LockedError, StorageError, one_line
-from scripts.prepare.encode import SIZE, center_256, encode
-from scripts.prepare.layouts import File, Source
+from scripts.prepare.encode import Form, center_square, encode
+from scripts.prepare.entries import File, read
+from scripts.prepare.layouts import Source
 from scripts.prepare.workers import interrupt_blocked, interrupt_noted, worker_pool
 
 NAME, VERSION = "imagenet_256", "1.0.0"
@@ -49,7 +50,7 @@ class Shard(NamedTuple):
 
     Attributes:
       name: of the file.
-      split: `train` or `validation`.
+      split: such as `train`.
       count: images in it.
       num_bytes: of its records.
       damaged: (name, reason) of the corrupt source files, which are not in it.
@@ -65,17 +66,17 @@ class Shard(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over images, exact: pixel_sum (256, 256, 3) and products (3, 3) of RGB, both int64."""
+    """Sums over images, exact: pixel_sum (H, W, C) and products (C, C) of colors, both int64."""
 
     pixel_sum: np.ndarray
     products: np.ndarray
 
     @classmethod
-    def zeros(cls) -> "Sums":
-        return cls(np.zeros((SIZE, SIZE, 3), np.int64), np.zeros((3, 3), np.int64))
+    def zeros(cls, shape: tuple[int, int, int]) -> "Sums":
+        return cls(np.zeros(shape, np.int64), np.zeros((shape[-1], shape[-1]), np.int64))
 
     def add(self, image: np.ndarray) -> None:
-        pixels = image.reshape(-1, 3).astype(np.float64)
+        pixels = image.reshape(-1, image.shape[-1]).astype(np.float64)
         self.pixel_sum[...] += image
         self.products[...] += (pixels.T @ pixels).astype(np.int64)  # integers below 2^53
 
@@ -83,7 +84,7 @@ class Sums(NamedTuple):
 def prepare(
     source: Source,
     folder: Path,
-    record_format: str,
+    form: Form,
     num_workers: int,
     report: Callable[[Shard], None] = lambda shard: None,
 ) -> list[Shard]:
@@ -94,8 +95,8 @@ def prepare(
 
     Args:
       source: the images.
-      folder: of the set, `<data_dir>/imagenet_256/1.0.0`.
-      record_format: `jpeg` or `raw`.
+      folder: of the set, `<data_dir>/<name>/1.0.0`.
+      form: how images are stored.
       num_workers: processes, >= 1.
       report: called with every finished shard, those of earlier runs first.
 
@@ -103,13 +104,13 @@ def prepare(
       The shards, in order; none if `folder` already has the set, made from the same source.
 
     Raises:
-      DataError: `folder`, or what an earlier run left, is from another source or record format; a
-        split has no readable image.
+      DataError: `folder`, or what an earlier run left, is from another source or has another form;
+        a split has no readable image, or most files are corrupt.
       StorageError: the files cannot be written.
       LockedError: another process is writing them.
     """
     work = folder.with_name(f"{folder.name}.unfinished")
-    made_from = _identity(source, record_format)
+    made_from = _identity(source, form)
     if folder.exists():  # finished: it may be read-only
         _require_same(folder, made_from)
         return []
@@ -123,23 +124,25 @@ def prepare(
             (work / "progress").mkdir(parents=True, exist_ok=True)
             description = json.dumps(made_from, indent=2) + "\n"
             (work / "source.json").write_text(description, encoding="utf-8")
-            shards, sums = _write_shards(source, work, record_format, num_workers, report)
-            _finish(source, work, record_format, shards, sums)
+            shards, sums = _write_shards(source, work, form, num_workers, report)
+            _finish(source, work, form, shards, sums)
             work.rename(folder)
     except filelock.Timeout:
         raise LockedError(f"another process is preparing {folder}; wait for it") from None
     return shards
 
 
-def _identity(source: Source, record_format: str) -> dict:
+def _identity(source: Source, form: Form) -> dict:
     """What source.json holds: equal for equal sources and settings."""
     digest = hashlib.sha256()
     for split, files in source.splits.items():
         for file in files:
             line = f"{split}\0{file.name}\0{file.size}\0{file.label}\n"
             digest.update(line.encode(errors="surrogateescape"))
-    return {
-        "record_format": record_format,
+    default = Form()._asdict()  # what source.json said before there were others
+    settings = {name: value for name, value in form._asdict().items() if value != default[name]}
+    return settings | {
+        "record_format": form.record_format,
         "num_files": {split: len(files) for split, files in source.splits.items()},
         "images_per_shard": IMAGES_PER_SHARD,
         "sha256_of_names_sizes_labels": digest.hexdigest(),
@@ -157,24 +160,25 @@ def _require_same(place: Path, made_from: dict) -> None:
     if found == made_from:
         return
     other = "another source, or one that has changed"
-    if found.get("record_format") != made_from["record_format"]:
-        other = f"--record_format={found.get('record_format')}"
+    for name, default in Form()._asdict().items():
+        if found.get(name, default) != made_from.get(name, default):
+            other = f"--{name}={found.get(name, default)}"
     raise DataError(
         f"{place} was made with {other}; delete that folder or choose another --data_dir"
     )
 
 
 def _write_shards(
-    source: Source, work: Path, record_format: str, num_workers: int, report
+    source: Source, work: Path, form: Form, num_workers: int, report
 ) -> tuple[list[Shard], dict[str, Sums]]:
     """Writes the missing shards. Returns all of them, in order, and the sums of each split."""
     parts = {}  # shard -> (split, files)
     for split, files in source.splits.items():
         starts = range(0, len(files), IMAGES_PER_SHARD)
         for index, start in enumerate(starts):
-            name = f"{NAME}-{split}.array_record-{index:05d}-of-{len(starts):05d}"
+            name = f"{work.parent.name}-{split}.array_record-{index:05d}-of-{len(starts):05d}"
             parts[name] = split, files[start : start + IMAGES_PER_SHARD]
-    sums = {split: Sums.zeros() for split in source.splits}
+    sums = {split: Sums.zeros(form.shape) for split in source.splits}
     shards = {}
 
     def is_finished(name: str, resumed: bool) -> bool:
@@ -195,7 +199,7 @@ def _write_shards(
         with interrupt_noted() as interrupted, worker_pool(min(num_workers, len(missing))) as pool:
             with interrupt_blocked():  # the workers, started here, inherit this
                 futures = {
-                    pool.submit(_write_shard, work, name, parts[name][1], record_format): name
+                    pool.submit(_write_shard, work, name, parts[name][1], form): name
                     for name in missing
                 }
             pending = futures.keys()
@@ -212,19 +216,19 @@ def _write_shards(
     return [shards[name] for name in parts], sums
 
 
-def _write_shard(work: Path, name: str, files: list[File], record_format: str) -> None:
+def _write_shard(work: Path, name: str, files: list[File], form: Form) -> None:
     """Writes one file of records, atomically, and `progress/<name>.npz`: its counts, sums and
     corrupt files.
     """
-    serializer = ExampleSerializer(_features(record_format, ["any"]).get_serialized_info())
-    sums, num_bytes, count, damaged = Sums.zeros(), 0, 0, []
+    serializer = ExampleSerializer(_features(form, ["any"]).get_serialized_info())
+    sums, num_bytes, count, damaged = Sums.zeros(form.shape), 0, 0, []
     temporary = work / f".{name}.tmp"
     try:
         # One record per group, uncompressed: JPEG would not shrink, and raw is there for speed.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         for file in files:
             try:
-                image = center_256(_read(file))
+                image = center_square(read(file), form)
             except Exception as error:  # the image decoders share no error class
                 # A lack of memory or file handles says nothing about the file.
                 if isinstance(error, MemoryError) or getattr(error, "errno", None):
@@ -233,7 +237,7 @@ def _write_shard(work: Path, name: str, files: list[File], record_format: str) -
                     ) from error
                 damaged.append(f"{file.name}\t{one_line(error)}")
                 continue
-            stored, image = encode(image, record_format)
+            stored, image = encode(image, form.record_format)
             example = serializer.get_tf_example({"image": stored, "label": file.label})
             record = example.SerializeToString(deterministic=True)  # a protobuf map is unordered
             writer.write(record)
@@ -254,15 +258,6 @@ def _write_shard(work: Path, name: str, files: list[File], record_format: str) -
     temporary.replace(work / name)
 
 
-def _read(file: File) -> bytes:
-    with open(file.path, "rb") as stream:
-        stream.seek(file.offset)
-        content = stream.read(file.size)
-    if len(content) < file.size:
-        raise ValueError(f"ends after {len(content):,} of {file.size:,} bytes")
-    return content
-
-
 def _read_progress(work: Path, name: str) -> dict[str, np.ndarray] | None:
     """The counts and sums of a shard; None if it is not finished."""
     if not (work / name).exists():
@@ -278,32 +273,35 @@ def _read_progress(work: Path, name: str) -> dict[str, np.ndarray] | None:
     return progress if complete else None
 
 
-def _features(record_format: str, class_names: list[str]) -> tfds.features.FeaturesDict:
-    shape = (SIZE, SIZE, 3)
-    image = {
-        "jpeg": tfds.features.Image(shape=shape, encoding_format="jpeg"),
-        "raw": tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes"),
-    }
+def _features(form: Form, class_names: list[str]) -> tfds.features.FeaturesDict:
+    if form.record_format == "raw":
+        image = tfds.features.Tensor(shape=form.shape, dtype=np.uint8, encoding="bytes")
+    else:
+        image = tfds.features.Image(shape=form.shape, encoding_format=form.record_format)
     return tfds.features.FeaturesDict(
-        {"image": image[record_format], "label": tfds.features.ClassLabel(names=class_names)},
+        {"image": image, "label": tfds.features.ClassLabel(names=class_names)},
     )
 
 
 def _finish(
-    source: Source, work: Path, record_format: str, shards: list[Shard], sums: dict[str, Sums]
+    source: Source, work: Path, form: Form, shards: list[Shard], sums: dict[str, Sums]
 ) -> None:
     """Writes what describes the set, dataset_info.json last, and deletes the temporary files."""
     statistics, infos = {}, []
     template = tfds.core.ShardedFileTemplate(
-        data_dir=work, dataset_name=NAME, filetype_suffix="array_record"
+        data_dir=work, dataset_name=work.parent.name, filetype_suffix="array_record"
     )
     for split in source.splits:
         ours = [shard for shard in shards if shard.split == split]
-        if not any(shard.count for shard in ours):
+        count, damaged = sum(shard.count for shard in ours), [x for s in ours for x in s.damaged]
+        if count < len(damaged) or not count:
             shutil.rmtree(work)  # there is nothing to resume
-            name, reason = ours[0].damaged[0]
-            raise DataError(f"no file of {split} can be read, such as {name} ({reason})")
-        statistics |= _statistics(split, sum(shard.count for shard in ours), sums[split])
+            name, reason = damaged[0]
+            raise DataError(
+                f"{len(damaged):,} of {len(source.splits[split]):,} files of {split} are corrupt, "
+                f"such as {name} ({reason}); most must be readable"
+            )
+        statistics |= _statistics(split, count, sums[split])
         infos.append(
             tfds.core.SplitInfo(
                 name=split,
@@ -321,14 +319,14 @@ def _finish(
         leftover.unlink()
     tfds.folder_dataset.write_metadata(
         data_dir=work,
-        features=_features(record_format, list(source.class_names)),
+        features=_features(form, list(source.class_names)),
         split_infos=infos,
         version=VERSION,
         filename_template=template,
         check_data=False,  # it would need TensorFlow
         supervised_keys=("image", "label"),
         # In the words of the sets prepared before: the same source gives the same bytes.
-        description=f"Images of {SIZE}x{SIZE} pixels: the shorter side rescaled to that, "
+        description=f"Images of {form.size}x{form.size} pixels: the shorter side rescaled to that, "
         "of the longer one the middle.",
         disable_shuffling=True,
     )
@@ -336,7 +334,8 @@ def _finish(
 
 def _statistics(split: str, count: int, sums: Sums) -> dict[str, np.ndarray]:
     """The entries of statistics.npz for a split of `count` images."""
-    num_pixels = count * SIZE * SIZE
+    height, width, _ = sums.pixel_sum.shape
+    num_pixels = count * height * width
     mean = sums.pixel_sum.sum(axis=(0, 1)) / num_pixels  # (3,)
     return {
         f"{split}_count": np.int64(count),

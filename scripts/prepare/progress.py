@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from scripts.prepare.imagenet import NAME, Shard
+from scripts.prepare.imagenet import Shard
 
 LINE_EVERY_S = 10.0  # without a terminal
 
@@ -15,7 +15,7 @@ LINE_EVERY_S = 10.0  # without a terminal
 class ShardProgress:
     """Called with each finished shard; a context manager. Corrupt files are printed at once."""
 
-    def __init__(self, num_files: int):
+    def __init__(self, dataset: str, num_files: int):
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -24,7 +24,7 @@ class ShardProgress:
             console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task(NAME, total=num_files, speed="")
+        self._task = self._bar.add_task(dataset, total=num_files, speed="")
         self._num_files = num_files
         self._done = self._resumed = 0  # files; those of earlier runs
         self._start = self._last_line = time.monotonic()

@@ -334,7 +334,7 @@ def write_published(
     """
     print(f"writing {data_dir / dataset / version}", flush=True)
     pairs = {split: _with_progress(split, *arrays) for split, arrays in splits.items()}
-    image_shape = splits["test"][0].shape[1:]
+    image_shape = next(iter(splits.values()))[0].shape[1:]
     try:
         folder = write_prepared(
             data_dir, dataset, version, pairs, image_shape, class_names, **options
@@ -351,9 +351,11 @@ def _cannot_write(data_dir: Path, error: OSError) -> StorageError:
     )
 
 
-def prepared_before(data_dir: Path, dataset: str, version: str) -> Path | None:
+def prepared_before(
+    data_dir: Path, dataset: str, version: str, description: str | None = None
+) -> Path | None:
     """The folder of a set that was prepared before, which is said, or None. Raises DataError if it
-    is incomplete or has another format.
+    is incomplete or has another format, or another `description`, if one is given.
     """
     prepared = data_dir / dataset / version
     if not prepared.exists():
@@ -367,6 +369,11 @@ def prepared_before(data_dir: Path, dataset: str, version: str) -> Path | None:
     if info.get("fileFormat") != "array_record":
         raise DataError(
             f"{prepared} is not in array_record format; choose another folder with --data_dir"
+        )
+    if description not in (None, info.get("description")):
+        raise DataError(
+            f"{prepared} was made from other files or with other flags; delete that folder, or "
+            "choose another --dataset=NAME"
         )
     print(f"{dataset} is already prepared in {prepared}")
     return prepared
