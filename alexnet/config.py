@@ -39,6 +39,12 @@ class Config:
         "The split scored after each epoch; test for curves like the paper's.",
         choices=("validation", "test"),
     )
+    allow_overlap: bool = setting(
+        False,
+        "Start a run whose training, validation and test examples share records: their errors are "
+        "not those of unseen images.",
+        changes_result=False,
+    )
     num_classes: int = setting(0, "Outputs of the network; 0: the set's classes.", lower_bound=0)
     scaling: str = setting(
         "mean_image",

@@ -16,9 +16,11 @@ from alexnet.noise import Noise
 from common.errors import DataError, UserError
 from common.examples import Examples, load
 from common.order import NUM_THREADS, hold_out, order_of_uses, read_batches
-from common.prepared import data_dirs, split_sizes
+from common.overlap import record_numbers, shared_records
+from common.prepared import PreparedSet, data_dirs, split_sizes
 from common.records import DamagedRecords, Records, open_records
 
+NOISE = {"train": 1280, "test": 256}  # examples of the splits of `fake`
 IN_MEMORY_PX = 64  # sets of larger images are read record by record
 
 
@@ -44,8 +46,54 @@ def load_splits(
     require_fit(train, size)
     if not len(test):
         raise UserError(f"{dataset} has no examples in --test_split={test_split}")
-    validation_size = min(config.validation_size, 256 if dataset == "fake" else sys.maxsize)
-    return *hold_out(train, train_size=config.train_size, validation_size=validation_size), test
+    sizes = dict(train_size=config.train_size, validation_size=held_out(config))
+    return *hold_out(train, **sizes), test
+
+
+def held_out(config: Config) -> int:
+    """How many examples validate."""
+    return min(config.validation_size, 256 if config.dataset == "fake" else sys.maxsize)
+
+
+def overlaps(config: Config) -> list[str]:
+    """A sentence for each two of the training, validation and test examples that share records.
+
+    Raises DataError as `load_splits` does.
+    """
+    dataset, folder = config.dataset, config.data_dir
+    test_split = find_test_split(dataset, folder, config.test_split)
+    if dataset == "fake":
+        sizes, intervals = NOISE, lambda split: [(split, 0, noise_size(split))]
+    else:
+        sizes = split_sizes(dataset, data_dirs(folder))
+        intervals = PreparedSet(dataset, data_dirs(folder)).intervals
+    train = record_numbers(sizes, intervals(config.train_split))
+    test = record_numbers(sizes, intervals(test_split))
+    available = max(len(train) - held_out(config), 0)
+    parts = {
+        "training": train[:available][: config.train_size or None],
+        "validation": train[available:],
+        "test": test,
+    }
+    return shared_records(sizes, parts)
+
+
+def require_disjoint(config: Config) -> None:
+    """Raises UserError if training, validation and test examples share records, unless the config
+    allows it; DataError as `load_splits` does.
+    """
+    if not config.allow_overlap and (found := overlaps(config)):
+        raise UserError(
+            f"{config.dataset}: {'; '.join(found)}. Choose other --train_split, --test_split, "
+            "--train_size or --validation_size, or add --allow_overlap"
+        )
+
+
+def noise_size(split: str) -> int:
+    """How many examples a split of `fake` has. Raises DataError for another split."""
+    if split not in NOISE:
+        raise DataError(f"no split {split!r} in fake; available: {', '.join(NOISE)}")
+    return NOISE[split]
 
 
 def find_test_split(dataset: str, data_dir: str, test_split: str = "") -> str:
@@ -73,11 +121,10 @@ def open_split(
     in `test`. Raises DataError.
     """
     if dataset == "fake":
-        numbers = {"train": range(1280), "test": range(1280, 1536)}
-        if split not in numbers:
-            raise DataError(f"no split {split!r} in fake; available: {', '.join(numbers)}")
+        count = noise_size(split)
+        first = NOISE["train"] if split == "test" else 0
         size = 32 if crop_size <= 32 else 256
-        return Noise(numbers[split], (size, size, 3), seed)
+        return Noise(range(first, first + count), (size, size, 3), seed)
     folders = data_dirs(data_dir)
     records = open_records(dataset, split, folders, damaged)
     in_memory = max(records.image_shape[:2]) <= IN_MEMORY_PX

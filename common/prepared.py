@@ -74,7 +74,7 @@ class PreparedSet:
       image_shape: (H, W, C); H and W are None where they vary.
       stored_raw: a record holds the pixels themselves, not a PNG or JPEG file.
       num_classes: the number of classes.
-      class_names: their names, or None if the set does not name them all.
+      class_names: their names, or None if the set does not name them all, each differently.
 
     Raises:
       DataError: the set is not found, not in array_record format, or its description is unusable.
@@ -134,7 +134,7 @@ class PreparedSet:
     def _read_class_names(self) -> tuple[str, ...] | None:
         path = self.folder / "label.labels.txt"
         names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return tuple(names) if len(names) == self.num_classes else None
+        return tuple(names) if len(names) == len(set(names)) == self.num_classes else None
 
     def shards(self, split: str) -> list[Path]:
         """The files of a split. Raises DataError if any is missing."""

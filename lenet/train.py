@@ -125,7 +125,7 @@ def make_task(config: Config) -> Task:
         save_every_steps=0,
         placement=placement,
         initial_state=partial(initial_state, network, tx),
-        given_params=partial(given_params, config),
+        given_params=partial(given_params, config, train.class_names),
         chunks=partial(training_chunks, train, config, placement.rows(config.batch_size)),
         train=train_chunk,
         before_epoch=estimate_curvature if config.optimizer == "sdlm" else lambda state, _: state,
