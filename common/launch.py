@@ -158,8 +158,11 @@ def _parsed(
         return None
     required = sum(not word.endswith("...]") for word in words)
     if len(given) > len(words) == required:
+        word = given[len(words)]
         allowed = f"only {' '.join(words)}" if words else "every setting is a flag, --name=value"
-        raise UserError(f"unexpected argument {given[len(words)]!r}: {allowed}.")
+        if "workdir" in values and not values["workdir"].present:
+            allowed += f"; for the run's folder: --workdir={word}"
+        raise UserError(f"unexpected argument {word!r}: {allowed}.")
     if len(given) < required:
         raise UserError(f"{words[len(given)]} is missing: the arguments are {' '.join(words)}.")
     return given

@@ -13,6 +13,13 @@ from pathlib import Path
 
 from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES
+from common.refusals import suggestion
+
+# What `scripts.prepare_data` makes, and what comes with the code.
+KNOWN = (
+    "mnist", "mnist10k", "fashion_mnist", "kmnist", "qmnist", "emnist/byclass", "emnist/bymerge",
+    "emnist/balanced", "emnist/letters", "emnist/digits", "emnist/mnist", "cifar10", "imagenet_256",
+)  # fmt: skip
 
 
 def data_dirs(data_dir: str, *embedded: str | Path) -> list[Path]:
@@ -35,6 +42,7 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
     if not re.fullmatch(r"\w+(/[\w.-]+)?", dataset):
         raise DataError(
             f"--dataset={dataset} is not the name of a set, such as mnist or emnist/balanced"
+            f"{_meant(dataset, data_dirs)}"
         )
     for data_dir in data_dirs:
         folders = [path.parent for path in Path(data_dir, dataset).glob("*.*.*/dataset_info.json")]
@@ -52,10 +60,20 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
         choices = ", ".join(f"--dataset={dataset}/{subset}" for subset in subsets)
         raise DataError(f"{dataset} has several subsets; choose one of: {choices}")
     raise DataError(
-        f"data set {dataset!r} not found in {', '.join(map(str, data_dirs))}: name its folder with "
+        f"data set {dataset!r} not found in {', '.join(map(str, data_dirs))}"
+        f"{_meant(dataset, data_dirs)}: name its folder with "
         "--data_dir or $TFDS_DATA_DIR, or prepare it (`python -m scripts.prepare_data --help` "
         "lists what can be downloaded); --dataset=mnist10k, for LeNet-5, is embedded"
     )
+
+
+def _meant(dataset: str, data_dirs: Sequence[str | Path]) -> str:
+    """For an error message: the set that may be meant, of those that are there or can be made."""
+    if dataset in KNOWN:
+        return ""
+    found = (path for each in data_dirs for path in Path(each).glob("*/*/dataset_info.json"))
+    name = suggestion(dataset, [*KNOWN, *(path.parents[1].name for path in found)])
+    return f" (did you mean --dataset={name}?)" if name else ""
 
 
 def split_sizes(dataset: str, data_dirs: Sequence[str | Path]) -> dict[str, int]:

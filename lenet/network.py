@@ -44,7 +44,8 @@ def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Net
     """
     if config.output == "rbf" and num_classes != 10:
         raise UserError(
-            f"--output=rbf has codes for ten digits; {config.dataset} has {num_classes} classes"
+            f"--output=rbf has codes for ten digits; {config.dataset} has {num_classes} classes; "
+            "add --output=softmax"
         )
     build = partial(build_model, config, num_classes, in_channels)
     graphdef, params = nnx.split(nnx.eval_shape(build))

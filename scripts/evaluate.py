@@ -1,6 +1,6 @@
 """Scores a run again, from its checkpoint alone:
 
-python -m scripts.evaluate --workdir=RUN [--dataset=NAME] [--split=test]
+python -m scripts.evaluate RUN [--dataset=NAME] [--split=test]
 """
 
 import json
@@ -30,7 +30,7 @@ from common.records import DamagedRecords
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     for name, what in (
-        ("workdir", "The run's folder; required."),
+        ("workdir", "The run's folder, if it is not given as RUN."),
         ("dataset", "A prepared set; the run's own if empty."),
         ("data_dir", "Folder of the prepared sets; the run's own if empty."),
         ("split", "A split or a slice: test, train[55000:]; the run's test split if empty."),
@@ -41,10 +41,11 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=flag_values)
 
 
-def main(flag_values: flags.FlagValues) -> None:
-    if not flag_values.workdir:
-        raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first")
-    workdir = Path(flag_values.workdir).expanduser()
+def main(flag_values: flags.FlagValues, *runs: str) -> None:
+    given = [*runs, flag_values.workdir] if flag_values.workdir else runs
+    if len(given) != 1:
+        raise UserError("name the folder of one run, such as runs/first")
+    workdir = Path(given[0]).expanduser()
     score = score_alexnet if is_alexnet(workdir) else score_lenet
     result, sums = score(workdir, flag_values)
     names = result.pop("class_names")
@@ -148,4 +149,4 @@ def by_name(
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run_tool(define_flags, main, sys.argv))
+    sys.exit(launch.run_tool(define_flags, main, sys.argv, ("[RUN ...]",)))
