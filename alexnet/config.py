@@ -4,8 +4,9 @@ import dataclasses
 import re
 
 from common.errors import UserError
-from common.flags import changes, setting
+from common.flags import changes, setting, text_of
 from common.parallel import mesh_shape
+from common.refusals import conflict, require_tracked_fits, require_warmup_fits
 
 # Settings that the CIFAR-10 networks do not have.
 ALEXNET_ONLY = (
@@ -38,6 +39,12 @@ class Config:
         "validation",
         "The split scored after each epoch; test for curves like the paper's.",
         choices=("validation", "test"),
+    )
+    allow_overlap: bool = setting(
+        False,
+        "Start a run whose training, validation and test examples share records: their errors are "
+        "not those of unseen images.",
+        changes_result=False,
     )
     num_classes: int = setting(0, "Outputs of the network; 0: the set's classes.", lower_bound=0)
     scaling: str = setting(
@@ -234,61 +241,63 @@ class Config:
 
     def __post_init__(self):
         if self.optimizer == "adamw" and self.momentum:
-            raise UserError(
-                f"--momentum={self.momentum} is not for --optimizer=adamw: it must be 0"
-            )
-        if self.warmup_epochs and self.schedule != "cosine":
-            raise UserError(f"--warmup_epochs needs --schedule=cosine, not {self.schedule}")
-        if self.warmup_epochs >= self.num_epochs:
-            epochs = f"--num_epochs={self.num_epochs}"
-            raise UserError(f"--warmup_epochs={self.warmup_epochs} must be less than {epochs}")
-        if bool(self.drop_epochs) != (self.schedule == "epochs"):
-            raise UserError("--schedule=epochs and --drop_epochs=30,60 need each other")
+            ways = ("--momentum=0", "--optimizer=sgd")
+            raise conflict(f"--momentum={self.momentum} is not for --optimizer=adamw", *ways)
+        require_warmup_fits(self)
+        if self.drop_epochs and self.schedule != "epochs":
+            ways = ("--drop_epochs=", "--schedule=epochs")
+            schedule = f"--schedule={self.schedule}"
+            raise conflict(f"{schedule} has no drops, --schedule=epochs has", *ways)
+        if self.schedule == "epochs" and not self.drop_epochs:
+            ways = ("--drop_epochs=30,60", "--schedule=constant")
+            raise conflict("--schedule=epochs needs --drop_epochs", *ways)
         if self.drop_epochs and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.drop_epochs):
             raise UserError(f"--drop_epochs={self.drop_epochs} must be numbers such as 30,60")
         if len(set(self.drop_epoch_numbers)) < len(self.drop_epoch_numbers):
             raise UserError(f"--drop_epochs={self.drop_epochs} names an epoch twice")
         if not self.drop_bias_rate and self.schedule not in ("plateau", "epochs"):
-            raise UserError("--nodrop_bias_rate needs --schedule=plateau or epochs")
+            ways = ("--drop_bias_rate", "--schedule=plateau")
+            raise conflict("--nodrop_bias_rate needs --schedule=plateau or epochs", *ways)
         shares = dict(average_decay=self.average_decay, momentum=self.momentum)
         shares |= dict(label_smoothing=self.label_smoothing, dropout=self.dropout)
         for name, value in shares.items():
             if value == 1.0:
                 raise UserError(f"--{name}=1 learns nothing: it must be less than 1")
-        if self.track == "validation" and not self.validation_size:
-            raise UserError(
-                "--validation_size=0 needs --track=test: there is nothing to validate on"
-            )
-        if self.stop_at_validation_error_pct and self.track == "test":
-            raise UserError("--stop_at_validation_error_pct needs --track=validation")
+        require_tracked_fits(self)
         if self.schedule == "plateau" and self.track == "test":
-            raise UserError("--schedule=plateau needs the validation error: --track=validation")
+            ways = ("--track=validation", "--schedule=constant")
+            raise conflict("--schedule=plateau needs the validation error", *ways)
         if self.lrn_size % 2 == 0:
             raise UserError(f"--lrn_size={self.lrn_size} must be odd")
         if self.initialization == "torch" and self.hidden_bias:
-            raise UserError("--initialization=torch draws the biases too; add --hidden_bias=0")
+            ways = ("--hidden_bias=0", "--initialization=he")
+            raise conflict("--initialization=torch draws the biases too", *ways)
         if self.pad and self.augmentation != "crop_flip":
-            raise UserError(f"--pad={self.pad} needs --augmentation=crop_flip")
+            ways = ("--augmentation=crop_flip", "--pad=0")
+            raise conflict(f"--pad={self.pad} is not for --augmentation={self.augmentation}", *ways)
         if self.lrn == "within_tower" and self.towers == 1:
-            raise UserError("--lrn=within_tower needs --towers=2; with one tower: --lrn=across")
+            ways = ("--towers=2", "--lrn=across")
+            raise conflict("--lrn=within_tower needs two towers", *ways)
         if self.net != "alexnet":
             self._require_cifar_settings()
 
     def _require_cifar_settings(self):
+        net = f"--net={self.net}"
+        absent = [(name, was) for name, was, _ in changes({}, self) if name in ALEXNET_ONLY]
+        if absent:
+            ways = " ".join(f"--{name}={text_of(was)}" for name, was in absent)
+            names = ", ".join(f"--{name}" for name, _ in absent)
+            raise conflict(f"{names} only with --net=alexnet, not {net}", ways, "--net=alexnet")
         if self.dropout:
-            raise UserError(f"--net={self.net} has no dropout; add --dropout=0")
-        for name, *_ in changes({}, self):
-            if name in ALEXNET_ONLY:
-                raise UserError(f"--{name} is for --net=alexnet, not --net={self.net}")
+            raise conflict(f"{net} has no dropout", "--dropout=0", "--net=alexnet")
         if self.scaling != "mean_image":
-            raise UserError(
-                f"--net={self.net} starts from weights for pixels of 0 to 255: it needs "
-                "--scaling=mean_image"
-            )
+            ways = ("--scaling=mean_image", "--net=alexnet")
+            raise conflict(f"{net} starts from weights for pixels of 0 to 255", *ways)
         if mesh_shape(self.mesh).get("model", 1) > 1:
-            raise UserError(f"--net={self.net} has no layers for a model axis of --mesh")
+            ways = ("--mesh=", "--net=alexnet")
+            raise conflict(f"{net} has no layers for a model axis of --mesh", *ways)
         if self.towers == 2:
-            raise UserError(f"--net={self.net} has no towers; add --towers=1")
+            raise conflict(f"{net} has no towers", "--towers=1", "--net=alexnet")
 
     @property
     def drop_epoch_numbers(self) -> tuple[int, ...]:

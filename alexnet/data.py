@@ -17,10 +17,11 @@ from common import prepared
 from common.errors import DataError, UserError
 from common.examples import Examples, load
 from common.order import NUM_THREADS, hold_out, order_of_uses, read_batches
-from common.prepared import DIGITS, data_dirs
-from common.processes import is_first_process
+from common.overlap import record_numbers, shared_records
+from common.prepared import DIGITS, PreparedSet, about_test_split, data_dirs, split_sizes
 from common.records import DamagedRecords, Records, open_records
 
+NOISE = {"train": 1280, "test": 256}  # examples of the splits of `fake`
 IN_MEMORY_PX = 64  # sets of larger images are read record by record
 
 
@@ -44,13 +45,57 @@ def load_splits(
         for split in (config.train_split, test_split)
     )
     require_fit(train)
-    if is_first_process():
-        for line in about_images(train.image_shape, config):
-            print(line, file=sys.stderr, flush=True)
     if not len(test):
         raise UserError(f"{dataset} has no examples in --test_split={test_split}")
-    validation_size = min(config.validation_size, 256 if dataset == "fake" else sys.maxsize)
-    return *hold_out(train, train_size=config.train_size, validation_size=validation_size), test
+    sizes = dict(train_size=config.train_size, validation_size=held_out(config))
+    return *hold_out(train, **sizes), test
+
+
+def held_out(config: Config) -> int:
+    """How many examples validate."""
+    return min(config.validation_size, 256 if config.dataset == "fake" else sys.maxsize)
+
+
+def overlaps(config: Config) -> list[str]:
+    """A sentence for each two of the training, validation and test examples that share records.
+
+    Raises DataError as `load_splits` does.
+    """
+    dataset, folder = config.dataset, config.data_dir
+    test_split = find_test_split(dataset, folder, config.test_split)
+    if dataset == "fake":
+        sizes, intervals = NOISE, lambda split: [(split, 0, noise_size(split))]
+    else:
+        folders = data_dirs(folder, DIGITS)
+        sizes = split_sizes(dataset, folders)
+        intervals = PreparedSet(dataset, folders).intervals
+    train = record_numbers(sizes, intervals(config.train_split))
+    test = record_numbers(sizes, intervals(test_split))
+    available = max(len(train) - held_out(config), 0)
+    parts = {
+        "training": train[:available][: config.train_size or None],
+        "validation": train[available:],
+        "test": test,
+    }
+    return shared_records(sizes, parts)
+
+
+def require_disjoint(config: Config) -> None:
+    """Raises UserError if training, validation and test examples share records, unless the config
+    allows it; DataError as `load_splits` does.
+    """
+    if not config.allow_overlap and (found := overlaps(config)):
+        raise UserError(
+            f"{config.dataset}: {'; '.join(found)}. Choose other --train_split, --test_split, "
+            "--train_size or --validation_size, or add --allow_overlap"
+        )
+
+
+def noise_size(split: str) -> int:
+    """How many examples a split of `fake` has. Raises DataError for another split."""
+    if split not in NOISE:
+        raise DataError(f"no split {split!r} in fake; available: {', '.join(NOISE)}")
+    return NOISE[split]
 
 
 def find_test_split(dataset: str, data_dir: str, test_split: str = "") -> str:
@@ -78,11 +123,10 @@ def open_split(
     in `test`. Raises DataError.
     """
     if dataset == "fake":
-        numbers = {"train": range(1280), "test": range(1280, 1536)}
-        if split not in numbers:
-            raise DataError(f"no split {split!r} in fake; available: {', '.join(numbers)}")
+        count = noise_size(split)
+        first = NOISE["train"] if split == "test" else 0
         size = 32 if crop_size <= 32 else 256
-        return Noise(numbers[split], (size, size, 3), seed)
+        return Noise(range(first, first + count), (size, size, 3), seed)
     folders = data_dirs(data_dir, DIGITS)
     records = open_records(dataset, split, folders, damaged)
     in_memory = max(records.image_shape[:2]) <= IN_MEMORY_PX
@@ -99,14 +143,19 @@ def require_fit(examples) -> None:
         )
 
 
-def about_images(image_shape: tuple[int, int, int], config: Config) -> list[str]:
-    """Lines on what the network does not see, or sees otherwise, of images of this shape."""
+def remarks(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
+    """Lines on what is scored, and on what the network does not see, or sees otherwise, of images
+    of this shape. Raises DataError.
+    """
     height, width, channels = image_shape
-    size, lines = config.crop_size, []
+    size = config.crop_size
+    lines = []
+    if not config.test_split and config.dataset != "fake":
+        lines = about_test_split(config.dataset, data_dirs(config.data_dir, DIGITS))
     if min(height, width) < size:
-        lines = [f"images of {height}x{width} pixels are padded to {size}x{size} (--crop_size)"]
+        lines += [f"images of {height}x{width} pixels are padded to {size}x{size} (--crop_size)"]
     elif height * width > 2 * size**2:
-        lines = [
+        lines += [
             f"--crop_size={size} is 1/{height * width / size**2:.3g} of each image of "
             f"{height}x{width} pixels: prepare the set with --size={size}, or see --preset=photos"
         ]

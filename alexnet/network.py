@@ -119,10 +119,12 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     return Trained(network, state[weights], step, class_names(meta))
 
 
-def given_params(config: Config, target) -> Any:
-    """The weights of the run --init_from, of the shapes of `target`; None without it.
+def given_params(config: Config, names: tuple[str, ...] | None, target) -> Any:
+    """The weights of the run --init_from for the classes `names`, of the shapes of `target`; None
+    without it.
 
     Raises UserError if there is no such run, or its network is another one.
     """
-    source = load_init_from(config, load, target)
+    output = "fc8" if config.net == "alexnet" else "fc10"
+    source = load_init_from(config, load, target, names, output)
     return source.params if source else None

@@ -24,7 +24,14 @@ import optax
 
 from alexnet.augment import VIEWS
 from alexnet.config import Config
-from alexnet.data import load_splits, require_first_batch, training_batches
+from alexnet.data import (
+    load_splits,
+    overlaps,
+    remarks,
+    require_disjoint,
+    require_first_batch,
+    training_batches,
+)
 from alexnet.image_statistics import Statistics, statistics
 from alexnet.network import assemble, given_params
 from alexnet.optimizer import (
@@ -144,6 +151,7 @@ def make_task(config: Config) -> Task:
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
     for examples in (train, validation, test):
         require_first_batch(examples, config.batch_size, config.seed)
+    shared = overlaps(config)
     measured = jax.tree.map(np.float32, statistics(train, config.num_workers))
 
     # ---- network, optimizer, steps
@@ -190,6 +198,8 @@ def make_task(config: Config) -> Task:
             sums = score(test, ten, eval_batch_size(config, VIEWS))
             kinds["ten_crop_"] = metrics.summarize(sums)
         found = {"damaged_records": damaged.count}
+        if shared or config.allow_overlap:
+            found |= {"allow_overlap": config.allow_overlap, "overlap": shared}
         for kind, scores in kinds.items():
             found[f"{kind}top1_error_pct"] = scores["error_pct"]
             found[f"{kind}top5_error_pct"] = scores["top5_error_pct"]
@@ -205,7 +215,7 @@ def make_task(config: Config) -> Task:
         save_every_steps=config.save_every_steps,
         placement=placement,
         initial_state=partial(initial_state, network, tx, measured),
-        given_params=partial(given_params, config),
+        given_params=partial(given_params, config, train.class_names),
         chunks=chunks,
         train=train_batch,
         after_epoch=update_plateau if config.schedule == "plateau" else lambda state, *_: state,
@@ -227,8 +237,13 @@ def make_task(config: Config) -> Task:
         else None,
         chance_loss=math.log(num_classes),
         hint=NOT_LEARNING[config.net],
+        remarks=[
+            *remarks(config, train.image_shape),
+            *shared,
+            *[f"a top-5 error among {num_classes} classes is always 0"] * (num_classes <= 5),
+        ],
     )
 
 
 if __name__ == "__main__":
-    launch.main(Config, make_task, fit)
+    launch.main(Config, make_task, fit, require_disjoint)

@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from common.errors import UserError
+from common.refusals import suggestion
 
 WIDTH = 100  # columns of --help
 
@@ -96,6 +97,12 @@ def parse(flag_values: flags.FlagValues, argv: list[str], config_class=None) -> 
         if config_class:
             arguments = _with_presets(arguments, config_class)
         return flag_values([argv[0], *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        meant = suggestion(error.flagname, list(flag_values))
+        raise UserError(
+            f"unknown flag --{error.flagname}{f': did you mean --{meant}?' if meant else ''} "
+            "(--help lists the flags)"
+        ) from error
     except (flags.Error, UnicodeDecodeError) as error:
         message = " ".join(str(error).split()).removeprefix("ERROR:: ")
         raise UserError(f"{message} (--help lists the flags)") from error
@@ -220,7 +227,9 @@ def from_json(config_class, text: str):
         raise ValueError(f"no setting is called {min(unknown)}")
     define(config_class, flag_values := flags.FlagValues())
     try:
-        flag_values(["config.json", *(f"--{name}={_text(value)}" for name, value in given.items())])
+        flag_values(
+            ["config.json", *(f"--{name}={text_of(value)}" for name, value in given.items())]
+        )
     except flags.Error as error:
         raise ValueError(str(error)) from error
     config = read(config_class, flag_values)
@@ -233,11 +242,12 @@ def from_json(config_class, text: str):
 def to_flagfile(config) -> str:
     """The text of a flagfile that gives this config again: every field, no workdir."""
     return "".join(
-        f"--{name}={_text(value)}\n" for name, value in dataclasses.asdict(config).items()
+        f"--{name}={text_of(value)}\n" for name, value in dataclasses.asdict(config).items()
     )
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as a flag has it."""
     # str of a float round-trips exactly
     return str(value).lower() if isinstance(value, bool) else str(value)
 

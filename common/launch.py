@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,7 +25,7 @@ from common.processes import (
     require_same_flags,
     require_same_workdir,
 )
-from common.workdir import claimed, headline, last_good, write_result
+from common.workdir import claimed, headline, last_good, saved_steps, write_result
 
 # Errors of the disk, whatever raises them; any other OSError is a bug.
 STORAGE_ERRORS = (
@@ -37,7 +38,12 @@ STORAGE_ERRORS = (
 )
 
 
-def main(config_class, make_task: Callable, fit: Callable) -> None:
+def main(
+    config_class,
+    make_task: Callable,
+    fit: Callable,
+    before_new: Callable[[Any], None] = lambda config: None,
+) -> None:
     """Runs one training from the command line, and exits with its code.
 
     Args:
@@ -47,6 +53,7 @@ def main(config_class, make_task: Callable, fit: Callable) -> None:
         description in --help.
       fit: called as (task, workdir, stop_requested), `common.loop.fit`; stop_requested() is None or
         the signal's number. Returns the metrics of result.json; raises Interrupted after saving.
+      before_new: called with the config of a run that has no checkpoint yet; may refuse it.
     """
     runtime.mute_library_logs()
     try:
@@ -55,6 +62,8 @@ def main(config_class, make_task: Callable, fit: Callable) -> None:
         sys.exit(_fail(str(error), error.exit_code))
 
     def train(config, workdir: Path, stop_requested: Callable) -> dict:
+        if not saved_steps(workdir):
+            before_new(config)
         return fit(make_task(config), workdir, stop_requested)
 
     sys.exit(_run(*parsed, train) if parsed else 0)
@@ -149,8 +158,11 @@ def _parsed(
         return None
     required = sum(not word.endswith("...]") for word in words)
     if len(given) > len(words) == required:
+        word = given[len(words)]
         allowed = f"only {' '.join(words)}" if words else "every setting is a flag, --name=value"
-        raise UserError(f"unexpected argument {given[len(words)]!r}: {allowed}.")
+        if "workdir" in values and not values["workdir"].present:
+            allowed += f"; for the run's folder: --workdir={word}"
+        raise UserError(f"unexpected argument {word!r}: {allowed}.")
     if len(given) < required:
         raise UserError(f"{words[len(given)]} is missing: the arguments are {' '.join(words)}.")
     return given

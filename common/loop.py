@@ -1,7 +1,7 @@
 """The training loop of both networks, read from top to bottom."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from common.evaluation import evaluate
 from common.metrics import summarize
 from common.network import Network
 from common.parallel import Placement
+from common.remarks import remarks
 from common.writer import Writer
 
 
@@ -50,6 +51,7 @@ class Task(NamedTuple):
       notes: () -> more to save with a checkpoint.
       learning_rate: step -> rate, to be shown; None where it depends on the errors.
       chance_loss, hint: the loss of guessing, and what to say where training stays there.
+      remarks: more lines to print at the start.
     """
 
     network: Network
@@ -74,6 +76,7 @@ class Task(NamedTuple):
     learning_rate: Callable[[int], float] | None = None
     chance_loss: float | None = None
     hint: str = ""
+    remarks: Sequence[str] = ()
 
     @property
     def config(self) -> Any:
@@ -156,7 +159,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             return False
 
         with log, contextlib.closing(task.chunks(step)) as chunks:
-            log.say("\n".join(start_up_lines(task, step)))
+            log.say("\n".join([*start_up_lines(task, step), *remarks(task)]))
             try:
                 sums = ()
                 finished = step > 0 and step % task.epoch_steps == 0 and end_epoch()
@@ -186,6 +189,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
                 log.say(f"stopped after epoch {step // task.epoch_steps}: {stopping.until(config)}")
             log.say("scoring the training, validation and test examples")
 
+    names = task.facts.get("class_names")
     # The final scores; unless --track=test, the test split was not looked at before.
     scores = {"test": summarize(on_test := score(splits["test"]))}
     for split in ("train", "validation"):
@@ -199,6 +203,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         "training_set": task.training_set,
         "tracked": config.track,
         **({"confusion_matrix": on_test["confusion"]} if "confusion" in on_test else {}),
+        **({"class_names": names} if "confusion" in on_test and names else {}),
         **stopping.entries(config, stopped_by, step // task.epoch_steps),
         "num_steps": step,
         "state_sha256": state_sha256(placement.replicate(state)),
@@ -218,8 +223,9 @@ def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> t
     placement.state_shardings(target)  # refuses what it cannot split, before anything is compiled
     if restored := checkpointer.restore_newest(target):
         step, state, meta = restored
-        for name, value in task.training_set.items():
-            if meta.get(name, value) != value:  # older checkpoints lack some
+        names = list(task.facts.get("class_names") or ())
+        for name, value in (task.training_set | {"class_names": names}).items():
+            if value and (meta.get(name) or value) != value:  # older checkpoints lack some
                 raise other_training_set(task.config, f"{name} in {workdir}")
         task.restored(state, meta)
     else:

@@ -6,6 +6,7 @@ Shapes: B images; stored ones are (B, H, W, C) uint8, as the files have them, pr
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+from common.classes import listed, moved, name_of
 from common.digests import require_fit
+from common.errors import UserError
+from common.overlap import trained_on_digits
+from common.processes import is_first_process
 
 PREDICT_BATCH_SIZE = 256
 
@@ -97,6 +102,13 @@ class Trained(NamedTuple):
             found.append(np.asarray(_predict(self.network, self.params, padded))[: len(batch)])
         return np.concatenate(found)
 
+    def classify(self, images: np.ndarray) -> list[str]:
+        """The name of each image's most probable class, its number where the run has no names; of
+        images as for `predict`.
+        """
+        numbers = self.predict(images).argmax(axis=1).tolist()
+        return [name_of(number, self.class_names) for number in numbers]
+
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """`Network.activations` of stored images (B, H, W, C) uint8, all in one batch."""
         images = self._require_stored(images)
@@ -118,16 +130,48 @@ class Trained(NamedTuple):
         return images
 
 
-def load_init_from(config, load: Callable[[str], Trained], target) -> Trained | None:
+def load_init_from(
+    config, load: Callable[[str], Trained], target, names: tuple[str, ...] | None, output: str
+) -> Trained | None:
     """The run --init_from, its weights on the host; None without it.
 
-    Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
+    Classes that both runs have keep what was learned of them, whatever their order: the weights of
+    the layer `output` are moved. A line on stderr names the others, and another one says if the
+    run has learned the digits that the new one is scored on.
+
+    Args:
+      target: the shapes that its weights must have.
+      names: the classes of the new run.
+
+    Raises:
+      UserError: there is no such run, its weights do not have those shapes, or its classes are in
+        another order and the layer has no weights.
     """
     if not config.init_from:
         return None
     source = load(config.init_from)
     require_fit(source.params, target, Path(config.init_from))
-    return source._replace(params=jax.device_get(source.params))
+    params, known = jax.device_get(source.params), source.class_names
+    unknown = [name for name in names or () if known and name not in known]
+    order = moved(names, known, source.network.num_classes)
+    if order is not None and output in params:
+        params[output] = jax.tree.map(lambda leaf: leaf[..., order], params[output])
+    elif order is not None and not unknown:
+        raise UserError(
+            f"--init_from={config.init_from} has its classes in another order ({listed(known)}), "
+            "which --output=rbf with its fixed codes cannot follow"
+        )
+    lines = [trained_on_digits(source.config.dataset, config.dataset, "test")]
+    if not known:
+        lines.append(f"--init_from={config.init_from} has no class names: outputs go by position")
+    if unknown:
+        lines.append(
+            f"--init_from={config.init_from} does not know the classes {listed(unknown)}: their "
+            "outputs start from weights of others"
+        )
+    for line in filter(None, lines if is_first_process() else ()):
+        print(line, file=sys.stderr, flush=True)
+    return source._replace(params=params)
 
 
 def class_names(meta: dict) -> tuple[str, ...] | None:

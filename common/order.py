@@ -87,6 +87,7 @@ def hold_out(examples, *, train_size: int, validation_size: int) -> tuple:
             f"{examples.name} has {len(examples)} training examples; "
             f"--validation_size={validation_size} leaves {max(available, 0)} to train on"
             + (f", fewer than --train_size={train_size}" if train_size else "")
+            + f"; add a smaller one, such as --validation_size={len(examples) // 10}"
         )
     return examples[: train_size or available], examples[available:]
 

@@ -8,15 +8,19 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES
-from common.processes import is_first_process
+from common.refusals import suggestion
 
 DIGITS = Path(__file__).resolve().parents[1] / "lenet" / "digits"  # the embedded set mnist10k
+# What `scripts.prepare_data` makes, and what comes with the code.
+KNOWN = (
+    "mnist", "mnist10k", "fashion_mnist", "kmnist", "qmnist", "emnist/byclass", "emnist/bymerge",
+    "emnist/balanced", "emnist/letters", "emnist/digits", "emnist/mnist", "cifar10", "imagenet_256",
+)  # fmt: skip
 
 
 def data_dirs(data_dir: str, *embedded: str | Path) -> list[Path]:
@@ -39,6 +43,7 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
     if not re.fullmatch(r"\w+(/[\w.-]+)?", dataset):
         raise DataError(
             f"--dataset={dataset} is not the name of a set, such as mnist or emnist/balanced"
+            f"{_meant(dataset, data_dirs)}"
         )
     for data_dir in data_dirs:
         folders = [path.parent for path in Path(data_dir, dataset).glob("*.*.*/dataset_info.json")]
@@ -56,10 +61,20 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
         choices = ", ".join(f"--dataset={dataset}/{subset}" for subset in subsets)
         raise DataError(f"{dataset} has several subsets; choose one of: {choices}")
     raise DataError(
-        f"data set {dataset!r} not found in {', '.join(map(str, data_dirs))}: name its folder with "
+        f"data set {dataset!r} not found in {', '.join(map(str, data_dirs))}"
+        f"{_meant(dataset, data_dirs)}: name its folder with "
         "--data_dir or $TFDS_DATA_DIR, or prepare it (`python -m scripts.prepare_data --help` "
         "lists what can be downloaded); --dataset=mnist10k is embedded"
     )
+
+
+def _meant(dataset: str, data_dirs: Sequence[str | Path]) -> str:
+    """For an error message: the set that may be meant, of those that are there or can be made."""
+    if dataset in KNOWN:
+        return ""
+    found = (path for each in data_dirs for path in Path(each).glob("*/*/dataset_info.json"))
+    name = suggestion(dataset, [*KNOWN, *(path.parents[1].name for path in found)])
+    return f" (did you mean --dataset={name}?)" if name else ""
 
 
 def split_sizes(dataset: str, data_dirs: Sequence[str | Path]) -> dict[str, int]:
@@ -69,19 +84,23 @@ def split_sizes(dataset: str, data_dirs: Sequence[str | Path]) -> dict[str, int]
 
 
 def find_test_split(dataset: str, data_dirs: Sequence[str | Path]) -> str:
-    """`test`, or, which is said, `validation` in a set that has no `test`. Raises DataError."""
+    """`test`, or `validation` in a set that has no `test`. Raises DataError."""
     splits = split_sizes(dataset, data_dirs)
-    if "test" in splits:
-        return "test"
-    if "validation" not in splits:
-        raise DataError(
-            f"{dataset} has no split `test` or `validation` to score, only {', '.join(splits)}; "
-            "prepare it with some, such as by --test_share=0.2"
-        )
-    if is_first_process():
-        line = f"{dataset} has no split `test`: `validation` is what is scored at the end"
-        print(line, file=sys.stderr, flush=True)
-    return "validation"
+    for split in ("test", "validation"):
+        if split in splits:
+            return split
+    raise DataError(
+        f"{dataset} has no split `test` or `validation` to score, only {', '.join(splits)}; "
+        "prepare it with some, such as by --test_share=0.2"
+    )
+
+
+def about_test_split(dataset: str, data_dirs: Sequence[str | Path]) -> list[str]:
+    """A line where `find_test_split` does not find `test`. Raises DataError."""
+    split = find_test_split(dataset, data_dirs)
+    if split == "test":
+        return []
+    return [f"{dataset} has no split `test`: `{split}` is what is scored at the end"]
 
 
 class PreparedSet:
@@ -94,7 +113,7 @@ class PreparedSet:
       image_shape: (H, W, C); H and W are None where they vary.
       stored_raw: a record holds the pixels themselves, not a PNG or JPEG file.
       num_classes: the number of classes.
-      class_names: their names, or None if the set does not name them all.
+      class_names: their names, or None if the set does not name them all, each differently.
 
     Raises:
       DataError: the set is not found, not in array_record format, or its description is unusable.
@@ -154,7 +173,7 @@ class PreparedSet:
     def _read_class_names(self) -> tuple[str, ...] | None:
         path = self.folder / "label.labels.txt"
         names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return tuple(names) if len(names) == self.num_classes else None
+        return tuple(names) if len(names) == len(set(names)) == self.num_classes else None
 
     def shards(self, split: str) -> list[Path]:
         """The files of a split. Raises DataError if any is missing."""

@@ -4,6 +4,7 @@ import dataclasses
 
 from common.errors import UserError
 from common.flags import setting
+from common.refusals import conflict, require_tracked_fits, require_warmup_fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,34 +186,38 @@ class Config:
     keep: int = setting(3, "Keep the newest N checkpoints.", lower_bound=1, changes_result=False)
 
     def __post_init__(self):
-        if self.optimizer == "sdlm" and (self.pooling != "trainable" or self.output == "softmax"):
-            raise UserError("--optimizer=sdlm needs --pooling=trainable; --output=rbf or squashed")
+        if self.optimizer == "sdlm" and self.pooling != "trainable":
+            ways = ("--pooling=trainable", "--optimizer=sgd")
+            raise conflict("--optimizer=sdlm needs trainable pooling", *ways)
+        if self.optimizer == "sdlm" and self.output == "softmax":
+            ways = ("--output=rbf", "--output=squashed", "--optimizer=sgd")
+            raise conflict("--optimizer=sdlm has no rule for --output=softmax", *ways)
         if self.subsampling != "average" and self.pooling != "trainable":
-            raise UserError(f"--subsampling={self.subsampling} needs --pooling=trainable")
+            ways = ("--pooling=trainable", "--subsampling=average")
+            raise conflict(f"--subsampling={self.subsampling} needs trainable pooling", *ways)
         if self.codes != "distance13" and self.output != "rbf":
-            raise UserError(f"--codes={self.codes} needs --output=rbf")
+            ways = ("--output=rbf", "--codes=distance13")
+            raise conflict(f"--codes={self.codes} needs --output=rbf", *ways)
         if self.output == "squashed" and self.loss != "mse":
-            raise UserError(f"--output=squashed needs --loss=mse, not --loss={self.loss}")
+            ways = ("--loss=mse", "--output=softmax")
+            raise conflict(f"--output=squashed has no --loss={self.loss}", *ways)
         if self.reshuffle and not self.shuffle:
-            raise UserError("--noshuffle needs --noreshuffle")
+            raise conflict("--noshuffle leaves nothing to reshuffle", "--noreshuffle", "--shuffle")
         if self.optimizer != "sgd" and self.momentum:
-            raise UserError(f"--optimizer={self.optimizer} has no momentum; add --momentum=0")
+            ways = ("--momentum=0", "--optimizer=sgd")
+            raise conflict(f"--optimizer={self.optimizer} has no momentum", *ways)
         if self.optimizer == "sdlm" and self.weight_decay:
-            raise UserError("--optimizer=sdlm has no weight decay; add --weight_decay=0")
+            ways = ("--weight_decay=0", "--optimizer=sgd")
+            raise conflict("--optimizer=sdlm has no weight decay", *ways)
         if self.label_smoothing and self.loss != "cross_entropy":
-            raise UserError(f"--label_smoothing needs --loss=cross_entropy, not --loss={self.loss}")
-        if self.warmup_epochs and self.schedule != "cosine":
-            raise UserError(f"--warmup_epochs needs --schedule=cosine, not {self.schedule}")
-        if self.warmup_epochs >= self.num_epochs:
-            epochs = f"--num_epochs={self.num_epochs}"
-            raise UserError(f"--warmup_epochs={self.warmup_epochs} must be less than {epochs}")
+            ways = ("--loss=cross_entropy", "--label_smoothing=0")
+            raise conflict(f"--label_smoothing is not for --loss={self.loss}", *ways)
+        require_warmup_fits(self)
         shares = dict(average_decay=self.average_decay, momentum=self.momentum)
         for name, value in (shares | dict(label_smoothing=self.label_smoothing)).items():
             if value == 1.0:
                 raise UserError(f"--{name}=1 learns nothing: it must be less than 1")
         if self.distorted_copies and self.distortions == "none":
-            raise UserError("--distorted_copies needs --distortions=affine or elastic")
-        if self.track == "validation" and not self.validation_size:
-            raise UserError("--validation_size=0 leaves nothing to validate on; add --track=test")
-        if self.stop_at_validation_error_pct and self.track == "test":
-            raise UserError("--stop_at_validation_error_pct needs --track=validation")
+            ways = ("--distortions=affine", "--distortions=elastic", "--distorted_copies=0")
+            raise conflict("--distorted_copies needs --distortions", *ways)
+        require_tracked_fits(self)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32, Int32, Integer, Key, UInt8
 from common.errors import DataError
 from common.examples import Examples, load
 from common.order import epoch_order, hold_out, order_of_uses, steps_per_epoch
-from common.prepared import DIGITS, data_dirs, find_test_split
+from common.prepared import DIGITS, about_test_split, data_dirs, find_test_split
 from lenet.config import Config
 
 Stored = UInt8[Array | np.ndarray, "B side side C"]  # 28x28 or 32x32 pixels
@@ -46,6 +46,11 @@ def load_splits(config: Config) -> tuple[Examples, Examples, Examples]:
         )
     sizes = dict(train_size=config.train_size, validation_size=config.validation_size)
     return *hold_out(train, **sizes), test
+
+
+def remarks(config: Config) -> list[str]:
+    """Lines on what is scored. Raises DataError."""
+    return about_test_split(config.dataset, data_dirs(config.data_dir, DIGITS))
 
 
 def require_fit(examples: Examples) -> None:

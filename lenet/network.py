@@ -44,7 +44,8 @@ def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Net
     """
     if config.output == "rbf" and num_classes != 10:
         raise UserError(
-            f"--output=rbf has codes for ten digits; {config.dataset} has {num_classes} classes"
+            f"--output=rbf has codes for ten digits; {config.dataset} has {num_classes} classes; "
+            "add --output=softmax"
         )
     build = partial(build_model, config, num_classes, in_channels)
     graphdef, params = nnx.split(nnx.eval_shape(build))
@@ -96,12 +97,13 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     return Trained(network_of(meta), state[weights], step, class_names(meta))
 
 
-def given_params(config: Config, target) -> Any:
-    """The weights of the run --init_from, of the shapes of `target`; None without it.
+def given_params(config: Config, names: tuple[str, ...] | None, target) -> Any:
+    """The weights of the run --init_from for the classes `names`, of the shapes of `target`; None
+    without it.
 
     Raises UserError if there is no such run, or its network is another one.
     """
-    source = load_init_from(config, load, target)
+    source = load_init_from(config, load, target, names, "output")
     if source is None:
         return None
     theirs = source.config

@@ -25,7 +25,7 @@ from common.loop import Task, fit
 from common.network import Network
 from common.order import steps_per_epoch
 from lenet.config import Config
-from lenet.data import for_curvature, load_splits, training_chunks
+from lenet.data import for_curvature, load_splits, remarks, training_chunks
 from lenet.model import loss_function
 from lenet.network import assemble, given_params
 from lenet.optimizer import build_optimizer, curvature, learning_rate_schedule
@@ -125,7 +125,7 @@ def make_task(config: Config) -> Task:
         save_every_steps=0,
         placement=placement,
         initial_state=partial(initial_state, network, tx),
-        given_params=partial(given_params, config),
+        given_params=partial(given_params, config, train.class_names),
         chunks=partial(training_chunks, train, config, placement.rows(config.batch_size)),
         train=train_chunk,
         before_epoch=estimate_curvature if config.optimizer == "sdlm" else lambda state, _: state,
@@ -136,6 +136,7 @@ def make_task(config: Config) -> Task:
         facts=sizes | {"class_names": train.class_names},
         training_set=train.fingerprint(),
         learning_rate=learning_rate_schedule(config, epoch_steps),
+        remarks=remarks(config),
     )
 
 

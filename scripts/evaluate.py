@@ -1,12 +1,14 @@
 """Scores a run again, from its checkpoint alone:
 
-python -m scripts.evaluate --workdir=RUN [--dataset=NAME] [--split=test]
+python -m scripts.evaluate RUN [--dataset=NAME] [--split=test]
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 from absl import flags
 
 import alexnet.augment
@@ -16,18 +18,19 @@ import alexnet.train
 import lenet.data
 import lenet.network
 import lenet.train
+from common import classes, launch, metrics
 from common import examples as in_memory
-from common import launch, metrics
 from common.errors import DataError, UserError
 from common.evaluation import evaluate
 from common.network import Trained
+from common.overlap import trained_on_digits
 from common.prepared import data_dirs, find_test_split
 from common.records import DamagedRecords
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     for name, what in (
-        ("workdir", "The run's folder; required."),
+        ("workdir", "The run's folder, if it is not given as RUN."),
         ("dataset", "A prepared set; the run's own if empty."),
         ("data_dir", "Folder of the prepared sets; the run's own if empty."),
         ("split", "A split or a slice: test, train[55000:]; the run's test split if empty."),
@@ -38,15 +41,17 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("json", False, "Print one JSON object.", flag_values=flag_values)
 
 
-def main(flag_values: flags.FlagValues) -> None:
-    if not flag_values.workdir:
-        raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first")
-    workdir = Path(flag_values.workdir).expanduser()
+def main(flag_values: flags.FlagValues, *runs: str) -> None:
+    given = [*runs, flag_values.workdir] if flag_values.workdir else runs
+    if len(given) != 1:
+        raise UserError("name the folder of one run, such as runs/first")
+    workdir = Path(given[0]).expanduser()
     score = score_alexnet if is_alexnet(workdir) else score_lenet
     result, sums = score(workdir, flag_values)
+    names = result.pop("class_names")
     result |= {"num_examples": int(sums["count"])} | metrics.summarize(sums)
     if "confusion" in sums:
-        result["confusion_matrix"] = sums["confusion"].tolist()
+        result |= {"confusion_matrix": sums["confusion"].tolist(), "class_names": names}
     if flag_values.json:
         print(json.dumps(result))
         return
@@ -54,6 +59,8 @@ def main(flag_values: flags.FlagValues) -> None:
     what, count = f"{result['dataset']} {result['split']}", f"{result['num_examples']:,} examples"
     steps = f"after {result['step']:,} steps"
     print(f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, {steps}")
+    if "confusion" in sums:
+        print(f"by class: {classes.error_pcts(sums['confusion'], names)}")
 
 
 def is_alexnet(workdir: Path) -> bool:
@@ -75,11 +82,12 @@ def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dic
     split = flag_values.split or find_test_split(dataset, folders)
     examples = in_memory.load(dataset, split, folders)
     lenet.data.require_fit(examples)
-    require_same_kind(examples, trained, workdir)
     eval_step = lenet.train.make_eval_step(trained.network)
+    eval_step, names = by_name(eval_step, examples, trained, workdir, split)
     batch_size = lenet.train.EVAL_BATCH_SIZE
     sums = evaluate(eval_step, trained.params, examples, batch_size=batch_size)
-    return {"dataset": dataset, "split": split, "step": trained.step}, sums
+    about = {"dataset": dataset, "split": split, "step": trained.step, "class_names": names}
+    return about, sums
 
 
 def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
@@ -93,24 +101,33 @@ def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, d
     examples = alexnet.data.open_split(
         dataset, data_dir, split, crop_size=config.crop_size, seed=config.seed, damaged=damaged
     )
-    require_same_kind(examples, trained, workdir)
     views = alexnet.augment.VIEWS if flag_values.crops == "ten" else 1
+    eval_step = alexnet.train.make_eval_step(trained.network, views)
+    eval_step, names = by_name(eval_step, examples, trained, workdir, split)
     sums = evaluate(
-        alexnet.train.make_eval_step(trained.network, views),
+        eval_step,
         trained.params,
         examples,
         batch_size=alexnet.train.eval_batch_size(config, views),
         num_threads=config.num_workers,
     )
     about = {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": trained.step}
-    return about | {"damaged_records": damaged.count}, sums
+    return about | {"damaged_records": damaged.count, "class_names": names}, sums
 
 
-def require_same_kind(examples, trained: Trained, workdir: Path) -> None:
-    """Raises UserError for no examples, DataError for images or classes of another kind."""
+def by_name(
+    eval_step: Callable, examples, trained: Trained, workdir: Path, split: str
+) -> tuple[Callable, tuple[str, ...] | None]:
+    """The evaluation step for labels as `examples` number them, and the names of the network's
+    classes. Without names labels go by their position, and a line on stderr says so; another one
+    warns of digits that the network was trained on in another set.
+
+    Raises UserError for no examples, DataError for images or classes of another kind.
+    """
     if not len(examples):
         raise UserError(f"the --split of {examples.name} is empty")
-    network = trained.network
+    network, known = trained.network, trained.class_names
+    numbers = classes.renumbered(examples, known, f"the run in {workdir}")
     fits = examples.image_shape in network.image_shapes
     if not fits or examples.num_classes > network.num_classes:
         raise DataError(
@@ -118,7 +135,19 @@ def require_same_kind(examples, trained: Trained, workdir: Path) -> None:
             f"classes; the run in {workdir} takes {' or '.join(map(str, network.image_shapes))} "
             f"and {network.num_classes}"
         )
+    if warning := trained_on_digits(trained.config.dataset, examples.name, split):
+        print(warning, file=sys.stderr, flush=True)
+    if numbers is None:
+        nameless = examples.name if known else f"the run in {workdir}"
+        line = f"{nameless} has no class names: labels are matched by their position"
+        print(line, file=sys.stderr, flush=True)
+        return eval_step, known or examples.class_names
+
+    def renumbering_step(params, batch):
+        return eval_step(params, batch | {"label": jnp.asarray(numbers)[batch["label"]]})
+
+    return renumbering_step, known
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run_tool(define_flags, main, sys.argv))
+    sys.exit(launch.run_tool(define_flags, main, sys.argv, ("[RUN ...]",)))

@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 
 from alexnet.config import Config
-from alexnet.data import load_splits, require_first_batch, training_batch, training_batches
+from alexnet.data import (
+    load_splits,
+    remarks,
+    require_first_batch,
+    training_batch,
+    training_batches,
+)
 from alexnet.image_statistics import statistics
 from alexnet.noise import Noise
 from common.errors import DataError, UserError
@@ -153,11 +159,21 @@ def test_what_does_not_fit_is_refused(tmp_path, photos):
         ((32, 32, 1), dict(crop_size=32, augmentation="none"), []),
     ],
 )
-def test_what_the_network_does_not_see_is_said(tmp_path, capsys, shape, settings, named):
-    write(tmp_path, "sized", np.zeros((2, *shape), np.uint8))
-    splits_of("sized", tmp_path, **settings)
-    lines = capsys.readouterr().err
-    assert all(each in lines for each in named) and lines.count("\n") == bool(named)
+def test_what_the_network_does_not_see_is_said(shape, settings, named):
+    lines = remarks(Config(dataset="fake", **settings), shape)
+    assert len(lines) == bool(named) and all(each in lines[0] for each in named)
+
+
+def test_what_is_scored_in_place_of_test_is_said(tmp_path, photos):
+    write(tmp_path, "sized", np.zeros((2, 32, 32, 3), np.uint8))
+    for dataset, folder, settings, num_lines in (
+        ("photos", photos, {}, 1),
+        ("photos", photos, dict(test_split="train[:3]"), 0),
+        ("sized", tmp_path, {}, 0),
+    ):
+        config = Config(dataset=dataset, data_dir=str(folder), crop_size=32, **settings)
+        lines = remarks(config, (32, 32, 3))
+        assert len(lines) == num_lines and all("photos" in line for line in lines)
 
 
 def test_the_embedded_digits(tmp_path):

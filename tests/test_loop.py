@@ -935,6 +935,7 @@ NO_CHANGES = {
         "mesh": "data:1",
         "num_workers": 0,
         "max_bad_records": 3,
+        "allow_overlap": True,
         "log_every_steps": 5,
         "save_every_epochs": 2,
         "save_every_steps": 1,

@@ -260,7 +260,7 @@ def test_a_checkpoint_gives_the_scores_again(finished, score):
     again = json.loads(score(workdir, "--json", f"--split={held_out}")[1])
     assert again["error_pct"] == pytest.approx(result["validation_error_pct"], abs=1e-12)
     code, output, _ = score(workdir, "--split=test[:7]")
-    assert code == 0 and output.count("\n") == 1 and " 7 examples" in output
+    assert code == 0 and output.count("\n") == 2 and " 7 examples" in output  # and by class
     assert str(result["num_steps"]) in output
     for flags, expected, named in (
         (["--dataset=wide"], 65, "wide"),

@@ -99,7 +99,8 @@ STUDIES = {
         "weights at a learning rate of 0.003. The images are the first 30 records that `python -m "
         "scripts.prepare_data --dataset=imagenet_256 --source=SAMPLE --data_dir=runs/data` makes "
         "of 300 images in `SAMPLE/val/<wnid>/` (every third class of "
-        "EliSchwartz/imagenet-sample-images).",
+        "EliSchwartz/imagenet-sample-images). The commands here and in the next table score images "
+        "that they train on, which now takes `--allow_overlap` as well.",
     ),
     ("alexnet", "ten_steps"): Study(
         "AlexNet: full-size networks, killed and resumed",
