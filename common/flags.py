@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from common.errors import UserError
+from common.storage import NOT_UTF8
 
 WIDTH = 100  # columns of --help
 
@@ -91,6 +92,9 @@ def parse(flag_values: flags.FlagValues, argv: list[str], config_class=None) -> 
 
     Raises UserError, on one line, for whatever is wrong.
     """
+    for argument in argv[1:]:
+        if NOT_UTF8.search(argument):
+            raise UserError(f"{argument!a} is not UTF-8: rename it, or, if it is, set PYTHONUTF8=1")
     try:
         arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=False)
         if config_class:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES
+from common.storage import NOT_UTF8
 
 
 def data_dirs(data_dir: str, *embedded: str | Path) -> list[Path]:
@@ -39,6 +40,8 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
     for data_dir in data_dirs:
         folders = [path.parent for path in Path(data_dir, dataset).glob("*.*.*/dataset_info.json")]
         versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+        if versions and NOT_UTF8.search(str(data_dir)):
+            raise DataError(f"{data_dir} is not UTF-8, and ArrayRecord cannot open it: rename it")
         if versions:
             return max(versions, key=lambda folder: tuple(map(int, folder.name.split("."))))
     subsets = sorted(

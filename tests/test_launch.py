@@ -334,6 +334,7 @@ class Config:
         (["--workdir=x", "--preset"], "--preset="),
         (["--workdir=x", "--dataset=a\n--seed=1"], "--dataset"),
         (["--workdir=x", "rate=1"], "rate=1"),
+        (["--workdir=x\udcff"], r"x\\udcff.*UTF-8"),
         (["--rate=1"], "--workdir"),
         (["--workdir=x", "--seed=13"], "--seed=13"),
         (["--workdir=x", "--num_processes=2"], "--multihost"),
