@@ -2,7 +2,7 @@
 expected errors.
 
 Exit codes: 0 done, 1 a bug (traceback), 2 usage or resume refused, 65 bad data, 70 non-finite, 74
-storage, 75 locked, 130 SIGINT, 143 SIGTERM.
+storage, 75 locked, 128 + a signal's number: 130 SIGINT, 143 SIGTERM.
 """
 
 import errno
@@ -48,6 +48,8 @@ def main(config_class, make_task: Callable, fit: Callable) -> None:
       fit: called as (task, workdir, stop_requested), `common.loop.fit`; stop_requested() is None or
         the signal's number. Returns the metrics of result.json; raises Interrupted after saving.
     """
+    sys.stdout = runtime.lossy(sys.stdout, sys.__stdout__)
+    sys.stderr = runtime.lossy(sys.stderr, sys.__stderr__)
     runtime.mute_library_logs()
     try:
         parsed = _parse(config_class, sys.argv, sys.modules[make_task.__module__].__doc__)
@@ -79,6 +81,7 @@ def run_tool(
         required. A last one that ends in "...]" stands for any number of arguments.
       config_class: the config whose settings are among the flags: --preset=NAME works.
     """
+    sys.stderr = runtime.lossy(sys.stderr, sys.__stderr__)  # not stdout: it is the tool's result
     runtime.keep_freed_memory()
     values = flags.FlagValues()
     define_flags(values)
