@@ -366,8 +366,11 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
     running run.
 
-    `step` may be "newest" too. Raises UserError if there is no such checkpoint.
+    `step` may be "newest" too. Raises UserError if there is no such checkpoint, or JAX is set to 64
+    bits.
     """
+    if jax.config.jax_enable_x64:
+        raise UserError("networks are float32, and jax_enable_x64 is on: unset JAX_ENABLE_X64")
     steps = saved_steps(workdir)
     if step not in (None, "newest") and not (isinstance(step, int) and step in steps):
         raise UserError(f"{workdir} has no checkpoint of step {step!r}; it has {steps or 'none'}")

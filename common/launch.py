@@ -51,6 +51,7 @@ def main(config_class, make_task: Callable, fit: Callable) -> None:
     sys.stdout = runtime.lossy(sys.stdout, sys.__stdout__)
     sys.stderr = runtime.lossy(sys.stderr, sys.__stderr__)
     runtime.mute_library_logs()
+    runtime.ignore_jax_environment()
     try:
         parsed = _parse(config_class, sys.argv, sys.modules[make_task.__module__].__doc__)
     except UserError as error:
@@ -82,6 +83,9 @@ def run_tool(
       config_class: the config whose settings are among the flags: --preset=NAME works.
     """
     sys.stderr = runtime.lossy(sys.stderr, sys.__stderr__)  # not stdout: it is the tool's result
+    if sys.stdout and sys.stdout is sys.__stdout__:
+        sys.stdout.reconfigure(errors="backslashreplace")  # of an ASCII locale
+    runtime.ignore_jax_environment()
     runtime.keep_freed_memory()
     values = flags.FlagValues()
     define_flags(values)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import DataError, one_line
+from common.errors import DataError, UserError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES
 from common.storage import NOT_UTF8
 
@@ -22,9 +22,15 @@ def data_dirs(data_dir: str, *embedded: str | Path) -> list[Path]:
     Args:
       data_dir: the value of `--data_dir`; if empty, $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       *embedded: folders that come with the code, searched last.
+
+    Raises UserError if there is none: the user has no home folder.
     """
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [Path(os.path.expanduser(chosen)), *map(Path, embedded)]
+    folder = os.path.expanduser(chosen)
+    folders = [Path(folder)] * (not folder.startswith("~")) + [*map(Path, embedded)]
+    if not folders:
+        raise UserError(f"{chosen}: no such home folder; name another one with --data_dir=DIR")
+    return folders
 
 
 def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:

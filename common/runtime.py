@@ -103,6 +103,31 @@ def lossy(stream: TextIO | None, own: TextIO | None) -> TextIO:
     return io.TextIOWrapper(file, **options)
 
 
+# What the programs here are written for.
+JAX_OPTIONS = {
+    "jax_disable_jit": False,
+    "jax_enable_x64": False,
+    "jax_numpy_rank_promotion": "allow",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_matmul_precision": None,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_transfer_guard": "allow",
+}
+
+
+def ignore_jax_environment() -> None:
+    """Resets what the environment sets of JAX_OPTIONS, and says so: the settings of a run are its
+    flags, and the same flags give the same result.
+    """
+    for name, ours in JAX_OPTIONS.items():
+        if os.environ.get(name.upper()) and jax.config.values[name] != ours:
+            given = f"{name.upper()}={os.environ[name.upper()]}"
+            print(f"warning: {given} is ignored; unset it to lose this line", file=sys.stderr)
+            jax.config.update(name, ours)
+
+
 def keep_freed_memory() -> None:
     """Makes glibc reuse freed memory instead of returning it to the system, and in huge pages.
 
@@ -150,11 +175,11 @@ def use_compilation_cache() -> None:
     JAX_COMPILATION_CACHE_DIR wins.
     """
     if not jax.config.jax_compilation_cache_dir:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        cache = caches / "lenet-alexnet" / "jax"
         try:
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            cache = caches / "lenet-alexnet" / "jax"
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError:  # a read-only home: JAX would warn about it at every program
+        except (OSError, RuntimeError):  # JAX would warn of a read-only home at every program
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
     # By default, JAX does not cache the programs of a small network.

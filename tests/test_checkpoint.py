@@ -419,6 +419,12 @@ def test_killed_again_and_again_the_only_checkpoint_is_intact(tmp_path):
 # ---- the weights alone
 
 
+def test_weights_are_not_read_as_float64(tmp_path):
+    save(tmp_path, 1)
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64"):
+        checkpoint.restore_part(tmp_path, lambda meta: {}, None)
+
+
 def damage_largest_file(workdir, step: int) -> None:
     """Flips a bit of the file that holds the largest leaf."""
     files = [path for path in (workdir / f"checkpoints/{step}/state").rglob("*") if path.is_file()]

@@ -257,6 +257,36 @@ def test_a_home_that_cannot_be_written_is_not_a_failure(program):
 
 
 @pytest.mark.commands
+def test_settings_of_the_environment_change_nothing_and_are_named(program, clean_run):
+    ignored = {
+        "JAX_DISABLE_JIT": "1",
+        "JAX_ENABLE_X64": "1",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_RANDOM_SEED_OFFSET": "3",
+        "JAX_TRANSFER_GUARD": "disallow",
+    }
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ascii_only["PYTHONIOENCODING"] = "ascii:strict"
+    places = {"JAX_DEBUG_NANS": "1", **ascii_only}
+    # A user without a name and a home, as containers have it.
+    code = "import os, pwd, runpy, sys; del os.environ['HOME'], os.environ['XDG_CACHE_HOME']; "
+    code += "pwd.getpwuid = {}.__getitem__; sys.argv[0] = 'tiny'; "
+    code += "runpy.run_module('tiny', run_name='__main__', alter_sys=True)"
+    arguments = ("--workdir=odd", "--rate=0.25")
+    code, output, errors = program.run(*arguments, python=("-c", code), **ignored, **places)
+    assert code == 0 and "odd" in output, errors
+    assert program.result("odd")["state_sha256"] == program.result("clean")["state_sha256"]
+    warnings = [line for line in errors.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(ignored) and "Traceback" not in errors, errors
+    assert all(any(f"{name}=" in line for line in warnings) for name in ignored)
+    assert not (program.folder / "~").exists()
+
+
+@pytest.mark.commands
 def test_help_has_the_description_presets_and_flags_in_sections(program):
     code, output, errors = program.run("--help")
     assert (code, errors) == (0, "")
@@ -337,6 +367,7 @@ class Config:
         (["--workdir=x", "--dataset=a\n--seed=1"], "--dataset"),
         (["--workdir=x", "rate=1"], "rate=1"),
         (["--workdir=x\udcff"], r"x\\udcff.*UTF-8"),
+        (["--workdir=~nobody.of.this.name/x"], "home"),
         (["--rate=1"], "--workdir"),
         (["--workdir=x", "--seed=13"], "--seed=13"),
         (["--workdir=x", "--num_processes=2"], "--multihost"),
