@@ -4,8 +4,7 @@ Orbax writes them atomically and in the background, but does not detect flipped 
 data. So each checkpoint carries a SHA-256 per leaf, taken of the array in memory, and a restore
 verifies all of them. A damaged step is set aside as `N.corrupt`, and the next older one is used.
 
-An older step is removed only when the new one is complete under its final name. Where one alone is
-kept, there is no older one to fall back on: each is read back before it gets that name.
+Each is read back before it gets its final name, and only then is an older one removed.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ from common.digests import (
 )
 from common.errors import NonFiniteError, StorageError, UserError, one_line
 from common.processes import all_gather_text, all_true, broadcast, is_first_process
-from common.storage import one_failure_at_a_time, storage_error, unreadable
+from common.storage import literal_path, one_failure_at_a_time, storage_error, unreadable
 from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that Orbax is still writing
@@ -52,21 +51,24 @@ class Checkpointer:
         self._directory = self._workdir / "checkpoints"
         self._read_only = read_only
         self._manager = None
+        self._closing = contextlib.ExitStack()
+        self._orbax_directory = self._directory  # as Orbax must call it
         self._written = self._directory  # the temporary folder of the save under way
         if self._directory.is_dir() or not read_only:
             if not read_only:
                 self._remove_unfinished()
             # (Orbax's own read_only option warns about other options; a manager that is never
             # asked to save writes nothing either.)
-            check = self._read_back if keep == 1 else None
+            literal = literal_path(self._workdir, not read_only, self._closing)
+            self._orbax_directory = literal / "checkpoints"
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=not read_only,
-                async_options=ocp.AsyncOptions(post_finalization_callback=check),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._read_back),
             )
             for attempt in range(10):
                 try:
-                    self._manager = ocp.CheckpointManager(self._directory, options=options)
+                    self._manager = ocp.CheckpointManager(self._orbax_directory, options=options)
                     break
                 # Orbax opens all steps that it lists; a run may remove one in between.
                 except FileNotFoundError:
@@ -96,7 +98,7 @@ class Checkpointer:
                 )
 
         def description() -> dict:
-            self._written = self._directory / f"{step}{_UNFINISHED}"
+            self._written = self._orbax_directory / f"{step}{_UNFINISHED}"
             content = {
                 "step": step,
                 "meta": meta,
@@ -199,7 +201,7 @@ class Checkpointer:
         try:
             with one_failure_at_a_time():
                 _read_every_byte(self._directory / str(step))
-                damaged = _damaged(self._directory / str(step), self.description(step))
+                damaged = _damaged(self._orbax_directory / str(step), self.description(step))
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:
@@ -212,14 +214,15 @@ class Checkpointer:
         """Waits until the last save is on disk. Raises StorageError if it could not be written;
         older steps are then intact.
         """
-        if self._manager is None:
-            return
-        try:
-            self._manager.wait_until_finished()
-            self._manager.close()
-        except Exception as error:
-            self._explain(error)
-            raise
+        with self._closing:
+            if self._manager is None:
+                return
+            try:
+                self._manager.wait_until_finished()
+                self._manager.close()
+            except Exception as error:
+                self._explain(error)
+                raise
 
     def description(self, step: int) -> dict:
         """{"step": step, "meta": as saved, "leaves": {path: [dtype, shape, SHA-256]}} of one step;
@@ -375,8 +378,11 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
     running run.
 
-    `step` may be "newest" too. Raises UserError if there is no such checkpoint.
+    `step` may be "newest" too. Raises UserError if there is no such checkpoint, or JAX is set to 64
+    bits.
     """
+    if jax.config.jax_enable_x64:
+        raise UserError("networks are float32, and jax_enable_x64 is on: unset JAX_ENABLE_X64")
     steps = saved_steps(workdir)
     if step not in (None, "newest") and not (isinstance(step, int) and step in steps):
         raise UserError(f"{workdir} has no checkpoint of step {step!r}; it has {steps or 'none'}")

@@ -8,6 +8,7 @@ flags override it. Every run writes its own flagfile, flags.txt, which replays i
 import dataclasses
 import json
 import math
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -17,6 +18,7 @@ from absl import flags
 
 from common.errors import UserError
 from common.refusals import suggestion
+from common.storage import NOT_UTF8
 
 WIDTH = 100  # columns of --help
 
@@ -92,6 +94,12 @@ def parse(flag_values: flags.FlagValues, argv: list[str], config_class=None) -> 
 
     Raises UserError, on one line, for whatever is wrong.
     """
+    for argument in argv[1:]:
+        if NOT_UTF8.search(argument):
+            raise UserError(f"{argument!a} is not UTF-8: rename it, or, if it is, set PYTHONUTF8=1")
+        path = argument.partition("=")[2] or argument
+        if os.path.expanduser(path).startswith("~"):
+            raise UserError(f"{argument}: no such home folder; write the whole path")
     try:
         arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=False)
         if config_class:

@@ -2,7 +2,7 @@
 expected errors.
 
 Exit codes: 0 done, 1 a bug (traceback), 2 usage or resume refused, 65 bad data, 70 non-finite, 74
-storage, 75 locked, 130 SIGINT, 143 SIGTERM.
+storage, 75 locked, 128 + a signal's number: 130 SIGINT, 143 SIGTERM.
 """
 
 import errno
@@ -55,7 +55,10 @@ def main(
         the signal's number. Returns the metrics of result.json; raises Interrupted after saving.
       before_new: called with the config of a run that has no checkpoint yet; may refuse it.
     """
+    sys.stdout = runtime.lossy(sys.stdout, sys.__stdout__)
+    sys.stderr = runtime.lossy(sys.stderr, sys.__stderr__)
     runtime.mute_library_logs()
+    runtime.ignore_jax_environment()
     try:
         parsed = _parse(config_class, sys.argv, sys.modules[make_task.__module__].__doc__)
     except UserError as error:
@@ -88,6 +91,10 @@ def run_tool(
         required. A last one that ends in "...]" stands for any number of arguments.
       config_class: the config whose settings are among the flags: --preset=NAME works.
     """
+    sys.stderr = runtime.lossy(sys.stderr, sys.__stderr__)  # not stdout: it is the tool's result
+    if sys.stdout and sys.stdout is sys.__stdout__:
+        sys.stdout.reconfigure(errors="backslashreplace")  # of an ASCII locale
+    runtime.ignore_jax_environment()
     runtime.keep_freed_memory()
     values = flags.FlagValues()
     define_flags(values)

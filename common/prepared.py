@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import DataError, one_line
+from common.errors import DataError, UserError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES
 from common.refusals import suggestion
+from common.storage import NOT_UTF8
 
 DIGITS = Path(__file__).resolve().parents[1] / "lenet" / "digits"  # the embedded set mnist10k
 # What `scripts.prepare_data` makes, and what comes with the code.
@@ -29,9 +30,15 @@ def data_dirs(data_dir: str, *embedded: str | Path) -> list[Path]:
     Args:
       data_dir: the value of `--data_dir`; if empty, $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       *embedded: folders that come with the code, searched last.
+
+    Raises UserError if there is none: the user has no home folder.
     """
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [Path(os.path.expanduser(chosen)), *map(Path, embedded)]
+    folder = os.path.expanduser(chosen)
+    folders = [Path(folder)] * (not folder.startswith("~")) + [*map(Path, embedded)]
+    if not folders:
+        raise UserError(f"{chosen}: no such home folder; name another one with --data_dir=DIR")
+    return folders
 
 
 def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
@@ -48,6 +55,8 @@ def find(dataset: str, data_dirs: Sequence[str | Path]) -> Path:
     for data_dir in data_dirs:
         folders = [path.parent for path in Path(data_dir, dataset).glob("*.*.*/dataset_info.json")]
         versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+        if versions and NOT_UTF8.search(str(data_dir)):
+            raise DataError(f"{data_dir} is not UTF-8, and ArrayRecord cannot open it: rename it")
         if versions:
             return max(versions, key=lambda folder: tuple(map(int, folder.name.split("."))))
     subsets = sorted(

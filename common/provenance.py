@@ -110,6 +110,7 @@ def _relative(text: str) -> str:
     path = Path(text)
     if not path.is_absolute():
         return text
-    if path.is_relative_to(Path.home()) and not path.is_relative_to(Path.cwd()):
-        return f"~/{path.relative_to(Path.home())}"
+    home = os.path.expanduser("~")  # as it stands where a container's user has no home
+    if path.is_relative_to(home) and not path.is_relative_to(Path.cwd()):
+        return f"~/{path.relative_to(home)}"
     return os.path.relpath(path)

@@ -1,9 +1,10 @@
-"""What a run sets up in its process: stop signals, the allocator, XLA and JAX settings, and which
-messages of libraries are muted.
+"""What a run sets up in its process: stop signals, messages that may be lost, the allocator, XLA
+and JAX settings, and which messages of libraries are muted.
 """
 
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import platform
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import TextIO
 
 import jax
 from jax._src import xla_bridge  # nothing public says whether JAX has started
@@ -18,17 +20,25 @@ from jax._src import xla_bridge  # nothing public says whether JAX has started
 from common.errors import UserError
 from common.parallel import FIXED_PARTS
 
+STOP_SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT),
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+)
+
 
 @contextlib.contextmanager
 def stop_signals():
-    """Yields stop_requested() -> None, or the number of the first SIGTERM or SIGINT. A second one
-    ends the process at once.
+    """Yields stop_requested() -> None, or the number of the first of STOP_SIGNALS. A SIGTERM or
+    SIGINT after it ends the process at once; the others come more than once from the system itself,
+    when a terminal is closed or for each second above a limit. One that was ignored when the
+    program started (nohup) stays ignored.
 
     Python runs signal handlers between bytecodes of the main thread, which a compilation can block
     for a minute. So another thread reads the numbers from the pipe that the interpreter's C handler
     writes to.
     """
-    received, numbers = [], (signal.SIGTERM, signal.SIGINT)
+    received = []
+    numbers = [n for n in STOP_SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
 
@@ -37,10 +47,12 @@ def stop_signals():
             if number not in numbers:
                 continue
             if received:
-                os._exit(128 + number)
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    os._exit(128 + number)
+                continue
             received.append(number)
             name = signal.Signals(number).name
-            message = f"{name}: finishing this step and saving; send it again to stop at once."
+            message = f"{name}: finishing this step and saving; SIGTERM or SIGINT stops at once."
             print(message, file=sys.stderr, flush=True)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -57,6 +69,63 @@ def stop_signals():
         watcher.join()
         os.close(write_end)
         os.close(read_end)
+
+
+class _Lossy(io.FileIO):
+    """A file without a reader, a full or a closed one takes everything, and nothing waits."""
+
+    def write(self, content) -> int:
+        try:
+            return super().write(content) or len(content)  # None where it would wait
+        except OSError:
+            return len(content)
+
+
+def lossy(stream: TextIO | None, own: TextIO | None) -> TextIO:
+    """A `stream` of messages where what cannot be written is lost, and the program goes on: the
+    terminal was closed, the reader of a pipe has ended, the disk is full. A character that its
+    encoding lacks is escaped.
+
+    Args:
+      own: what the process started with; another stream, as in a notebook, is left alone.
+    """
+    for descriptor in range(3):  # what is not open gets no other file's number
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if stream is None:
+        return open(os.devnull, "w")
+    if stream is not own:
+        return stream
+    file = io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False))
+    options = dict(encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
+    return io.TextIOWrapper(file, **options)
+
+
+# What the programs here are written for.
+JAX_OPTIONS = {
+    "jax_disable_jit": False,
+    "jax_enable_x64": False,
+    "jax_numpy_rank_promotion": "allow",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_matmul_precision": None,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_transfer_guard": "allow",
+}
+
+
+def ignore_jax_environment() -> None:
+    """Resets what the environment sets of JAX_OPTIONS, and says so: the settings of a run are its
+    flags, and the same flags give the same result.
+    """
+    for name, ours in JAX_OPTIONS.items():
+        if os.environ.get(name.upper()) and jax.config.values[name] != ours:
+            given = f"{name.upper()}={os.environ[name.upper()]}"
+            print(f"warning: {given} is ignored; unset it to lose this line", file=sys.stderr)
+            jax.config.update(name, ours)
 
 
 def keep_freed_memory() -> None:
@@ -106,11 +175,11 @@ def use_compilation_cache() -> None:
     JAX_COMPILATION_CACHE_DIR wins.
     """
     if not jax.config.jax_compilation_cache_dir:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        cache = caches / "lenet-alexnet" / "jax"
         try:
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            cache = caches / "lenet-alexnet" / "jax"
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError:  # a read-only home: JAX would warn about it at every program
+        except (OSError, RuntimeError):  # JAX would warn of a read-only home at every program
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
     # By default, JAX does not cache the programs of a small network.

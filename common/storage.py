@@ -1,18 +1,53 @@
-"""What the system says when a disk fails, and whether that is about the files."""
+"""What the system says when a disk fails, and whether that is about the files; and a name for a
+folder that Orbax can use.
+"""
 
 import contextlib
 import errno
 import gc
 import logging
+import os
 import re
 import sys
 import time
 import warnings
+from pathlib import Path
+
+from common.errors import UserError
 
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are
 # left as they are.
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
 UNREADABLE |= {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+
+NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python keeps such bytes of a name
+OPEN_FILES = "/proc/self/fd"  # Linux: a folder of links to what this process has open
+
+
+def literal_path(folder: Path, make: bool, closing: contextlib.ExitStack) -> Path:
+    """A path of `folder` that Orbax takes as it stands, valid until `closing` is closed.
+
+    Orbax passes absolute paths to `glob`, where brackets are a pattern, and merges what that finds:
+    nothing, and says that it saved. TensorStore takes a backslash for a slash, and text alone.
+
+    Args:
+      make: whether to make the folder if it is absent.
+
+    Raises UserError where this system has no other path for such a folder.
+    """
+    if not (re.search(r"[*?\[\\]|:/", str(folder)) or NOT_UTF8.search(str(folder))):
+        return folder
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    closing.callback(os.close, opened)
+    literal = Path(OPEN_FILES, str(opened))
+    if not literal.is_dir():
+        raise UserError(
+            f"{folder}: checkpoints cannot be kept where a folder's name has *, ?, [, a backslash, "
+            "a colon at its end, or bytes that are not UTF-8. Use another --workdir."
+        )
+    return literal
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ by jaxtyping, everything else by beartype.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -19,6 +20,9 @@ install_import_hook(
     ["lenet", "alexnet", "common"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+# What a shell starts with & inherits that SIGINT is ignored, and so would the tests' commands.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("no deadline", deadline=None, max_examples=30)  # machines are shared
 settings.load_profile("no deadline")

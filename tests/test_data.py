@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import shutil
 import struct
 import subprocess
@@ -165,6 +166,12 @@ def test_data_dirs(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", "~/sets")
     assert data_dirs("", "one", "two") == [tmp_path / "sets", Path("one"), Path("two")]
     assert data_dirs("given") == [Path("given")]
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a container's user without a name
+    assert data_dirs("", "embedded") == [Path("embedded")]
+    with pytest.raises(UserError, match="--data_dir"):
+        data_dirs("")
 
 
 # Descriptions that cannot be used

@@ -2,10 +2,12 @@
 the launcher, checkpoints and writer of both networks.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -255,6 +257,36 @@ def test_a_home_that_cannot_be_written_is_not_a_failure(program):
 
 
 @pytest.mark.commands
+def test_settings_of_the_environment_change_nothing_and_are_named(program, clean_run):
+    ignored = {
+        "JAX_DISABLE_JIT": "1",
+        "JAX_ENABLE_X64": "1",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_RANDOM_SEED_OFFSET": "3",
+        "JAX_TRANSFER_GUARD": "disallow",
+    }
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ascii_only["PYTHONIOENCODING"] = "ascii:strict"
+    places = {"JAX_DEBUG_NANS": "1", **ascii_only}
+    # A user without a name and a home, as containers have it.
+    code = "import os, pwd, runpy, sys; del os.environ['HOME'], os.environ['XDG_CACHE_HOME']; "
+    code += "pwd.getpwuid = {}.__getitem__; sys.argv[0] = 'tiny'; "
+    code += "runpy.run_module('tiny', run_name='__main__', alter_sys=True)"
+    arguments = ("--workdir=odd", "--rate=0.25")
+    code, output, errors = program.run(*arguments, python=("-c", code), **ignored, **places)
+    assert code == 0 and "odd" in output, errors
+    assert program.result("odd")["state_sha256"] == program.result("clean")["state_sha256"]
+    warnings = [line for line in errors.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(ignored) and "Traceback" not in errors, errors
+    assert all(any(f"{name}=" in line for line in warnings) for name in ignored)
+    assert not (program.folder / "~").exists()
+
+
+@pytest.mark.commands
 def test_help_has_the_description_presets_and_flags_in_sections(program):
     code, output, errors = program.run("--help")
     assert (code, errors) == (0, "")
@@ -334,6 +366,8 @@ class Config:
         (["--workdir=x", "--preset"], "--preset="),
         (["--workdir=x", "--dataset=a\n--seed=1"], "--dataset"),
         (["--workdir=x", "rate=1"], "rate=1"),
+        (["--workdir=x\udcff"], r"x\\udcff.*UTF-8"),
+        (["--workdir=~nobody.of.this.name/x"], "home"),
         (["--rate=1"], "--workdir"),
         (["--workdir=x", "--seed=13"], "--seed=13"),
         (["--workdir=x", "--num_processes=2"], "--multihost"),
@@ -355,6 +389,45 @@ def test_the_line_names_what_is_wrong(tmp_path, monkeypatch, arguments, named):
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+# ---- messages that cannot be written
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("broken", ["pipe", "terminal", "full", "closed", "blocked"])
+def test_a_message_that_cannot_be_written_changes_nothing(program, clean_run, broken):
+    """The reader of a pipe ends, a terminal is closed, stderr is a full disk, is not open, or is a
+    pipe that nobody empties and that does not wait.
+    """
+    ours, theirs = {"terminal": pty.openpty, "full": lambda: (-1, -1)}.get(broken, os.pipe)()
+    if broken == "full":
+        theirs = os.open("/dev/full", os.O_WRONLY)
+    if broken == "blocked":
+        os.set_blocking(theirs, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(theirs, bytes(2**12)):
+                pass
+    closed = ["-c", 'exec "$0" "$@" >&- 2>&-'] if broken == "closed" else ["-c", 'exec "$0" "$@"']
+    run = [sys.executable, "-m", "tiny", f"--workdir={broken}", "--rate=0.25"]
+    process = subprocess.Popen(
+        ["sh", *closed, *run],
+        cwd=program.folder,
+        env=program.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    program.started.append(process)
+    os.close(theirs)
+    if broken in ("pipe", "terminal"):
+        os.read(ours, 1)
+        os.close(ours)
+    assert process.wait(timeout=600) == 0
+    assert program.metrics(broken) == STEPS
+    assert program.result(broken)["state_sha256"] == program.result("clean")["state_sha256"]
+    if broken in ("closed", "blocked"):
+        os.close(ours)
+
+
 # ---- signals, kills, locks
 
 
@@ -368,6 +441,7 @@ def held(program, name: str) -> str:
     ("name", "code", "lines"),
     [
         pytest.param("SIGTERM", 143, 5, marks=pytest.mark.commands),
+        pytest.param("SIGHUP", 129, 5, marks=pytest.mark.commands),
         pytest.param("SIGKILL", -9, 4, marks=pytest.mark.slow),
     ],
 )
@@ -383,6 +457,28 @@ def test_stopped_or_killed_it_resumes_bit_for_bit(program, clean_run, name, code
     assert program.metrics(name) == STEPS[:lines]
     assert program.run(*command)[0] == 0 and program.metrics(name) == STEPS
     assert program.result(name)["state_sha256"] == program.result("clean")["state_sha256"]
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGINT"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_every_signal_of_a_scheduler_is_a_request_to_save(name, ignored, monkeypatch):
+    """Unless it was ignored when the program started, as with nohup. The system sends SIGHUP and
+    SIGXCPU again by itself.
+    """
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    number = signal.Signals[name]
+    before = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with runtime.stop_signals() as stop_requested:
+            for _ in range(3):
+                os.kill(os.getpid(), number)
+                time.sleep(0.05)
+            assert stop_requested() == (None if ignored else number)
+        assert signal.getsignal(number) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(number, before)
+    assert ended == ([128 + number] * 2 if (name, ignored) == ("SIGINT", False) else [])
 
 
 @pytest.mark.commands
@@ -406,10 +502,7 @@ def test_ctrl_c_is_heard_while_the_other_processes_are_awaited(program):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    # What a shell starts with & inherits that SIGINT is ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = program.start("--workdir=alone", "--multihost", *by_hand(f"localhost:{port}", 2, 0))
-    signal.signal(signal.SIGINT, before)
     with socket.socket() as caller:
         while caller.connect_ex(("localhost", port)):  # until it listens, as the coordinator
             assert process.poll() is None

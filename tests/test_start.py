@@ -210,6 +210,28 @@ def test_run_as_a_file_it_is_the_same_where_installed_and_else_one_line(net, tmp
 
 
 @pytest.mark.commands
+@pytest.mark.parametrize("name", [b"c[1]\\ b'\"%20*\n", b"c\xff"])
+def test_whatever_the_folder_of_the_clone_is_called(tmp_path, name):
+    """It works, or is refused in one line, before training."""
+    clone = tmp_path / os.fsdecode(name)
+    for package in ("common", "lenet", "alexnet", "scripts"):
+        shutil.copytree(ROOT / package, clone / package)
+    run = dict(cwd=clone, capture_output=True, text=True)
+    run |= {"env": os.environ | {"PYTHONPATH": "", "XDG_CACHE_HOME": str(tmp_path)}}
+    sizes = ["--train_size=8", "--validation_size=8", "--batch_size=4", "--num_epochs=1"]
+    train = [sys.executable, "-m", "lenet.train", "--workdir=run", "--dataset=mnist10k", *sizes]
+    done = subprocess.run(train, **run)
+    if b"\xff" in name:
+        assert (done.returncode, done.stdout) == (65, ""), done.stderr
+        assert "UTF-8" in done.stderr.splitlines()[-1] and not saved_steps(clone / "run")
+        return
+    assert done.returncode == 0, done.stderr
+    evaluate = [sys.executable, "-m", "scripts.evaluate", "--workdir=run", "--split=test[:8]"]
+    done = subprocess.run(evaluate, **run)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.commands
 def test_importing_a_network_is_cheap():
     code = "import lenet, alexnet, sys; lenet.load, alexnet.load; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

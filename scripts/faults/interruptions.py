@@ -42,6 +42,8 @@ def kill(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
 
 def stop(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     """SIGTERM and SIGINT at random moments of training."""
+    # What a shell starts with & inherits that SIGINT is ignored, and so would the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     clean = run_clean(DECK, folder / "clean")
     for number, tries in ((signal.SIGTERM, 10), (signal.SIGINT, 5)):
         yield interrupted(DECK, clean, number, tries if full else 1, folder / str(number), draw)
