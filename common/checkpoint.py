@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
+from common.checkpoint_files import put, read_arrays, read_description
 from common.digests import (
     describe,
     host_leaves,
@@ -34,7 +35,7 @@ from common.digests import (
 )
 from common.errors import NonFiniteError, StorageError, UserError, one_line
 from common.processes import all_gather_text, all_true, broadcast, is_first_process
-from common.storage import one_failure_at_a_time, storage_error, unreadable
+from common.storage import storage_error, unreadable
 from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
 
 
@@ -51,25 +52,17 @@ class Checkpointer:
         self._read_only = read_only
         self._manager = None
         self._written = self._directory  # the temporary folder of the save under way
-        if self._directory.is_dir() or not read_only:
-            # A kill in the middle of a save leaves a temporary folder behind: removed here, unless
-            # we only look. (Orbax's own read_only option warns about other options; a manager that
-            # is never asked to save writes nothing either.)
+        if not read_only:
+            if is_first_process():  # what a kill in the middle of a save leaves
+                for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
             check = self._read_back if keep == 1 else None
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                create=not read_only,
-                cleanup_tmp_directories=not read_only,
+                create=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=check),
             )
-            for attempt in range(10):
-                try:
-                    self._manager = ocp.CheckpointManager(self._directory, options=options)
-                    break
-                # Orbax opens all steps that it lists; a run may remove one in between.
-                except FileNotFoundError:
-                    if not read_only or attempt == 9:
-                        raise
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state, meta: dict) -> None:
         """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of
@@ -154,12 +147,11 @@ class Checkpointer:
     def _newest_intact(self, restore: Callable[[int], tuple]):
         """(step, *restore(step)) of the newest step where that succeeds in all processes."""
         # On a shared disk processes may see different steps for a moment: those of the first count.
-        steps = json.loads(all_gather_text(json.dumps(saved_steps(self._workdir)))[0])
+        steps, why = json.loads(all_gather_text(json.dumps(saved_steps(self._workdir)))[0]), ""
         for step in reversed(steps):
             failure = None
             try:
-                with one_failure_at_a_time():
-                    restored = restore(step)
+                restored = restore(step)
             except Exception as error:
                 failure = error
             if all_true(failure is None):
@@ -172,14 +164,17 @@ class Checkpointer:
             reason = unreadable(failure)
             if not all_true(reason is None):
                 raise self._cannot_read(step, reason or "see the other process") from failure
-            self._set_aside(
-                step, one_line(failure) if failure else "another process cannot read it"
-            )
+            why = one_line(failure) if failure else "another process cannot read it"
+            if not self._read_only:
+                self._set_aside(step, why)
+            elif step != steps[0]:
+                _warn(step, why, "trying the one before")
         # What an earlier start set aside: training must not begin anew unasked.
         if steps or any(self._directory.glob("*.corrupt*")):
             raise StorageError(
-                f"no checkpoint in {self._directory} is intact. To train from the start, use "
-                "another --workdir; to retry a damaged one, rename N.corrupt back to N."
+                f"no checkpoint in {self._directory} is intact{f' ({why})' * bool(why)}. To train "
+                "from the start, use another --workdir; to retry a damaged one, rename N.corrupt "
+                "back to N."
             )
         return None
 
@@ -195,16 +190,16 @@ class Checkpointer:
           StorageError: the system cannot read it, which is no damage.
         """
         try:
-            with one_failure_at_a_time():
-                _read_every_byte(self._directory / str(step))
-                damaged = _damaged(self._directory / str(step), self.description(step))
+            leaves = self.description(step)["leaves"]
+            _read_every_byte(self._directory / str(step))
+            read_arrays(self._directory / str(step), leaves, leaves)
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:
             if reason := unreadable(error):
                 raise self._cannot_read(step, reason) from error
             return one_line(error)
-        return f"{', '.join(damaged)}: not what was saved" if damaged else None
+        return None
 
     def close(self) -> None:
         """Waits until the last save is on disk. Raises StorageError if it could not be written;
@@ -226,8 +221,8 @@ class Checkpointer:
         Raises an exception, of whatever type, if it cannot be read or does not match its own
         digest.
         """
-        content = self._manager.restore(step, args=ocp.args.Composite(meta=_Description())).meta
-        if _checked(content)["step"] != step:
+        content = read_description(self._directory / str(step))
+        if content["step"] != step:
             raise ValueError("its description is of another step")
         return content
 
@@ -241,48 +236,40 @@ class Checkpointer:
         }
         advice = "Use its flags, or another --workdir."
         require_same_shapes(saved, shapes(target), self._directory / str(step), advice)
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        ).state
-        for path, array in host_leaves(state).items():
-            if describe(path, array) != content["leaves"][path]:
-                raise ValueError(f"{path} does not match its digest")
+        arrays = read_arrays(self._directory / str(step), content["leaves"], content["leaves"])
+        state = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: put(arrays[jax.tree_util.keystr(path)], leaf), target
+        )
         return state, content["meta"]
 
     def _restore_part(self, step: int, target_of: Callable[[dict], dict]):
         """({"params": ...}, meta) of one step; raises as `_restore`."""
         content = self.description(step)
-        target = jax.tree.map(_on_one_device, target_of(content["meta"]))
+        target = target_of(content["meta"])
         wanted = {plain_path(path): shape for path, shape in shapes(target).items()}
         paths = {plain_path(path): path for path in content["leaves"]}
         there = {}
         for names in wanted.keys() & paths.keys():
             dtype, shape, _ = content["leaves"][paths[names]]
             there[names] = f"{dtype} {tuple(shape)}"
-        require_same_shapes(there, wanted, self._directory / str(step), "Its config was changed.")
-        restore = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        part = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
-        for path, array in host_leaves(part).items():
-            saved_path = paths[plain_path(path)]
-            if describe(saved_path, array) != content["leaves"][saved_path]:
-                raise ValueError(f"{saved_path} does not match its digest")
-        return part, content["meta"]
+        folder = self._directory / str(step)
+        require_same_shapes(there, wanted, folder, "Its config was changed.")
+        arrays = read_arrays(folder, content["leaves"], [paths[names] for names in wanted])
+
+        def find(path, leaf):
+            return put(arrays[paths[plain_path(jax.tree_util.keystr(path))]], leaf)
+
+        return jax.tree_util.tree_map_with_path(find, target), content["meta"]
 
     def _read_back(self) -> None:
         """Raises OSError unless the save under way, all of it written, is intact; then it is not
         finished, and what was saved before stays.
         """
         try:
-            content = json.loads((self._written / "meta" / "metadata").read_text())
-            damaged = _damaged(self._written, _checked(content))
+            leaves = read_description(self._written)["leaves"]
+            read_arrays(self._written, leaves, leaves)
         except Exception as error:
             raise OSError(errno.EIO, f"it cannot be read back: {one_line(error)}") from error
-        if damaged:
-            raise OSError(errno.EIO, f"{', '.join(damaged)}: not what was saved")
 
     def _require_space(self, target) -> None:
         """Raises StorageError if twice the state's bytes are not free: each checkpoint is written
@@ -304,23 +291,12 @@ class Checkpointer:
         )
 
     def _set_aside(self, step: int, reason: str) -> None:
-        if self._read_only:
-            print(
-                f"warning: checkpoint {step} is damaged ({reason}); trying the one before.",
-                file=sys.stderr,
-                flush=True,
-            )
-            return
         aside = self._directory / f"{step}.corrupt"
         while aside.exists():
             aside = aside.with_name(aside.name + "_")
         if is_first_process():
             (self._directory / str(step)).rename(aside)
-            print(
-                f"warning: checkpoint {step} is damaged ({reason}); set aside as {aside.name}.",
-                file=sys.stderr,
-                flush=True,
-            )
+            _warn(step, reason, f"set aside as {aside.name}")
         broadcast(step)  # the others wait for it here
         self._manager.reload()  # or Orbax would silently refuse to save this step again
 
@@ -376,30 +352,8 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     return restored
 
 
-def _checked(content: dict) -> dict:
-    """A description without its digest, which must match."""
-    if content.pop("sha256") != json_sha256(content):
-        raise ValueError("its description does not match its digest")
-    return content
-
-
-def _damaged(folder: Path, description: dict) -> list[str]:
-    """The leaves of the checkpoint in `folder` whose arrays are not those that were saved."""
-    handler = ocp.PyTreeCheckpointHandler()
-    state, as_numpy = folder / "state", ocp.RestoreArgs(restore_type=np.ndarray)
-    restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(state).tree)
-    restored = handler.restore(state, args=ocp.args.PyTreeRestore(restore_args=restore_args))
-    arrays = {plain_path(path): array for path, array in host_leaves(restored).items()}
-    return [
-        path
-        for path, saved in description["leaves"].items()
-        if describe(path, arrays[plain_path(path)]) != saved
-    ]
-
-
-def _on_one_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _warn(step: int, reason: str, then: str) -> None:
+    print(f"warning: checkpoint {step} is damaged ({reason}); {then}.", file=sys.stderr, flush=True)
 
 
 def _is_finite(array: np.ndarray) -> bool:

@@ -1,40 +1,12 @@
 """What the system says when a disk fails, and whether that is about the files."""
 
-import contextlib
 import errno
-import gc
-import logging
 import re
-import sys
-import time
-import warnings
 
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are
 # left as they are.
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
 UNREADABLE |= {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
-
-
-@contextlib.contextmanager
-def one_failure_at_a_time():
-    """Where one read fails, Orbax abandons those beside it, and asyncio would print a page about
-    each: one says it all.
-    """
-    logger = logging.getLogger("asyncio")
-    hooks, logger.disabled = (sys.unraisablehook, sys.excepthook), True
-    sys.unraisablehook = sys.excepthook = lambda *_: None
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "coroutine .* was never awaited", RuntimeWarning
-        )  # of reads that had yet to start
-        try:
-            yield
-        except Exception:
-            time.sleep(0.2)  # lets the abandoned reads end while they go unheard
-            gc.collect()
-            raise
-        finally:
-            (sys.unraisablehook, sys.excepthook), logger.disabled = hooks, False
 
 
 def storage_error(error: BaseException | None) -> OSError | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 
 import common.flags
-from common.errors import LockedError, StorageError, UserError
+from common.errors import LockedError, StorageError, UserError, one_line
 from common.processes import broadcast, is_first_process
 
 SMALLER_RATE = "A rerun would fail again: try a smaller learning rate in another --workdir."
@@ -43,7 +43,7 @@ def read_metrics(workdir: Path) -> list[dict]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return records
 
@@ -64,7 +64,8 @@ def saved_steps(workdir: Path) -> list[int]:
     """
     directory = workdir / "checkpoints"
     entries = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+    names = [entry.name for entry in entries if entry.name.isdecimal()]
+    return sorted(int(name) for name in names if name == str(int(name)))  # not 007
 
 
 def last_good(workdir: Path) -> str:
@@ -74,6 +75,21 @@ def last_good(workdir: Path) -> str:
 
 
 # ---- config.json and flags.txt
+
+
+def require_run(workdir: Path) -> None:
+    """Raises UserError unless `workdir` holds a run, and its own files: in a folder that somebody
+    else made, a link could have any other file read in their place.
+    """
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no run (no config.json)")
+    for name in ("config.json", "metrics.jsonl", "checkpoints"):
+        path = workdir / name
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+            raise UserError(
+                f"{path} is a link, or neither file nor folder, and is not followed. A run whose "
+                "files lie elsewhere can be named by the folder that they lie in."
+            )
 
 
 def read_config(config_class, workdir: Path, network_name: str):
@@ -86,13 +102,12 @@ def read_config(config_class, workdir: Path, network_name: str):
     Raises:
       UserError: `workdir` holds no run, or one of another network.
     """
+    require_run(workdir)
     path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir} holds no run (no config.json)")
     try:
         return common.flags.from_json(config_class, path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not that of {network_name} run: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not that of {network_name} run: {one_line(error)}") from error
 
 
 def write_config(config, workdir: Path) -> None:

@@ -23,6 +23,7 @@ from common.evaluation import evaluate
 from common.network import Trained
 from common.prepared import data_dirs
 from common.records import DamagedRecords
+from common.workdir import require_run
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -42,6 +43,7 @@ def main(flag_values: flags.FlagValues) -> None:
     if not flag_values.workdir:
         raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first")
     workdir = Path(flag_values.workdir).expanduser()
+    require_run(workdir)
     score = score_alexnet if is_alexnet(workdir) else score_lenet
     result, sums = score(workdir, flag_values)
     result |= {"num_examples": int(sums["count"])} | metrics.summarize(sums)
@@ -60,7 +62,7 @@ def is_alexnet(workdir: Path) -> bool:
     """Whether the run is one of alexnet.train; what is no run is left to the networks' messages."""
     try:
         return "net" in json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

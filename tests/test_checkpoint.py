@@ -12,14 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from orbax.checkpoint._src.path import atomicity, deleter
@@ -195,6 +193,7 @@ def test_the_digests_are_made_while_training_goes_on(tmp_path, monkeypatch):
 
 def test_without_its_digests_nothing_counts_as_saved(tmp_path, monkeypatch):
     save(tmp_path, 1)
+    monkeypatch.setattr(sys, "unraisablehook", lambda *_: None)  # of the writes that it abandons
     with monkeypatch.context() as patch:
         patch.setattr("common.checkpoint.describe", lambda *_: 1 / 0)
         checkpointer = Checkpointer(tmp_path)
@@ -355,15 +354,17 @@ def test_the_only_one_is_read_back_before_the_older_one_goes(tmp_path, monkeypat
 SAVING = """
 import contextlib, sys
 from pathlib import Path
+import jax
 import numpy as np
 from common.checkpoint import Checkpointer
 
 with contextlib.closing(Checkpointer(Path(sys.argv[1]), keep=1)) as checkpointer:
-    target = {"w": np.zeros(200_000)}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {"w": jax.ShapeDtypeStruct((200_000,), np.float32, sharding=here)}
     step = (checkpointer.restore_newest(target) or [0])[0]
     while True:
         step += 1
-        checkpointer.save(step, {"w": np.random.default_rng(step).random(200_000)}, {})
+        checkpointer.save(step, {"w": np.random.default_rng(step).random(200_000, np.float32)}, {})
 """
 
 
@@ -519,7 +520,7 @@ def test_no_damaged_file_is_ever_taken_for_good(two_checkpoints, tmp_path, kind,
         check_damage(two_checkpoints, tmp_path, kind, name, where, capfd)
         for name in files_of(two_checkpoints)
     ]
-    assert sum(fell_back) >= 3  # at least meta, _METADATA and the manifest
+    assert sum(fell_back) >= 3  # at least the description, the manifest and the arrays
 
 
 def flips(two_checkpoints, tmp_path, count: int, capfd) -> int:
@@ -547,26 +548,12 @@ def test_no_flipped_bit_is_ever_taken_for_good_at_length(two_checkpoints, tmp_pa
     )  # of about 14: the others hit what no restore reads
 
 
-def test_reads_that_never_began_are_not_mentioned():
-    async def read():
-        pass
-
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        with pytest.raises(ValueError), checkpoint.one_failure_at_a_time():
-            cycle = [read()]
-            cycle.append(cycle)  # so that only the garbage collector finds it
-            del cycle
-            raise ValueError
-    assert not seen
-
-
 @pytest.mark.commands
 def test_after_a_fall_back_training_saves_the_same_step_again(two_checkpoints, tmp_path, capfd):
     workdir = tmp_path / "run"
     shutil.copytree(two_checkpoints, workdir)
     for names in (["1", "2.corrupt"], ["1", "2.corrupt", "2.corrupt_"]):
-        damage(workdir / "checkpoints" / "2" / "state" / "_METADATA", "delete", random.Random(0))
+        damage(workdir / "checkpoints/2/state/manifest.ocdbt", "delete", random.Random(0))
         with contextlib.closing(Checkpointer(workdir)) as checkpointer:
             assert_is(checkpointer.restore_newest(target_of(make_state(0))), 1)
             assert sorted(os.listdir(workdir / "checkpoints")) == names
@@ -585,7 +572,7 @@ def test_wrong_weights_that_orbax_accepts_are_caught_by_the_digest(tmp_path, mon
         checkpointer.save(2, make_state(3), {})
         monkeypatch.undo()
     assert_is(restore(tmp_path), 1)
-    assert "does not match its digest" in capfd.readouterr().err
+    assert "not what was saved" in capfd.readouterr().err
 
 
 def test_a_renamed_step_is_no_other_step(tmp_path):
@@ -633,7 +620,7 @@ def test_what_the_system_cannot_read_is_not_called_damaged(
         raise RuntimeError("in a thread") from error
 
     with monkeypatch.context() as patch:
-        patch.setattr(ocp.CheckpointManager, "restore", fail)
+        patch.setattr("common.checkpoint.read_arrays", fail)
         with pytest.raises(StorageError, match=f"checkpoint 2 .*{reason}"):
             restore(workdir)
         with (
