@@ -52,10 +52,9 @@ class Checkpointer:
         self._read_only = read_only
         self._manager = None
         self._written = self._directory  # the temporary folder of the save under way
+        self._saving, self._failed = None, False  # its step; whether the save before it failed
         if not read_only:
-            if is_first_process():  # what a kill in the middle of a save leaves
-                for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+            self._remove_unfinished()
             check = self._read_back if keep == 1 else None
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
@@ -70,12 +69,14 @@ class Checkpointer:
 
         The caller waits for the copy to the host and a look for NaN; digests and files are made
         beside what it does next. A step that is saved already is left alone: the same step of the
-        same run is the same state.
+        same run is the same state. A save that fails is known, and printed, when the next one is
+        asked for; two in a row end the run.
 
         Raises:
           NonFiniteError: a leaf holds NaN or infinity; nothing is written.
-          StorageError: this save, or the one before it, could not be written.
+          StorageError: this save, or the two before it, could not be written.
         """
+        self._wait_for_last(step)
         if step in self._manager.all_steps():
             return
         leaves = host_leaves(state)
@@ -99,8 +100,8 @@ class Checkpointer:
         try:
             started = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            self._explain(error)
-            raise
+            raise (self._unwritten(error) or error) from error
+        self._saving = step
         if not started:  # Orbax does so, in silence, for a step older than its newest
             raise RuntimeError(
                 f"Orbax refused to save step {step}; it has {self._manager.all_steps()}."
@@ -168,7 +169,7 @@ class Checkpointer:
             if not self._read_only:
                 self._set_aside(step, why)
             elif step != steps[0]:
-                _warn(step, why, "trying the one before")
+                _warn(f"checkpoint {step} is damaged ({why}); trying the one before.")
         # What an earlier start set aside: training must not begin anew unasked.
         if steps or any(self._directory.glob("*.corrupt*")):
             raise StorageError(
@@ -211,8 +212,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self._manager.close()
         except Exception as error:
-            self._explain(error)
-            raise
+            raise (self._unwritten(error) or error) from error
 
     def description(self, step: int) -> dict:
         """{"step": step, "meta": as saved, "leaves": {path: [dtype, shape, SHA-256]}} of one step;
@@ -296,20 +296,46 @@ class Checkpointer:
             aside = aside.with_name(aside.name + "_")
         if is_first_process():
             (self._directory / str(step)).rename(aside)
-            _warn(step, reason, f"set aside as {aside.name}")
+            _warn(f"checkpoint {step} is damaged ({reason}); set aside as {aside.name}.")
         broadcast(step)  # the others wait for it here
         self._manager.reload()  # or Orbax would silently refuse to save this step again
 
-    def _explain(self, error: Exception) -> None:
-        """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays
-        what it is.
+    def _wait_for_last(self, step: int) -> None:
+        """Waits until the last save is on disk. If it failed, prints that and removes what there is
+        of it; raises StorageError if the one before it had failed too, or if it was of `step`: the
+        writes that Orbax abandoned may go on in that folder.
         """
-        if found := storage_error(error):
-            reason = found.strerror or str(found)
-            raise StorageError(
-                f"a checkpoint could not be written to {self._directory}: {reason}. "
-                f"{last_good(self._workdir)} Fix that, then rerun the same command: it resumes."
-            ) from error
+        failure = None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            failure = self._unwritten(error)
+            if failure is None:
+                raise
+        if all_true(failure is None):
+            self._failed = False
+            return
+        failure = failure or StorageError("see the other process")
+        if self._failed or step == self._saving:
+            raise failure
+        self._failed = True
+        if is_first_process():
+            _warn(f"at step {self._saving}, {failure} Training goes on until the next save.")
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a kill in the middle of a save leaves, or a save that failed."""
+        if is_first_process():
+            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _unwritten(self, error: Exception) -> StorageError | None:
+        """What to say where the storage caused `error`; None if it is a bug."""
+        found = storage_error(error)
+        return found and StorageError(
+            f"a checkpoint could not be written to {self._directory}: {found.strerror or found}. "
+            f"{last_good(self._workdir)} Fix that, then rerun the same command: it resumes."
+        )
 
 
 class _DescriptionHandler(ocp.JsonCheckpointHandler):
@@ -352,8 +378,8 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     return restored
 
 
-def _warn(step: int, reason: str, then: str) -> None:
-    print(f"warning: checkpoint {step} is damaged ({reason}); {then}.", file=sys.stderr, flush=True)
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _is_finite(array: np.ndarray) -> bool:

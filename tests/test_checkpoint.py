@@ -274,6 +274,66 @@ def test_a_save_that_the_disk_refuses_is_one_line_and_keeps_the_last_one(tmp_pat
     assert saved_steps(tmp_path) == [1]
 
 
+@pytest.fixture
+def failing(monkeypatch) -> set:
+    """The steps whose saves fail in the background, as on a disk that is full just then."""
+    steps = set()
+
+    def described(path, array):
+        if path == ".step" and int(array) in steps:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return describe(path, array)
+
+    monkeypatch.setattr("common.checkpoint.describe", described)
+    monkeypatch.setattr(sys, "unraisablehook", lambda *_: None)  # of the writes beside it
+    return steps
+
+
+def test_after_a_save_that_failed_the_next_one_counts(tmp_path, failing, capfd):
+    failing |= {2}
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, make_state(1), {"seconds": 0.1})
+        checkpointer.save(2, make_state(2), {"seconds": 0.2})
+        checkpointer.save(3, make_state(3), {"seconds": 3 * 0.1})
+        (told,) = (line for line in capfd.readouterr().err.splitlines() if "warning: " in line)
+        assert "step 2" in told and "No space left" in told and "step 1 is safe" in told
+        checkpointer.save(3, make_state(9), {})  # waits for the one above
+        assert saved_steps(tmp_path) == [1, 3]
+    assert_is(restore(tmp_path), 3)
+
+
+def test_a_step_whose_save_failed_is_not_taken_for_saved(tmp_path, failing):
+    """A signal asks for the step again that an epoch ended with."""
+    failing |= {2}
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, make_state(1), {"seconds": 0.1})
+        checkpointer.save(2, make_state(2), {"seconds": 0.2})
+        with pytest.raises(StorageError, match=r"No space left.* step 1 is safe"):
+            checkpointer.save(2, make_state(2), {"seconds": 0.2})
+    assert_is(restore(tmp_path), 1)
+
+
+def test_two_saves_that_fail_in_a_row_end_the_run_and_none_of_them_counts(tmp_path, failing):
+    failing |= {2, 3, 4}
+    checkpointer = Checkpointer(tmp_path)
+    for step in (1, 2, 3):
+        checkpointer.save(step, make_state(step), {"seconds": step * 0.1})
+    with pytest.raises(StorageError, match=r"No space left.* step 1 is safe"):
+        checkpointer.save(4, make_state(4), {})
+    checkpointer.close()
+    assert_is(restore(tmp_path), 1)
+
+
+def test_a_last_save_that_fails_ends_the_run(tmp_path, failing):
+    failing |= {2}
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, make_state(1), {"seconds": 0.1})
+    checkpointer.save(2, make_state(2), {"seconds": 0.2})
+    with pytest.raises(StorageError, match=r"No space left.* step 1 is safe"):
+        checkpointer.close()
+    assert_is(restore(tmp_path), 1)
+
+
 # ---- one alone is kept
 
 
