@@ -36,11 +36,12 @@ from common.digests import (
 from common.errors import NonFiniteError, StorageError, UserError, one_line
 from common.processes import all_gather_text, all_true, broadcast, is_first_process
 from common.storage import storage_error, unreadable
-from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
+from common.workdir import SMALLER_RATE, best_of, best_step, last_finite, last_good, saved_steps
 
 
 class Checkpointer:
-    """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept.
+    """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept, and the one
+    of the least validation error.
 
     Close it when done (`contextlib.closing`): only then is the last save on disk. With `read_only`,
     nothing is ever written, renamed or removed, so another user's run can be inspected.
@@ -53,19 +54,22 @@ class Checkpointer:
         self._manager = None
         self._written = self._directory  # the temporary folder of the save under way
         self._saving, self._failed = None, False  # its step; whether the save before it failed
+        self._kept = _NewestAndBest(keep)
         if not read_only:
             self._remove_unfinished()
             check = self._read_back if keep == 1 else None
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=self._kept,
                 create=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=check),
             )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, step: int, state, meta: dict) -> None:
+    def save(
+        self, step: int, state, meta: dict, validation_errors: dict[int, float] | None = None
+    ) -> None:
         """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of
-        `step`; returns early.
+        `step`; returns early. Of the steps of `validation_errors` that are saved, the best is kept.
 
         The caller waits for the copy to the host and a look for NaN; digests and files are made
         beside what it does next. A step that is saved already is left alone: the same step of the
@@ -79,6 +83,8 @@ class Checkpointer:
         self._wait_for_last(step)
         if step in self._manager.all_steps():
             return
+        best = best_of(validation_errors or {}, saved_steps(self._workdir))
+        (self._kept.best,) = broadcast(-1 if best is None else best)
         leaves = host_leaves(state)
         for path, array in leaves.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not _is_finite(array):
@@ -322,6 +328,7 @@ class Checkpointer:
         if is_first_process():
             _warn(f"at step {self._saving}, {failure} Training goes on until the next save.")
         self._remove_unfinished()
+        self._manager.reload()  # what the failed save was to remove is still there
 
     def _remove_unfinished(self) -> None:
         """Removes what a kill in the middle of a save leaves, or a save that failed."""
@@ -336,6 +343,18 @@ class Checkpointer:
             f"a checkpoint could not be written to {self._directory}: {found.strerror or found}. "
             f"{last_good(self._workdir)} Fix that, then rerun the same command: it resumes."
         )
+
+
+@dataclasses.dataclass
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Which checkpoints Orbax keeps: the newest `keep`, and that of step `best`."""
+
+    keep: int
+    best: int = -1
+
+    def should_preserve(self, checkpoints, *, context):
+        newest = {info.step for info in checkpoints[-self.keep :]}
+        return [info.step in newest | {self.best} for info in checkpoints]
 
 
 class _DescriptionHandler(ocp.JsonCheckpointHandler):
@@ -365,8 +384,16 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
     running run.
 
-    `step` may be "newest" too. Raises UserError if there is no such checkpoint.
+    `step` may be "newest" too, or "best": of the least validation error. Raises UserError if there
+    is no such checkpoint.
     """
+    if step == "best":
+        step = best_step(workdir)
+        if step is None:
+            raise UserError(
+                f"{workdir} has no best checkpoint: none was scored on the validation split "
+                "(--track=validation does so after each epoch)"
+            )
     steps = saved_steps(workdir)
     if step not in (None, "newest") and not (isinstance(step, int) and step in steps):
         raise UserError(f"{workdir} has no checkpoint of step {step!r}; it has {steps or 'none'}")

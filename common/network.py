@@ -6,6 +6,7 @@ Shapes: B images; stored ones are (B, H, W, C) uint8, as the files have them, pr
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,15 +119,19 @@ class Trained(NamedTuple):
         return images
 
 
-def load_init_from(config, load: Callable[[str], Trained], target) -> Trained | None:
+def load_init_from(config, load: Callable, target) -> Trained | None:
     """The run --init_from, its weights on the host; None without it.
 
     Raises UserError if there is no such run, or its weights do not have the shapes of `target`.
     """
     if not config.init_from:
         return None
-    source = load(config.init_from)
-    require_fit(source.params, target, Path(config.init_from))
+    folder, step = config.init_from, "newest"
+    named = re.fullmatch(r"(.+)@(best|newest|\d+)", folder, re.DOTALL)
+    if named and not Path(folder).expanduser().exists():
+        folder, step = named[1], int(named[2]) if named[2].isdecimal() else named[2]
+    source = load(folder, step)
+    require_fit(source.params, target, Path(folder))
     return source._replace(params=jax.device_get(source.params))
 
 

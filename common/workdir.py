@@ -2,7 +2,7 @@
 
 config.json, flags.txt  the settings; flags.txt is a flagfile that replays the run
 metrics.jsonl           losses and errors, a line per step and split (common/writer.py)
-checkpoints/N           the state after N steps (common/checkpoint.py)
+checkpoints/N           the state after N steps (common/checkpoint.py); the newest and the best
 result.json             the final scores and where they come from: the run is finished
 .lock, .pid             held by the process that trains
 """
@@ -68,6 +68,29 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(name) for name in names if name == str(int(name)))  # not 007
 
 
+def best_of(errors: dict[int, float], steps: list[int]) -> int | None:
+    """The one of `steps` with the least of the `errors`, the earlier of two; None if none has
+    one.
+    """
+    return min(
+        (step for step in steps if step in errors), key=lambda s: (errors[s], s), default=None
+    )
+
+
+def best_step(workdir: Path) -> int | None:
+    """The step with the least validation error of those scored and saved: as result.json says, or
+    so far. Raises StorageError where metrics.jsonl is damaged.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json.loads((workdir / "result.json").read_text())["best_step"]
+    try:
+        records = [record for record in read_metrics(workdir) if record["split"] == "validation"]
+        errors = {record["step"]: record["error_pct"] for record in records}
+        return best_of(errors, saved_steps(workdir))
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{workdir / 'metrics.jsonl'} is not of a run, or damaged.") from error
+
+
 def last_good(workdir: Path) -> str:
     """For an error message: a sentence that says which checkpoint is safe."""
     steps = saved_steps(workdir)
@@ -83,7 +106,7 @@ def require_run(workdir: Path) -> None:
     """
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run (no config.json)")
-    for name in ("config.json", "metrics.jsonl", "checkpoints"):
+    for name in ("config.json", "metrics.jsonl", "result.json", "checkpoints"):
         path = workdir / name
         if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
             raise UserError(

@@ -1,6 +1,6 @@
 """Scores a run again, from its checkpoint alone:
 
-python -m scripts.evaluate --workdir=RUN [--dataset=NAME] [--split=test]
+python -m scripts.evaluate --workdir=RUN [--dataset=NAME] [--split=test] [--step=best]
 """
 
 import json
@@ -31,6 +31,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("workdir", "The run's folder; required."),
         ("dataset", "A prepared set; the run's own if empty."),
         ("data_dir", "Folder of the prepared sets; the run's own if empty."),
+        ("step", "A checkpoint: its step, best (by validation error), or the newest if empty."),
         ("split", "A split or a slice: test, train[55000:]; the run's test split if empty."),
     ):
         flags.DEFINE_string(name, "", what, flag_values=flag_values)
@@ -44,8 +45,9 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first")
     workdir = Path(flag_values.workdir).expanduser()
     require_run(workdir)
+    step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step or None
     score = score_alexnet if is_alexnet(workdir) else score_lenet
-    result, sums = score(workdir, flag_values)
+    result, sums = score(workdir, step, flag_values)
     result |= {"num_examples": int(sums["count"])} | metrics.summarize(sums)
     if "confusion" in sums:
         result["confusion_matrix"] = sums["confusion"].tolist()
@@ -66,11 +68,13 @@ def is_alexnet(workdir: Path) -> bool:
         return False
 
 
-def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
+def score_lenet(
+    workdir: Path, step: int | str | None, flag_values: flags.FlagValues
+) -> tuple[dict, dict]:
     """What was scored, and its sums."""
     if flag_values.crops != "center":
         raise UserError(f"--crops={flag_values.crops} is for AlexNet; {workdir} is a LeNet-5 run")
-    trained = lenet.network.load(workdir)
+    trained = lenet.network.load(workdir, step)
     config = trained.config
     dataset, split = flag_values.dataset or config.dataset, flag_values.split or "test"
     folders = data_dirs(flag_values.data_dir or config.data_dir, lenet.data.DIGITS)
@@ -83,9 +87,11 @@ def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dic
     return {"dataset": dataset, "split": split, "step": trained.step}, sums
 
 
-def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
+def score_alexnet(
+    workdir: Path, step: int | str | None, flag_values: flags.FlagValues
+) -> tuple[dict, dict]:
     """What was scored, and its sums."""
-    trained = alexnet.network.load(workdir)
+    trained = alexnet.network.load(workdir, step)
     config = trained.config
     dataset = flag_values.dataset or config.dataset
     data_dir = flag_values.data_dir or config.data_dir
