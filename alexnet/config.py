@@ -134,7 +134,9 @@ class Config:
         0.1, "Initial biases of conv2, conv4, conv5, fc6 and fc7; paper: 1, Caffe: 0.1."
     )
     init_from: str = setting(
-        "", "Run folder of the same network: start from the weights it is evaluated with."
+        "",
+        "Run folder of the same network: start from the weights it is evaluated with; RUN@best or "
+        "RUN@600: from those of that checkpoint.",
     )
 
     label_smoothing: float = setting(
@@ -237,7 +239,9 @@ class Config:
     save_every_steps: int = setting(
         2000, "A checkpoint every N steps as well.", lower_bound=1, changes_result=False
     )
-    keep: int = setting(3, "Keep the newest N checkpoints.", lower_bound=1, changes_result=False)
+    keep: int = setting(
+        3, "Keep the newest N checkpoints; the best too.", lower_bound=1, changes_result=False
+    )
 
     def __post_init__(self):
         if self.optimizer == "adamw" and self.momentum:

@@ -94,7 +94,8 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
 
     Args:
       workdir: the run's folder.
-      step: that of a checkpoint; None or "newest": the newest intact one.
+      step: that of a checkpoint; None or "newest": the newest intact one; "best": the one with the
+        least validation error.
 
     Raises:
       UserError: it holds no AlexNet run, or no such checkpoint.

@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
+from common.checkpoint_files import put, read_arrays, read_description
 from common.digests import (
     describe,
     host_leaves,
@@ -33,14 +34,15 @@ from common.digests import (
 )
 from common.errors import NonFiniteError, StorageError, UserError, one_line
 from common.processes import all_gather_text, all_true, broadcast, is_first_process
-from common.storage import literal_path, one_failure_at_a_time, storage_error, unreadable
-from common.workdir import SMALLER_RATE, last_finite, last_good, saved_steps
+from common.storage import literal_path, storage_error, unreadable
+from common.workdir import SMALLER_RATE, best_of, best_step, last_finite, last_good, saved_steps
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that Orbax is still writing
 
 
 class Checkpointer:
-    """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept.
+    """The checkpoints of one run, in `workdir/checkpoints`: the newest `keep` are kept, and the one
+    of the least validation error.
 
     Close it when done (`contextlib.closing`): only then is the last save on disk. With `read_only`,
     nothing is ever written, renamed or removed, so another user's run can be inspected.
@@ -54,41 +56,40 @@ class Checkpointer:
         self._closing = contextlib.ExitStack()
         self._orbax_directory = self._directory  # as Orbax must call it
         self._written = self._directory  # the temporary folder of the save under way
+        self._saving, self._failed = None, False  # its step; whether the save before it failed
+        self._kept = _NewestAndBest(keep)
         if self._directory.is_dir() or not read_only:
-            if not read_only:
-                self._remove_unfinished()
-            # (Orbax's own read_only option warns about other options; a manager that is never
-            # asked to save writes nothing either.)
             literal = literal_path(self._workdir, not read_only, self._closing)
             self._orbax_directory = literal / "checkpoints"
+        if not read_only:
+            self._remove_unfinished()
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                create=not read_only,
+                preservation_policy=self._kept,
+                create=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._read_back),
             )
-            for attempt in range(10):
-                try:
-                    self._manager = ocp.CheckpointManager(self._orbax_directory, options=options)
-                    break
-                # Orbax opens all steps that it lists; a run may remove one in between.
-                except FileNotFoundError:
-                    if not read_only or attempt == 9:
-                        raise
+            self._manager = ocp.CheckpointManager(self._orbax_directory, options=options)
 
-    def save(self, step: int, state, meta: dict) -> None:
+    def save(
+        self, step: int, state, meta: dict, validation_errors: dict[int, float] | None = None
+    ) -> None:
         """Starts to save `state` (a pytree of arrays) and `meta` (JSON values) as the checkpoint of
-        `step`; returns early.
+        `step`; returns early. Of the steps of `validation_errors` that are saved, the best is kept.
 
         The caller waits for the copy to the host and a look for NaN; digests and files are made
         beside what it does next. A step that is saved already is left alone: the same step of the
-        same run is the same state.
+        same run is the same state. A save that fails is known, and printed, when the next one is
+        asked for; two in a row end the run.
 
         Raises:
           NonFiniteError: a leaf holds NaN or infinity; nothing is written.
-          StorageError: this save, or the one before it, could not be written.
+          StorageError: this save, or the two before it, could not be written.
         """
+        self._wait_for_last(step)
         if step in self._manager.all_steps():
             return
+        best = best_of(validation_errors or {}, saved_steps(self._workdir))
+        (self._kept.best,) = broadcast(-1 if best is None else best)
         leaves = host_leaves(state)
         for path, array in leaves.items():
             if jnp.issubdtype(array.dtype, jnp.inexact) and not _is_finite(array):
@@ -110,8 +111,8 @@ class Checkpointer:
         try:
             started = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            self._explain(error)
-            raise
+            raise (self._unwritten(error) or error) from error
+        self._saving = step
         if not started:  # Orbax does so, in silence, for a step older than its newest
             raise RuntimeError(
                 f"Orbax refused to save step {step}; it has {self._manager.all_steps()}."
@@ -158,12 +159,11 @@ class Checkpointer:
     def _newest_intact(self, restore: Callable[[int], tuple]):
         """(step, *restore(step)) of the newest step where that succeeds in all processes."""
         # On a shared disk processes may see different steps for a moment: those of the first count.
-        steps = json.loads(all_gather_text(json.dumps(saved_steps(self._workdir)))[0])
+        steps, why = json.loads(all_gather_text(json.dumps(saved_steps(self._workdir)))[0]), ""
         for step in reversed(steps):
             failure = None
             try:
-                with one_failure_at_a_time():
-                    restored = restore(step)
+                restored = restore(step)
             except Exception as error:
                 failure = error
             if all_true(failure is None):
@@ -176,14 +176,17 @@ class Checkpointer:
             reason = unreadable(failure)
             if not all_true(reason is None):
                 raise self._cannot_read(step, reason or "see the other process") from failure
-            self._set_aside(
-                step, one_line(failure) if failure else "another process cannot read it"
-            )
+            why = one_line(failure) if failure else "another process cannot read it"
+            if not self._read_only:
+                self._set_aside(step, why)
+            elif step != steps[0]:
+                _warn(f"checkpoint {step} is damaged ({why}); trying the one before.")
         # What an earlier start set aside: training must not begin anew unasked.
         if steps or any(self._directory.glob("*.corrupt*")):
             raise StorageError(
-                f"no checkpoint in {self._directory} is intact. To train from the start, use "
-                "another --workdir; to retry a damaged one, rename N.corrupt back to N."
+                f"no checkpoint in {self._directory} is intact{f' ({why})' * bool(why)}. To train "
+                "from the start, use another --workdir; to retry a damaged one, rename N.corrupt "
+                "back to N."
             )
         return None
 
@@ -199,16 +202,16 @@ class Checkpointer:
           StorageError: the system cannot read it, which is no damage.
         """
         try:
-            with one_failure_at_a_time():
-                _read_every_byte(self._directory / str(step))
-                damaged = _damaged(self._orbax_directory / str(step), self.description(step))
+            leaves = self.description(step)["leaves"]
+            _read_every_byte(self._directory / str(step))
+            read_arrays(self._orbax_directory / str(step), leaves, leaves)
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:
             if reason := unreadable(error):
                 raise self._cannot_read(step, reason) from error
             return one_line(error)
-        return f"{', '.join(damaged)}: not what was saved" if damaged else None
+        return None
 
     def close(self) -> None:
         """Waits until the last save is on disk. Raises StorageError if it could not be written;
@@ -221,8 +224,7 @@ class Checkpointer:
                 self._manager.wait_until_finished()
                 self._manager.close()
             except Exception as error:
-                self._explain(error)
-                raise
+                raise (self._unwritten(error) or error) from error
 
     def description(self, step: int) -> dict:
         """{"step": step, "meta": as saved, "leaves": {path: [dtype, shape, SHA-256]}} of one step;
@@ -231,8 +233,8 @@ class Checkpointer:
         Raises an exception, of whatever type, if it cannot be read or does not match its own
         digest.
         """
-        content = self._manager.restore(step, args=ocp.args.Composite(meta=_Description())).meta
-        if _checked(content)["step"] != step:
+        content = read_description(self._directory / str(step))
+        if content["step"] != step:
             raise ValueError("its description is of another step")
         return content
 
@@ -246,18 +248,17 @@ class Checkpointer:
         }
         advice = "Use its flags, or another --workdir."
         require_same_shapes(saved, shapes(target), self._directory / str(step), advice)
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        ).state
-        for path, array in host_leaves(state).items():
-            if describe(path, array) != content["leaves"][path]:
-                raise ValueError(f"{path} does not match its digest")
+        leaves = content["leaves"]
+        arrays = read_arrays(self._orbax_directory / str(step), leaves, leaves)
+        state = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: put(arrays[jax.tree_util.keystr(path)], leaf), target
+        )
         return state, content["meta"]
 
     def _restore_part(self, step: int, target_of: Callable[[dict], dict]):
         """({"params": ...}, meta) of one step; raises as `_restore`."""
         content = self.description(step)
-        target = jax.tree.map(_on_one_device, target_of(content["meta"]))
+        target = target_of(content["meta"])
         wanted = {plain_path(path): shape for path, shape in shapes(target).items()}
         paths = {plain_path(path): path for path in content["leaves"]}
         there = {}
@@ -265,32 +266,26 @@ class Checkpointer:
             dtype, shape, _ = content["leaves"][paths[names]]
             there[names] = f"{dtype} {tuple(shape)}"
         require_same_shapes(there, wanted, self._directory / str(step), "Its config was changed.")
-        restore = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        part = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
-        for path, array in host_leaves(part).items():
-            saved_path = paths[plain_path(path)]
-            if describe(saved_path, array) != content["leaves"][saved_path]:
-                raise ValueError(f"{saved_path} does not match its digest")
-        return part, content["meta"]
+        folder, chosen = self._orbax_directory / str(step), [paths[names] for names in wanted]
+        arrays = read_arrays(folder, content["leaves"], chosen)
+
+        def find(path, leaf):
+            return put(arrays[paths[plain_path(jax.tree_util.keystr(path))]], leaf)
+
+        return jax.tree_util.tree_map_with_path(find, target), content["meta"]
 
     def _read_back(self) -> None:
         """Raises OSError unless the save under way, all of it written, is intact; then it is not
         finished, and what was saved before stays.
         """
         try:
-            content = json.loads((self._written / "meta" / "metadata").read_text())
-            damaged = _damaged(self._written, _checked(content))
+            leaves = read_description(self._written)["leaves"]
+            read_arrays(self._written, leaves, leaves)
         except Exception as error:
             raise OSError(errno.EIO, f"it cannot be read back: {one_line(error)}") from error
-        if damaged:
-            raise OSError(errno.EIO, f"{', '.join(damaged)}: not what was saved")
 
     def _remove_unfinished(self) -> None:
-        """Removes the temporary folder that a kill in the middle of a save leaves.
+        """Removes what a kill in the middle of a save leaves, or a save that failed.
 
         Orbax's own option does it in a thread that outlives `close`, so the manager opened next
         could fail in removing the same folder.
@@ -319,36 +314,58 @@ class Checkpointer:
         )
 
     def _set_aside(self, step: int, reason: str) -> None:
-        if self._read_only:
-            print(
-                f"warning: checkpoint {step} is damaged ({reason}); trying the one before.",
-                file=sys.stderr,
-                flush=True,
-            )
-            return
         aside = self._directory / f"{step}.corrupt"
         while aside.exists():
             aside = aside.with_name(aside.name + "_")
         if is_first_process():
             (self._directory / str(step)).rename(aside)
-            print(
-                f"warning: checkpoint {step} is damaged ({reason}); set aside as {aside.name}.",
-                file=sys.stderr,
-                flush=True,
-            )
+            _warn(f"checkpoint {step} is damaged ({reason}); set aside as {aside.name}.")
         broadcast(step)  # the others wait for it here
         self._manager.reload()  # or Orbax would silently refuse to save this step again
 
-    def _explain(self, error: Exception) -> None:
-        """Raises a StorageError if the storage caused `error`; any other error is a bug, and stays
-        what it is.
+    def _wait_for_last(self, step: int) -> None:
+        """Waits until the last save is on disk. If it failed, prints that and removes what there is
+        of it; raises StorageError if the one before it had failed too, or if it was of `step`: the
+        writes that Orbax abandoned may go on in that folder.
         """
-        if found := storage_error(error):
-            reason = found.strerror or str(found)
-            raise StorageError(
-                f"a checkpoint could not be written to {self._directory}: {reason}. "
-                f"{last_good(self._workdir)} Fix that, then rerun the same command: it resumes."
-            ) from error
+        failure = None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            failure = self._unwritten(error)
+            if failure is None:
+                raise
+        if all_true(failure is None):
+            self._failed = False
+            return
+        failure = failure or StorageError("see the other process")
+        if self._failed or step == self._saving:
+            raise failure
+        self._failed = True
+        if is_first_process():
+            _warn(f"at step {self._saving}, {failure} Training goes on until the next save.")
+        self._remove_unfinished()
+        self._manager.reload()  # what the failed save was to remove is still there
+
+    def _unwritten(self, error: Exception) -> StorageError | None:
+        """What to say where the storage caused `error`; None if it is a bug."""
+        found = storage_error(error)
+        return found and StorageError(
+            f"a checkpoint could not be written to {self._directory}: {found.strerror or found}. "
+            f"{last_good(self._workdir)} Fix that, then rerun the same command: it resumes."
+        )
+
+
+@dataclasses.dataclass
+class _NewestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Which checkpoints Orbax keeps: the newest `keep`, and that of step `best`."""
+
+    keep: int
+    best: int = -1
+
+    def should_preserve(self, checkpoints, *, context):
+        newest = {info.step for info in checkpoints[-self.keep :]}
+        return [info.step in newest | {self.best} for info in checkpoints]
 
 
 class _DescriptionHandler(ocp.JsonCheckpointHandler):
@@ -378,11 +395,18 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
     running run.
 
-    `step` may be "newest" too. Raises UserError if there is no such checkpoint, or JAX is set to 64
-    bits.
+    `step` may be "newest" too, or "best": of the least validation error. Raises UserError if there
+    is no such checkpoint, or JAX is set to 64 bits.
     """
     if jax.config.jax_enable_x64:
         raise UserError("networks are float32, and jax_enable_x64 is on: unset JAX_ENABLE_X64")
+    if step == "best":
+        step = best_step(workdir)
+        if step is None:
+            raise UserError(
+                f"{workdir} has no best checkpoint: none was scored on the validation split "
+                "(--track=validation does so after each epoch)"
+            )
     steps = saved_steps(workdir)
     if step not in (None, "newest") and not (isinstance(step, int) and step in steps):
         raise UserError(f"{workdir} has no checkpoint of step {step!r}; it has {steps or 'none'}")
@@ -394,30 +418,8 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     return restored
 
 
-def _checked(content: dict) -> dict:
-    """A description without its digest, which must match."""
-    if content.pop("sha256") != json_sha256(content):
-        raise ValueError("its description does not match its digest")
-    return content
-
-
-def _damaged(folder: Path, description: dict) -> list[str]:
-    """The leaves of the checkpoint in `folder` whose arrays are not those that were saved."""
-    handler = ocp.PyTreeCheckpointHandler()
-    state, as_numpy = folder / "state", ocp.RestoreArgs(restore_type=np.ndarray)
-    restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(state).tree)
-    restored = handler.restore(state, args=ocp.args.PyTreeRestore(restore_args=restore_args))
-    arrays = {plain_path(path): array for path, array in host_leaves(restored).items()}
-    return [
-        path
-        for path, saved in description["leaves"].items()
-        if describe(path, arrays[plain_path(path)]) != saved
-    ]
-
-
-def _on_one_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _is_finite(array: np.ndarray) -> bool:

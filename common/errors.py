@@ -8,8 +8,9 @@ INTERRUPTED = "interrupted; rerun the same command to continue."
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What an exception says, in one line of at most 200 characters that a terminal only shows."""
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class Interrupted(Exception):

@@ -17,6 +17,7 @@ from common.metrics import summarize
 from common.network import Network
 from common.parallel import Placement
 from common.remarks import remarks
+from common.workdir import best_of, saved_steps
 from common.writer import Writer
 
 
@@ -93,6 +94,11 @@ class Task(NamedTuple):
         """Updates in the run."""
         return self.config.num_epochs * self.epoch_steps
 
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step`, whatever interrupts the run."""
+        every = self.config.save_every_epochs * self.epoch_steps, self.save_every_steps
+        return step == self.num_steps or any(steps and step % steps == 0 for steps in every)
+
 
 def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> dict:
     """Trains from the newest checkpoint, or from the start, to the end.
@@ -141,7 +147,12 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             log.flush()
             notes = {"totals": log.totals, "unlogged": [numbers(sums) for sums in unlogged]}
             notes |= task.notes() | task.facts | task.training_set
-            checkpointer.save(step, placement.replicate(state), notes)
+            checkpointer.save(step, placement.replicate(state), notes, errors_of_saved())
+
+        def errors_of_saved() -> dict[int, float]:
+            """Step -> validation error, without what a signal alone saved."""
+            errors = log.validation_errors.items()
+            return {s: error for s, error in errors if s == step or task.saves_after(s)}
 
         def end_epoch() -> bool:
             """Scores the epoch, after it was saved if due; returns whether it is the last."""
@@ -177,9 +188,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
                         unlogged = []
                     if stop_signal := stop_requested():
                         raise Interrupted(stop_signal)
-                    due = end_of_epoch and step // task.epoch_steps % config.save_every_epochs == 0
-                    due |= step == task.num_steps
-                    if due or (task.save_every_steps and step % task.save_every_steps == 0):
+                    if task.saves_after(step):
                         save()
                     finished = end_of_epoch and end_epoch()
             except Interrupted:
@@ -190,6 +199,8 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             log.say("scoring the training, validation and test examples")
 
     names = task.facts.get("class_names")
+    errors = errors_of_saved()
+    best = best_of(errors, saved_steps(workdir))
     # The final scores; unless --track=test, the test split was not looked at before.
     scores = {"test": summarize(on_test := score(splits["test"]))}
     for split in ("train", "validation"):
@@ -202,6 +213,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         "num_train_examples": task.training_set["train_examples"],
         "training_set": task.training_set,
         "tracked": config.track,
+        **({} if best is None else {"best_step": best, "best_validation_error_pct": errors[best]}),
         **({"confusion_matrix": on_test["confusion"]} if "confusion" in on_test else {}),
         **({"class_names": names} if "confusion" in on_test and names else {}),
         **stopping.entries(config, stopped_by, step // task.epoch_steps),

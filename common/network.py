@@ -6,6 +6,7 @@ Shapes: B images; stored ones are (B, H, W, C) uint8, as the files have them, pr
 
 import functools
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,7 @@ class Trained(NamedTuple):
 
 
 def load_init_from(
-    config, load: Callable[[str], Trained], target, names: tuple[str, ...] | None, output: str
+    config, load: Callable, target, names: tuple[str, ...] | None, output: str
 ) -> Trained | None:
     """The run --init_from, its weights on the host; None without it.
 
@@ -149,8 +150,12 @@ def load_init_from(
     """
     if not config.init_from:
         return None
-    source = load(config.init_from)
-    require_fit(source.params, target, Path(config.init_from))
+    folder, step = config.init_from, "newest"
+    named = re.fullmatch(r"(.+)@(best|newest|\d+)", folder, re.DOTALL)
+    if named and not Path(folder).expanduser().exists():
+        folder, step = named[1], int(named[2]) if named[2].isdecimal() else named[2]
+    source = load(folder, step)
+    require_fit(source.params, target, Path(folder))
     params, known = jax.device_get(source.params), source.class_names
     unknown = [name for name in names or () if known and name not in known]
     order = moved(names, known, source.network.num_classes)

@@ -4,13 +4,8 @@ folder that Orbax can use.
 
 import contextlib
 import errno
-import gc
-import logging
 import os
 import re
-import sys
-import time
-import warnings
 from pathlib import Path
 
 from common.errors import UserError
@@ -25,16 +20,19 @@ OPEN_FILES = "/proc/self/fd"  # Linux: a folder of links to what this process ha
 
 
 def literal_path(folder: Path, make: bool, closing: contextlib.ExitStack) -> Path:
-    """A path of `folder` that Orbax takes as it stands, valid until `closing` is closed.
+    """An absolute path of `folder` that Orbax and TensorStore take as it stands, valid until
+    `closing` is closed.
 
     Orbax passes absolute paths to `glob`, where brackets are a pattern, and merges what that finds:
-    nothing, and says that it saved. TensorStore takes a backslash for a slash, and text alone.
+    nothing, and says that it saved. TensorStore takes a backslash for a slash, text alone, and no
+    `..`.
 
     Args:
       make: whether to make the folder if it is absent.
 
     Raises UserError where this system has no other path for such a folder.
     """
+    folder = folder.resolve()
     if not (re.search(r"[*?\[\\]|:/", str(folder)) or NOT_UTF8.search(str(folder))):
         return folder
     if make:
@@ -48,28 +46,6 @@ def literal_path(folder: Path, make: bool, closing: contextlib.ExitStack) -> Pat
             "a colon at its end, or bytes that are not UTF-8. Use another --workdir."
         )
     return literal
-
-
-@contextlib.contextmanager
-def one_failure_at_a_time():
-    """Where one read fails, Orbax abandons those beside it, and asyncio would print a page about
-    each: one says it all.
-    """
-    logger = logging.getLogger("asyncio")
-    hooks, logger.disabled = (sys.unraisablehook, sys.excepthook), True
-    sys.unraisablehook = sys.excepthook = lambda *_: None
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "coroutine .* was never awaited", RuntimeWarning
-        )  # of reads that had yet to start
-        try:
-            yield
-        except Exception:
-            time.sleep(0.2)  # lets the abandoned reads end while they go unheard
-            gc.collect()
-            raise
-        finally:
-            (sys.unraisablehook, sys.excepthook), logger.disabled = hooks, False
 
 
 def storage_error(error: BaseException | None) -> OSError | None:

@@ -2,7 +2,7 @@
 
 config.json, flags.txt  the settings; flags.txt is a flagfile that replays the run
 metrics.jsonl           losses and errors, a line per step and split (common/writer.py)
-checkpoints/N           the state after N steps (common/checkpoint.py)
+checkpoints/N           the state after N steps (common/checkpoint.py); the newest and the best
 result.json             the final scores and where they come from: the run is finished
 .lock, .pid             held by the process that trains
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 
 import common.flags
-from common.errors import LockedError, StorageError, UserError
+from common.errors import LockedError, StorageError, UserError, one_line
 from common.processes import broadcast, is_first_process
 
 SMALLER_RATE = "A rerun would fail again: try a smaller learning rate in another --workdir."
@@ -43,7 +43,7 @@ def read_metrics(workdir: Path) -> list[dict]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return records
 
@@ -64,7 +64,31 @@ def saved_steps(workdir: Path) -> list[int]:
     """
     directory = workdir / "checkpoints"
     entries = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+    names = [entry.name for entry in entries if entry.name.isdecimal()]
+    return sorted(int(name) for name in names if name == str(int(name)))  # not 007
+
+
+def best_of(errors: dict[int, float], steps: list[int]) -> int | None:
+    """The one of `steps` with the least of the `errors`, the earlier of two; None if none has
+    one.
+    """
+    return min(
+        (step for step in steps if step in errors), key=lambda s: (errors[s], s), default=None
+    )
+
+
+def best_step(workdir: Path) -> int | None:
+    """The step with the least validation error of those scored and saved: as result.json says, or
+    so far. Raises StorageError where metrics.jsonl is damaged.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json.loads((workdir / "result.json").read_text())["best_step"]
+    try:
+        records = [record for record in read_metrics(workdir) if record["split"] == "validation"]
+        errors = {record["step"]: record["error_pct"] for record in records}
+        return best_of(errors, saved_steps(workdir))
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{workdir / 'metrics.jsonl'} is not of a run, or damaged.") from error
 
 
 def last_good(workdir: Path) -> str:
@@ -74,6 +98,21 @@ def last_good(workdir: Path) -> str:
 
 
 # ---- config.json and flags.txt
+
+
+def require_run(workdir: Path) -> None:
+    """Raises UserError unless `workdir` holds a run, and its own files: in a folder that somebody
+    else made, a link could have any other file read in their place.
+    """
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no run (no config.json)")
+    for name in ("config.json", "metrics.jsonl", "result.json", "checkpoints"):
+        path = workdir / name
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+            raise UserError(
+                f"{path} is a link, or neither file nor folder, and is not followed. A run whose "
+                "files lie elsewhere can be named by the folder that they lie in."
+            )
 
 
 def read_config(config_class, workdir: Path, network_name: str):
@@ -86,13 +125,12 @@ def read_config(config_class, workdir: Path, network_name: str):
     Raises:
       UserError: `workdir` holds no run, or one of another network.
     """
+    require_run(workdir)
     path = workdir / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir} holds no run (no config.json)")
     try:
         return common.flags.from_json(config_class, path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not that of {network_name} run: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not that of {network_name} run: {one_line(error)}") from error
 
 
 def write_config(config, workdir: Path) -> None:

@@ -24,7 +24,14 @@ from common.curves import draw_curves
 from common.errors import NonFiniteError
 from common.metrics import summarize
 from common.processes import is_first_process
-from common.workdir import SMALLER_RATE, last_finite, last_good, read_metrics, write_atomic
+from common.workdir import (
+    SMALLER_RATE,
+    best_of,
+    last_finite,
+    last_good,
+    read_metrics,
+    write_atomic,
+)
 
 SECONDS_BETWEEN_LINES = 10
 SECONDS_BETWEEN_DRAWINGS = 30
@@ -84,7 +91,8 @@ class Writer:
         path = Path(os.devnull) if self._silent else self._workdir / "metrics.jsonl"
         kept = [] if self._silent else _keep_lines(path, first_step)
         self._written = {(record["step"], record["split"]) for record in kept}
-        self._best = min(map(_as_best, kept), default=(math.inf, 0.0))
+        scored = [record for record in kept if record["split"] == "validation"]
+        self.validation_errors = {record["step"]: record["error_pct"] for record in scored}
         self._file = path.open("a")
         self._events = (
             None if self._silent else _Events(self._workdir, first_step + 1 if first_step else 0)
@@ -244,7 +252,8 @@ class Writer:
         record = {"step": step, "epoch": epoch, "split": split} | metrics
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        self._best = min(self._best, _as_best(record))
+        if split == "validation":
+            self.validation_errors[step] = metrics["error_pct"]
         if not self._silent:
             self._events.write(step, {f"{name}/{split}": value for name, value in metrics.items()})
             if time.monotonic() >= self._events_due:
@@ -257,9 +266,11 @@ class Writer:
         line = f"step {step:,}/{self._num_steps:,}  epoch {epoch:.2f}  {split} {text}"
         if self._progress:
             shown = {"metrics": text} if split == "train" else {}
-            error, best_epoch = self._best
-            if math.isfinite(error):
-                shown["best"] = f"best validation error {error:.2f}% (epoch {best_epoch:g})"
+            errors = self.validation_errors
+            best = best_of(errors, list(errors))
+            if best is not None:
+                best_epoch = best / self._steps_per_epoch
+                shown["best"] = f"best validation error {errors[best]:.2f}% (epoch {best_epoch:g})"
             self._progress.update(
                 self._task,
                 completed=step,
@@ -328,14 +339,6 @@ def _keep_lines(path: Path, first_step: int) -> list[dict]:
     kept = [record for record in records if record["step"] <= first_step]
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
-
-
-def _as_best(record: dict) -> tuple[float, float]:
-    """(validation error, epoch) of a line of metrics, which compares larger than any if it is of
-    another split.
-    """
-    is_validation = record["split"] == "validation"
-    return (record["error_pct"] if is_validation else math.inf, record["epoch"])
 
 
 def _progress_bar() -> rich.progress.Progress:

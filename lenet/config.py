@@ -93,7 +93,9 @@ class Config:
         choices=("sqrt_fan_in", "fan_in", "one_over_sqrt_fan_in"),
     )
     init_from: str = setting(
-        "", "Run folder of the same network: start from the weights it is evaluated with."
+        "",
+        "Run folder of the same network: start from the weights it is evaluated with; RUN@best or "
+        "RUN@600: from those of that checkpoint.",
     )
 
     loss: str = setting(
@@ -183,7 +185,9 @@ class Config:
     save_every_epochs: int = setting(
         1, "A checkpoint every N epochs.", lower_bound=1, changes_result=False
     )
-    keep: int = setting(3, "Keep the newest N checkpoints.", lower_bound=1, changes_result=False)
+    keep: int = setting(
+        3, "Keep the newest N checkpoints; the best too.", lower_bound=1, changes_result=False
+    )
 
     def __post_init__(self):
         if self.optimizer == "sdlm" and self.pooling != "trainable":

@@ -77,7 +77,8 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
 
     Args:
       workdir: the run's folder.
-      step: that of a checkpoint; None or "newest": the newest intact one.
+      step: that of a checkpoint; None or "newest": the newest intact one; "best": the one with the
+        least validation error.
 
     Raises:
       UserError: it holds no LeNet-5 run, or no such checkpoint.

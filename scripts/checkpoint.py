@@ -23,7 +23,7 @@ from rich.table import Table
 from common import launch
 from common.checkpoint import Checkpointer
 from common.errors import StorageError, UserError
-from common.workdir import read_metrics, saved_steps
+from common.workdir import read_metrics, require_run, saved_steps
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -36,8 +36,7 @@ def main(flag_values: flags.FlagValues, command: str, folder: str) -> None:
     if command not in commands:
         raise UserError(f"{command!r} is none of {', '.join(commands)}.")
     workdir = Path(folder).expanduser()
-    if not (workdir / "config.json").exists():
-        raise UserError(f"{workdir} holds no run (no config.json)")
+    require_run(workdir)
     if not any(workdir.glob("checkpoints/*")):
         raise UserError(f"{workdir} has no checkpoint yet")
     with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
@@ -48,29 +47,41 @@ def ls(workdir: Path, checkpointer: Checkpointer) -> None:
     """Prints a row for each checkpoint: finished, set aside as damaged, or not finished (yet)."""
     try:
         split = json.loads((workdir / "config.json").read_text())["track"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(
             f"{workdir / 'config.json'} is not of a run, or damaged. `verify` does without it."
         ) from error
-    scores = {
-        record["step"]: record for record in read_metrics(workdir) if record["split"] == split
-    }
+    scores = scores_of(workdir, split)
     table = Table(
         "step", "size", "age", f"{split} loss", "error", "state", box=box.SIMPLE, pad_edge=False
     )
     for column in table.columns[:-1]:
         column.justify = "right"
-    found = [(re.match(r"\d+", entry.name), entry) for entry in (workdir / "checkpoints").iterdir()]
-    for step, entry in sorted((int(match[0]), entry) for match, entry in found if match):
+    names = re.compile(
+        r"(\d+)[\w.-]*", re.ASCII
+    )  # others, which a terminal may obey, are not shown
+    found = [(names.fullmatch(path.name), path) for path in (workdir / "checkpoints").iterdir()]
+    for step, entry in sorted((int(match[1]), entry) for match, entry in found if match):
         with contextlib.suppress(
             FileNotFoundError
         ):  # the run that trains here removed or renamed it meanwhile
-            size = sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
-            age = duration(time.time() - entry.stat().st_mtime)
-            state, score = state_of(step, entry.name, checkpointer), scores.get(step)
-            score = (f"{score['loss']:.4f}", f"{score['error_pct']:.2f}%") if score else ("", "")
-            table.add_row(str(step), decimal(size), age, *score, state)
+            sizes = [path.lstat().st_size for path in entry.rglob("*") if not path.is_dir()]
+            age = duration(time.time() - entry.lstat().st_mtime)
+            state = state_of(step, entry.name, checkpointer)
+            table.add_row(str(step), decimal(sum(sizes)), age, *scores.get(step, ("", "")), state)
     Console(highlight=False).print(table)
+
+
+def scores_of(workdir: Path, split: str) -> dict[int, tuple[str, str]]:
+    """Step -> loss and error on the tracked split. Raises StorageError for what no run writes."""
+    try:
+        return {
+            record["step"]: (f"{record['loss']:.4f}", f"{record['error_pct']:.2f}%")
+            for record in read_metrics(workdir)
+            if record["split"] == split
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{workdir / 'metrics.jsonl'} is not of a run, or damaged.") from error
 
 
 def state_of(step: int, name: str, checkpointer: Checkpointer) -> str:

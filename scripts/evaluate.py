@@ -1,6 +1,6 @@
 """Scores a run again, from its checkpoint alone:
 
-python -m scripts.evaluate RUN [--dataset=NAME] [--split=test]
+python -m scripts.evaluate RUN [--dataset=NAME] [--split=test] [--step=best]
 """
 
 import json
@@ -26,6 +26,7 @@ from common.network import Trained
 from common.overlap import trained_on_digits
 from common.prepared import data_dirs, find_test_split
 from common.records import DamagedRecords
+from common.workdir import require_run
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -33,6 +34,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("workdir", "The run's folder, if it is not given as RUN."),
         ("dataset", "A prepared set; the run's own if empty."),
         ("data_dir", "Folder of the prepared sets; the run's own if empty."),
+        ("step", "A checkpoint: its step, best (by validation error), or the newest if empty."),
         ("split", "A split or a slice: test, train[55000:]; the run's test split if empty."),
     ):
         flags.DEFINE_string(name, "", what, flag_values=flag_values)
@@ -46,8 +48,10 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
     if len(given) != 1:
         raise UserError("name the folder of one run, such as runs/first")
     workdir = Path(given[0]).expanduser()
+    require_run(workdir)
+    step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step or None
     score = score_alexnet if is_alexnet(workdir) else score_lenet
-    result, sums = score(workdir, flag_values)
+    result, sums = score(workdir, step, flag_values)
     names = result.pop("class_names")
     result |= {"num_examples": int(sums["count"])} | metrics.summarize(sums)
     if "confusion" in sums:
@@ -67,15 +71,17 @@ def is_alexnet(workdir: Path) -> bool:
     """Whether the run is one of alexnet.train; what is no run is left to the networks' messages."""
     try:
         return "net" in json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
-def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
+def score_lenet(
+    workdir: Path, step: int | str | None, flag_values: flags.FlagValues
+) -> tuple[dict, dict]:
     """What was scored, and its sums."""
     if flag_values.crops != "center":
         raise UserError(f"--crops={flag_values.crops} is for AlexNet; {workdir} is a LeNet-5 run")
-    trained = lenet.network.load(workdir)
+    trained = lenet.network.load(workdir, step)
     config = trained.config
     dataset = flag_values.dataset or config.dataset
     folders = data_dirs(flag_values.data_dir or config.data_dir, lenet.data.DIGITS)
@@ -90,9 +96,11 @@ def score_lenet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dic
     return about, sums
 
 
-def score_alexnet(workdir: Path, flag_values: flags.FlagValues) -> tuple[dict, dict]:
+def score_alexnet(
+    workdir: Path, step: int | str | None, flag_values: flags.FlagValues
+) -> tuple[dict, dict]:
     """What was scored, and its sums."""
-    trained = alexnet.network.load(workdir)
+    trained = alexnet.network.load(workdir, step)
     config = trained.config
     dataset = flag_values.dataset or config.dataset
     data_dir = flag_values.data_dir or config.data_dir

@@ -5,9 +5,11 @@ First with a network of one layer, which compiles at once; then with LeNet-5 and
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ import alexnet.config
 import alexnet.train
 import lenet.config
 import lenet.train
-from common import checkpoint, loop, parallel, step
+from common import digests, loop, parallel, step
 from common.checkpoint import Checkpointer
 from common.curves import mean_by_epoch
 from common.digests import state_sha256
@@ -241,6 +243,23 @@ def test_checkpoints_come_when_they_are_due(tmp_path, straight, epochs, steps, s
     assert outcome(fit(task, tmp_path / "run", [4, 9]), tmp_path / "run") == straight
     fit(task, tmp_path / "unstopped")
     assert saved_steps(tmp_path / "unstopped") == saved
+
+
+@pytest.mark.commands
+def test_a_save_that_fails_is_told_and_changes_no_bit(tmp_path, straight, monkeypatch, capfd):
+    """The disk is full when the second epoch is saved, and has room again for the third."""
+
+    def described(path, array):
+        if path == ".step" and array == 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return digests.describe(path, array)
+
+    monkeypatch.setattr("common.checkpoint.describe", described)
+    monkeypatch.setattr(sys, "unraisablehook", lambda *_: None)  # of the writes beside it
+    assert outcome(fit(toy(), tmp_path), tmp_path) == straight
+    told = [line for line in capfd.readouterr().err.splitlines() if "warning: " in line]
+    assert len(told) == 1 and "step 10" in told[0] and "No space left" in told[0]
+    assert saved_steps(tmp_path) == [5, 15]
 
 
 def test_another_tracked_split_and_none_to_validate(tmp_path):
@@ -617,9 +636,8 @@ def restored(config, workdir: Path, image_shape=(40, 40, 3)) -> alexnet.train.Tr
     network = alexnet.train.assemble(config, 10, blank)
     tx = alexnet.train.build_optimizer(config, 4)
     state = jax.eval_shape(lambda: alexnet.train.initial_state(network, tx, blank, network.init()))
-    target = jax.tree.map(checkpoint._on_one_device, state)
     with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
-        return checkpointer.restore_newest(target)[1]
+        return checkpointer.restore_newest(state)[1]
 
 
 @pytest.mark.parametrize(
