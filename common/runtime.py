@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import platform
+import resource
 import signal
 import sys
 import threading
@@ -134,8 +135,10 @@ def keep_freed_memory() -> None:
     A train step on a CPU allocates and frees hundreds of megabytes; each 4 KiB page that the system
     hands out again costs a page fault and is zeroed. A step of AlexNet's preset `deck` took 1.71 s
     with this set for the main thread alone, and 1.50 s like this.
+
+    LENET_ALEXNET_KEEP_MEMORY=0 in the environment leaves memory as it is.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or os.environ.get("LENET_ALEXNET_KEEP_MEMORY") == "0":
         return
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -146,11 +149,49 @@ def keep_freed_memory() -> None:
     libc.mallopt(arena_max, 1)  # the same heap in every thread,
     libc.mallopt(trim_threshold, -1)  # which is never trimmed
     # Grow the heap once; its pages take no memory before they are used.
-    size, page = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 2**21
+    size, page = _reservable_bytes(), 2**21
     if block := libc.malloc(size):
         start = -(-block // page) * page
         libc.madvise(start, (block + size - start) // page * page, huge_page)
         libc.free(block)
+
+
+def _reservable_bytes() -> int:
+    """Half of the memory, of the machine or of the control group; but a quarter of the addresses
+    that a limit leaves: what is not allocated by malloc, as stacks of threads, needs some too.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    sizes = [os.sysconf("SC_PHYS_PAGES") * page // 2]
+    if limit := control_group_limit():
+        sizes.append(limit // 2)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * page
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            sizes.append(max(limit - used, 0) // 4)
+    return min(sizes)
+
+
+def control_group_limit(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """The least memory in bytes that this process's control group, or one above it, may use; None
+    without a limit. Both versions of control groups (man 7 cgroups).
+    """
+    limits = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            top, file = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = top / name.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+                limits.append(int((folder / file).read_text()))
+    return min(limits, default=None)
 
 
 def use_deterministic_reductions() -> None:

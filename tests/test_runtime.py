@@ -88,6 +88,56 @@ print(faults)
     assert (int(done.stdout) < 100) == kept
 
 
+@pytest.mark.commands
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+@pytest.mark.parametrize(
+    ("limit_gb", "setting", "most_gb"), [(4, "", 1), (None, "0", 0.1), (None, "", None)]
+)
+def test_the_addresses_that_are_reserved_leave_room_under_a_limit(limit_gb, setting, most_gb):
+    code = """
+import re
+from pathlib import Path
+from common import runtime
+
+def peak_gb():
+    return int(re.search(r"VmPeak:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e6
+
+before = peak_gb()
+runtime.keep_freed_memory()
+print(peak_gb() - before)
+"""
+    limit = f"ulimit -v {limit_gb * 10**6}; " * (limit_gb is not None)
+    done = subprocess.run(
+        ["sh", "-c", limit + 'exec "$0" "$@"', sys.executable, "-c", code],
+        env=os.environ | {"LENET_ALEXNET_KEEP_MEMORY": setting},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) <= most_gb if most_gb else float(done.stdout) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "group", "text"),
+    [
+        ("0::/user/job\n", "memory.max", "user", "3000\n"),  # of a group above; "max" below
+        ("5:cpu:/\n4:memory:/job\n", "memory/memory.limit_in_bytes", "job", "3000\n"),
+        ("0::/hidden/by/a/container\n", "memory.max", "", "3000\n"),
+    ],
+)
+def test_the_limit_of_the_control_group(tmp_path, line, file, group, text):
+    (tmp_path / "cgroup").write_text(line)
+    folder, name = os.path.split(file)
+    for place, content in (
+        (tmp_path / folder / "user" / "job", "max\n"),
+        (tmp_path / folder / group, text),
+    ):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(content)
+    assert runtime.control_group_limit(tmp_path / "cgroup", tmp_path) == 3000
+    assert runtime.control_group_limit(tmp_path / "absent", tmp_path) is None
+
+
 def test_the_start_up_lines_say_what_is_trained():
     config = lenet.config.Config(dataset="mnist10k", validation_size=500, batch_size=64)
     task = lenet.train.make_task(config)
