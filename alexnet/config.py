@@ -243,6 +243,11 @@ class Config:
         3, "Keep the newest N checkpoints; the best too.", lower_bound=1, changes_result=False
     )
 
+    @property
+    def rate_needs_length(self) -> bool:
+        """Whether the learning rates depend on --num_epochs."""
+        return self.schedule == "cosine"
+
     def __post_init__(self):
         if self.optimizer == "adamw" and self.momentum:
             ways = ("--momentum=0", "--optimizer=sgd")

@@ -13,7 +13,7 @@ from common.checkpoint import Checkpointer
 from common.digests import state_sha256
 from common.errors import DataError, Interrupted
 from common.evaluation import evaluate
-from common.metrics import summarize
+from common.metrics import is_chance, summarize
 from common.network import Network
 from common.parallel import Placement
 from common.remarks import remarks
@@ -214,6 +214,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         "training_set": task.training_set,
         "tracked": config.track,
         **({} if best is None else {"best_step": best, "best_validation_error_pct": errors[best]}),
+        **({"is_chance": True} if is_chance(on_test, task.network.num_classes) else {}),
         **({"confusion_matrix": on_test["confusion"]} if "confusion" in on_test else {}),
         **({"class_names": names} if "confusion" in on_test and names else {}),
         **stopping.entries(config, stopped_by, step // task.epoch_steps),

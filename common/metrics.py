@@ -2,6 +2,8 @@
 batch size.
 """
 
+import math
+
 import numpy as np
 
 
@@ -18,3 +20,15 @@ def summarize(sums) -> dict[str, float]:
         for name, errors in shares.items()
         if errors in total
     }
+
+
+def is_chance(sums, num_classes: int) -> bool:
+    """Whether as many errors as in the sums {"errors", "count"} are what guessing gives: naming the
+    most frequent class always, where a "confusion" matrix [true, predicted] says which that is, else
+    any class. Within two standard deviations of the number of errors of a guess.
+    """
+    errors, count = float(np.sum(sums["errors"])), float(np.sum(sums["count"]))
+    share = 1 / num_classes
+    if "confusion" in sums:
+        share = np.asarray(sums["confusion"]).sum(axis=1).max() / count
+    return errors >= count * (1 - share) - 2 * math.sqrt(count * share * (1 - share))

@@ -3,7 +3,8 @@
 config.json, flags.txt  the settings; flags.txt is a flagfile that replays the run
 metrics.jsonl           losses and errors, a line per step and split (common/writer.py)
 checkpoints/N           the state after N steps (common/checkpoint.py); the newest and the best
-result.json             the final scores and where they come from: the run is finished
+result.json             the final scores and where they come from: the run is finished;
+                        result_after_N_epochs.json, where it was trained longer later on
 .lock, .pid             held by the process that trains
 """
 
@@ -166,11 +167,34 @@ def require_same_config(config, workdir: Path) -> None:
     if changed and trained:
         width = max(len(name) for name, _, _ in changed)
         table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
+        reason = ""
+        if "num_epochs" in (name for name, _, _ in changed) and config.rate_needs_length:
+            reason = (
+                f"With --schedule={config.schedule} the length of a run decides all of its learning "
+                "rates. "
+            )
         raise UserError(
-            f"{workdir} holds a run with other settings:\n{table}\n"
+            f"{workdir} holds a run with other settings:\n{table}\n{reason}"
             "Resume with the old settings, or choose another --workdir (add "
             f"--init_from={workdir} to start from this run's weights)."
         )
+
+
+def lengthen(config, workdir: Path) -> None:
+    """Makes the run in `workdir` one that is not finished, if all that `config` changes is that it
+    has more epochs and the rates up to there stay the same. Its result is kept as
+    `result_after_10_epochs.json`, the old number of epochs.
+    """
+    try:
+        saved = dict(json.loads((workdir / "config.json").read_text()))
+        ((name, old, new),) = common.flags.changes(saved, config)
+    except (ValueError, TypeError, OSError):  # no run, no change, or others: none of our business
+        return
+    if name != "num_epochs" or new < old or config.rate_needs_length:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        (workdir / "result.json").rename(workdir / f"result_after_{old}_epochs.json")
+    write_config(config, workdir)
 
 
 # ---- who may write
@@ -188,6 +212,7 @@ def claimed(config, workdir: Path):
         if is_first_process():
             try:
                 stack.enter_context(_locked(workdir))
+                lengthen(config, workdir)
                 require_same_config(config, workdir)
                 finished = (workdir / "result.json").exists()
                 if not finished:
@@ -261,4 +286,5 @@ def headline(workdir: Path) -> str:
     errors = "".join(
         f"{what} {result[name]:.2f}%, " for name, what in names.items() if name in result
     )
-    return f"complete: {errors}{num_steps:,} steps; {path}"
+    chance = " (NO BETTER THAN GUESSING)" * ("is_chance" in result)
+    return f"complete: {errors}{num_steps:,} steps{chance}; {path}"

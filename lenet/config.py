@@ -189,6 +189,11 @@ class Config:
         3, "Keep the newest N checkpoints; the best too.", lower_bound=1, changes_result=False
     )
 
+    @property
+    def rate_needs_length(self) -> bool:
+        """Whether the learning rates depend on --num_epochs."""
+        return self.schedule in ("cosine", "thirds")
+
     def __post_init__(self):
         if self.optimizer == "sdlm" and self.pooling != "trainable":
             ways = ("--pooling=trainable", "--optimizer=sgd")

@@ -227,6 +227,53 @@ def test_the_same_command_is_complete_and_another_is_refused(finished, here):
     assert "workdir" not in (workdir / "flags.txt").read_text()
 
 
+@pytest.mark.commands
+@pytest.mark.parametrize(
+    ("network", "flags"),
+    [
+        ("lenet", ["--schedule=constant", "--average_decay=0.9"]),
+        pytest.param("alexnet", ["--schedule=plateau", "--patience=1"], marks=pytest.mark.nightly),
+    ],
+)
+def test_a_finished_run_trained_longer_is_a_run_of_that_length(network, flags, tmp_path):
+    flags = [*TINY[network], *flags]
+    short = train(network, tmp_path / "run", *flags, "--num_epochs=1")
+    longer = train(network, tmp_path / "run", *flags, "--num_epochs=3")
+    at_once = train(network, tmp_path / "at_once", *flags, "--num_epochs=3")
+    for name in ("state_sha256", "num_steps", "test_error_pct", "best_step"):
+        assert longer[name] == at_once[name] or name == "best_step" and name not in at_once
+    assert longer["num_steps"] == 3 * short["num_steps"]
+    kept = tmp_path / "run" / "result_after_1_epochs.json"
+    assert json.loads(kept.read_text()) == short
+    runs = [read_metrics(tmp_path / name) for name in ("run", "at_once")]
+    lines = [[(line["step"], line["split"], line["loss"]) for line in run] for run in runs]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("finished", ["lenet"], indirect=True)
+def test_what_cannot_be_trained_longer(finished, here):
+    """Where all rates depend on the length; and shorter is no longer."""
+    _, workdir, _ = finished
+    files = {path: path.read_bytes() for path in workdir.glob("*.*")}
+    code, _, errors = here("lenet", workdir, *TINY["lenet"], "--num_epochs=9")
+    assert code == 2 and "--schedule=cosine" in errors and "--init_from=" in errors
+    code, _, errors = here("lenet", workdir, *TINY["lenet"], "--num_epochs=1")
+    assert code == 2 and "num_epochs" in errors
+    assert {path: path.read_bytes() for path in workdir.glob("*.*")} == files
+
+
+@pytest.mark.commands
+def test_a_run_that_diverged_says_so(tmp_path):
+    """Its loss is finite, so that nothing ended it."""
+    flags = [*TINY["lenet"], "--learning_rate=50", "--schedule=constant"]
+    done = subprocess.run(
+        command("lenet", tmp_path / "run", *flags), capture_output=True, text=True
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["is_chance"] and "GUESSING" in done.stdout.splitlines()[-1]
+
+
 @pytest.mark.nightly
 def test_saved_flags_replay_the_run(finished, tmp_path):
     network, workdir, result = finished
