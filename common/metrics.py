@@ -23,9 +23,11 @@ def summarize(sums) -> dict[str, float]:
 
 
 def is_chance(sums, num_classes: int) -> bool:
-    """Whether as many errors as in the sums {"errors", "count"} are what guessing gives: naming the
-    most frequent class always, where a "confusion" matrix [true, predicted] says which that is, else
-    any class. Within two standard deviations of the number of errors of a guess.
+    """Whether the sums {"errors", "count"} have as many errors as guesses, or up to two standard
+    deviations less.
+
+    A guess is the most frequent class, where a "confusion" matrix [true, predicted] says which one
+    that is; else any class.
     """
     errors, count = float(np.sum(sums["errors"])), float(np.sum(sums["count"]))
     share = 1 / num_classes

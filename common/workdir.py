@@ -170,8 +170,8 @@ def require_same_config(config, workdir: Path) -> None:
         reason = ""
         if "num_epochs" in (name for name, _, _ in changed) and config.rate_needs_length:
             reason = (
-                f"With --schedule={config.schedule} the length of a run decides all of its learning "
-                "rates. "
+                f"With --schedule={config.schedule} all learning rates depend on the length of a "
+                "run. "
             )
         raise UserError(
             f"{workdir} holds a run with other settings:\n{table}\n{reason}"
