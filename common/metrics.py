@@ -33,4 +33,4 @@ def is_chance(sums, num_classes: int) -> bool:
     share = 1 / num_classes
     if "confusion" in sums:
         share = np.asarray(sums["confusion"]).sum(axis=1).max() / count
-    return errors >= count * (1 - share) - 2 * math.sqrt(count * share * (1 - share))
+    return bool(errors >= count * (1 - share) - 2 * math.sqrt(count * share * (1 - share)))

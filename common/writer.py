@@ -92,7 +92,8 @@ class Writer:
         kept = [] if self._silent else _keep_lines(path, first_step)
         self._written = {(record["step"], record["split"]) for record in kept}
         scored = [record for record in kept if record["split"] == "validation"]
-        self.validation_errors = {record["step"]: record["error_pct"] for record in scored}
+        self.validation_errors = dict(self._before.get("validation_errors", ()))
+        self.validation_errors |= {record["step"]: record["error_pct"] for record in scored}
         self._file = path.open("a")
         self._events = (
             None if self._silent else _Events(self._workdir, first_step + 1 if first_step else 0)
@@ -171,6 +172,7 @@ class Writer:
             "timed_images": self._before["timed_images"] + self._timed_images,
             "timed_seconds": self._before["timed_seconds"] + self._timed_seconds,
             "epoch": self._epoch,
+            "validation_errors": list(self.validation_errors.items()),
         }
 
     def write(self, step: int, split: str, sums: dict) -> None:

@@ -668,6 +668,7 @@ def test_after_a_fall_back_training_saves_the_same_step_again(two_checkpoints, t
 def test_wrong_weights_that_orbax_accepts_are_caught_by_the_digest(tmp_path, monkeypatch, capfd):
     """The same fault without luck: Orbax returns other weights than were saved."""
     save(tmp_path, 1)
+    monkeypatch.setattr(Checkpointer, "_read_back", lambda self: None)
     with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
         monkeypatch.setattr(
             "common.checkpoint.host_leaves",

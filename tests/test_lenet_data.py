@@ -20,7 +20,7 @@ def numbered_examples(count):
     return Examples(images, np.arange(count, dtype=np.int32) % 10, 10, "numbers")
 
 
-def test_a_set_without_a_test_split_is_scored_on_validation(tmp_path, write_set, capsys):
+def test_a_set_without_a_test_split_is_scored_on_validation(tmp_path, write_set):
     folder = write_set(tmp_path, "mine", np.zeros((4, 28, 28, 1), np.uint8), num_classes=2)
     for path in (folder / "dataset_info.json", *folder.glob("*-test.*")):
         if path.name == "dataset_info.json":
@@ -30,7 +30,8 @@ def test_a_set_without_a_test_split_is_scored_on_validation(tmp_path, write_set,
     settings = dict(data_dir=str(tmp_path), validation_size=1, train_size=0)
     train, validation, test = data.load_splits(Config(dataset="mine", **settings))
     assert (len(train), len(validation), len(test)) == (3, 1, 4)
-    assert "`validation`" in capsys.readouterr().err
+    (line,) = data.remarks(Config(dataset="mine", **settings))
+    assert "`validation`" in line
 
 
 def chunk(examples, first_step, num_steps, **options):

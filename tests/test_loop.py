@@ -32,7 +32,7 @@ from common.examples import Examples
 from common.losses import cross_entropy
 from common.network import Network
 from common.order import order_of_uses
-from common.workdir import saved_steps
+from common.workdir import best_step, saved_steps
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
 
@@ -235,14 +235,37 @@ def test_an_epoch_is_saved_before_it_is_scored(tmp_path, straight):
 
 @pytest.mark.commands
 @pytest.mark.parametrize(
-    ("epochs", "steps", "saved"), [(2, 0, [10, 15]), (1, 2, [12, 14, 15]), (3, 4, [4, 12, 15])]
+    ("epochs", "steps", "saved"), [(2, 0, [10, 15]), (1, 2, [5, 12, 14, 15]), (3, 4, [4, 12, 15])]
 )
 def test_checkpoints_come_when_they_are_due(tmp_path, straight, epochs, steps, saved):
-    """The newest three; chunks of 2 steps are not cut for them."""
+    """The newest three and the best, if it was saved; chunks of 2 steps are not cut for them."""
     task = toy(config=ToyConfig(save_every_epochs=epochs))._replace(save_every_steps=steps)
-    assert outcome(fit(task, tmp_path / "run", [4, 9]), tmp_path / "run") == straight
-    fit(task, tmp_path / "unstopped")
+    found, metrics = outcome(fit(task, tmp_path / "run", [4, 9]), tmp_path / "run")
+    best = {"best_step", "best_validation_error_pct"}  # of those saved
+    same = {name: value for name, value in straight[0].items() if name not in best}
+    assert ({name: found[name] for name in same}, metrics) == (same, straight[1])
+    assert outcome(fit(task, tmp_path / "unstopped"), tmp_path / "unstopped")[0] == found
     assert saved_steps(tmp_path / "unstopped") == saved
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("stop_at", [[], [4, 9], range(1, 20, 2)])
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, stop_at):
+    """That of the least validation error, the earlier of two, whatever interrupts the run."""
+    task = toy(config=ToyConfig(keep=1))
+    result = fit(task, tmp_path, stop_at)
+    errors = {s["step"]: s["error_pct"] for s in lines(tmp_path) if s["split"] == "validation"}
+    best = min(errors, key=lambda s: (errors[s], s))
+    assert list(errors.values()).count(errors[best]) > 1 and best < NUM_STEPS
+    assert (result["best_step"], result["best_validation_error_pct"]) == (best, errors[best])
+    assert saved_steps(tmp_path) == [best, NUM_STEPS] and best_step(tmp_path) == best
+
+
+@pytest.mark.commands
+def test_there_is_no_best_of_test_errors(tmp_path):
+    result = fit(toy(config=ToyConfig(track="test", keep=1)), tmp_path)
+    assert "best_step" not in result and saved_steps(tmp_path) == [NUM_STEPS]
+    assert best_step(tmp_path) is None
 
 
 @pytest.mark.commands

@@ -83,10 +83,15 @@ def test_load_takes_a_path_as_str_and_a_step(name):
         assert run.step == step and run.config == module.load(GOLDEN / name, "newest").config
         assert run.config.seed == 3 and run.class_names is None  # none were saved then
         assert {"kernel", "bias"} <= next(iter(run.params.values())).keys()
-    for wrong in (step + 1, 0, "best", "nonsense"):
+    for wrong in (step + 1, 0, "nonsense"):
         with pytest.raises(UserError, match=str(wrong)) as caught:
             module.load(GOLDEN / name, wrong)
         assert str(step) in str(caught.value)
+    if name != "lenet_deck":  # it tracks the test error, or was stopped between scored steps
+        with pytest.raises(UserError, match="no best checkpoint"):
+            module.load(GOLDEN / name, "best")
+    else:
+        assert module.load(GOLDEN / name, "best").step == step
     other = alexnet if module is lenet else lenet
     with pytest.raises(UserError, match=r"config\.json"):
         other.load(GOLDEN / name)

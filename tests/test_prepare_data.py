@@ -437,7 +437,7 @@ def test_a_folder_that_is_incomplete_or_in_another_format(small_mnist, capsys, c
     [
         (["--dataset=cifar100"], "allowed: mnist10k, mnist, fashion_mnist, kmnist, cifar10"),
         (["--dataset=emnist"], "emnist/balanced"),
-        (["--datset=mnist"], "Did you mean: dataset"),
+        (["--datset=mnist"], "did you mean --dataset"),
         (["--help=perhaps"], "--help"),
         (["--data_dir"], "data_dir"),
         (["mnist"], "'mnist'"),

@@ -66,12 +66,13 @@ def test_what_is_odd_about_a_run_is_a_line(config, facts):
 @pytest.mark.parametrize("dataset", ["photos", "streamed"])
 def test_a_class_that_a_split_lacks_is_named(dataset):
     lines = said(dataclasses.replace(PHOTOS, dataset=dataset))
-    assert [(line.split()[0], line[line.index("(") :]) for line in lines[1:]] == [
+    named = [line for line in lines if ": none of " in line]
+    assert [(line.split()[0], line[line.index("(") :]) for line in named] == [
         ("train", "(dogs, owl)"),
         ("validation", "(dogs, owl)"),
         ("test", "(dog, owl)"),
     ]
-    assert "top-5" in lines[0] and "4" in lines[0]  # classes
+    assert any("top-5" in line and "4" in line for line in lines)  # classes
 
 
 def test_of_many_absent_classes_some_are_named(write_set, tmp_path):

@@ -106,7 +106,7 @@ before = peak_gb()
 runtime.keep_freed_memory()
 print(peak_gb() - before)
 """
-    limit = f"ulimit -v {limit_gb * 10**6}; " * (limit_gb is not None)
+    limit = f"ulimit -v {limit_gb * 10**6}; " if limit_gb else ""
     done = subprocess.run(
         ["sh", "-c", limit + 'exec "$0" "$@"', sys.executable, "-c", code],
         env=os.environ | {"LENET_ALEXNET_KEEP_MEMORY": setting},

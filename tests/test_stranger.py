@@ -238,7 +238,7 @@ def test_a_strangers_checkpoint_is_refused(stranger, name, little_memory, capfd)
 
     target = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: build_model(Config())), nnx.Param))
     with pytest.raises(UserError):
-        given_params(Config(init_from=str(workdir)), target)
+        given_params(Config(init_from=str(workdir)), None, target)
 
     assert tool("ls", str(workdir)) == 0
     assert tool("verify", str(workdir)) == (0 if name in ONLY_OF_ANOTHER_MODEL else 74)

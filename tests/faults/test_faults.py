@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from common import checkpoint, launch
+from common import checkpoint, checkpoint_files, launch
 from common.checkpoint import Checkpointer
 from common.digests import state_sha256
 from common.errors import StorageError
@@ -210,6 +210,7 @@ def test_without_digests_a_flipped_bit_is_a_silent_error(tmp_path, monkeypatch):
         return [array.dtype.name, list(array.shape), ""]
 
     monkeypatch.setattr(checkpoint, "describe", without_digest)
+    monkeypatch.setattr(checkpoint_files, "describe", without_digest)
     assert "silently wrong" in outcomes_of_flips(tmp_path, 8)
 
 
