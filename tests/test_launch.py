@@ -525,7 +525,7 @@ def fills_up(program, process) -> str:
     for path in program.folder.glob("*.hold"):
         path.unlink()
     code, output, errors = end_of(process)
-    assert (code, output) == (74, "") and "Traceback" not in errors
+    assert (code, output) == (74, "") and "Traceback" not in errors, errors
     last = errors.splitlines()[-1]
     assert "/checkpoints: File too large" in last, errors
     return last
