@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TextIO
 
 import jax
 from jax._src import xla_bridge  # nothing public says whether JAX has started
@@ -82,7 +81,7 @@ class _Lossy(io.FileIO):
             return len(content)
 
 
-def lossy(stream: TextIO | None, own: TextIO | None) -> TextIO:
+def lossy(stream: io.TextIOBase | None, own: io.TextIOBase | None) -> io.TextIOBase:
     """A `stream` of messages where what cannot be written is lost, and the program goes on: the
     terminal was closed, the reader of a pipe has ended, the disk is full. A character that its
     encoding lacks is escaped.
