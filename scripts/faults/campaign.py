@@ -7,9 +7,8 @@ Without --full each fault is tried a few times; --full takes about an hour on tw
 Moments and places are drawn from --seed. A run survives if it ends like a run without faults: the
 same SHA-256 of the state, the same lines in metrics.jsonl; or is refused at its start, where a row
 says so. A silent error is a run that succeeds with another state, a wrong score, or a corrupt
-checkpoint that is restored as if it were intact. The rows are
-written after each fault; rows of other faults in the file stay. Exit code 1 if something did not
-survive or missed its target.
+checkpoint that is restored as if it were intact. The rows are written after each fault; rows of
+other faults in the file stay. Exit code 1 if something did not survive or missed its target.
 """
 
 import json
