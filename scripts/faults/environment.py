@@ -20,7 +20,7 @@ SYSTEM = {
     "a user without a name": ("unshare", "--map-user=12345", *HOMELESS),
     "an ASCII locale": ("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"),
     "4 GB of addresses": ("sh", "-c", 'ulimit -v 4000000; exec "$0" "$@"'),
-    "8 GB of addresses": ("sh", "-c", 'ulimit -v 8000000; exec "$0" "$@"'),
+    "2 GB of addresses": ("sh", "-c", 'ulimit -v 2000000; exec "$0" "$@"'),
 }
 
 
