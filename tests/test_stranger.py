@@ -21,7 +21,14 @@ from common.checkpoint import Checkpointer
 from common.errors import UserError
 from lenet.config import Config
 from lenet.network import build_model, given_params
-from scripts.faults.stranger import DEMONSTRATIONS, GOLDEN, ONLY_OF_ANOTHER_MODEL, demonstrate
+from scripts.faults.stranger import (
+    DEMONSTRATIONS,
+    GOLDEN,
+    ONLY_OF_ANOTHER_MODEL,
+    any_read,
+    demonstrate,
+    forget_reads,
+)
 
 
 @pytest.fixture
@@ -52,6 +59,7 @@ def test_the_folder_that_the_demonstrations_change_is_good(tmp_path):
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
 def test_a_strangers_checkpoint_is_refused(stranger, name, little_memory, capfd):
     workdir = stranger(name)
+    outside = forget_reads(workdir.with_name("outside"))
     with pytest.raises(UserError) as caught:
         lenet.network.load(workdir)
     message = str(caught.value)
@@ -68,6 +76,7 @@ def test_a_strangers_checkpoint_is_refused(stranger, name, little_memory, capfd)
     lines = printed.out.splitlines() + printed.err.splitlines()
     assert all(line.isprintable() for line in lines) and "Traceback" not in printed.err
     assert len(printed.err.splitlines()) == (name not in ONLY_OF_ANOTHER_MODEL)
+    assert not any_read(outside)
 
 
 def tool(*arguments: str) -> int:

@@ -27,19 +27,14 @@ LIMITED = ("sh", "-c", 'ulimit -v 8000000; exec timeout 60 "$0" "$@"')  # kB, s
 def stranger(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     """Each demonstration with each command that reads checkpoints."""
     found = []
-    (seen := folder / "seen").touch()
-    os.utime(seen, (0, 0))
-    seen.read_bytes()
-    if not seen.stat().st_atime:
-        print(
-            "this disk does not say what is read: outside the folder, not checked", file=sys.stderr
-        )
+    (probe := folder / "probe" / "outside").mkdir(parents=True)
+    paths = forget_reads(probe)
+    list(probe.iterdir())
+    if not any_read(paths):
+        print("this disk does not tell what was read: not checked", file=sys.stderr)
     for name in DEMONSTRATIONS if full else ("link to the arrays", "bomb in a chunk"):
         (here := folder / name).mkdir()
         workdir = demonstrate(name, here)
-        outside = [path for path in (here / "outside").rglob("*") if not path.is_symlink()]
-        for path in outside:
-            os.utime(path, (0, path.stat().st_mtime))  # a read changes the first, on most disks
         commands = {
             "evaluate": ("scripts.evaluate", f"--workdir={workdir}"),
             "--init_from": (
@@ -50,13 +45,14 @@ def stranger(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
             "verify": ("scripts.checkpoint", "verify", str(workdir)),
         }
         for command, words in commands.items():
+            outside = forget_reads(here / "outside")
             done = call(*words, prefix=LIMITED)
             end = refusal(done)
             # These list it, or find that its bytes are as they were saved.
             is_free = command == "ls" or (command == "verify" and name in ONLY_OF_ANOTHER_MODEL)
             if is_free and done.returncode == 0 and not done.stderr:
                 end = "shown"
-            if any(path.stat().st_atime for path in outside):
+            if any_read(outside):
                 end = "read outside the folder"
             found.append((f"{name}, {command}", end))
     target = "one line; nothing read outside the folder"
@@ -72,6 +68,19 @@ def demonstrate(name: str, folder: Path) -> Path:
     outside.mkdir()
     DEMONSTRATIONS[name](workdir / "checkpoints" / "64", outside)
     return workdir
+
+
+def forget_reads(folder: Path) -> list[Path]:
+    """The files and folders in `folder`, and itself, for `any_read`."""
+    paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    for path in paths:
+        os.utime(path, (0, path.stat().st_mtime))
+    return paths
+
+
+def any_read(paths: list[Path]) -> bool:
+    """Whether one was read since, or listed; on most disks that changes this time."""
+    return any(path.stat().st_atime for path in paths)
 
 
 def describe_as(folder: Path, change: Callable[[dict], None]) -> None:
