@@ -176,9 +176,9 @@ def test_wrong_digests_of_right_arrays_are_named_by_leaf(tmp_path, monkeypatch):
     make_run(tmp_path / "run", 10)
     with contextlib.closing(Checkpointer(tmp_path / "run")) as checkpointer:
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "common.checkpoint.describe", lambda path, array: [*describe(path, array)[:2], path]
-            )
+            for module in ("checkpoint", "checkpoint_files"):  # which reads each save back
+                wrong = f"common.{module}.describe"
+                patch.setattr(wrong, lambda path, array: [*describe(path, array)[:2], path])
             checkpointer.save(20, state_of(20), {})
             checkpointer._manager.wait_until_finished()
         assert checkpointer.verify(10) is None

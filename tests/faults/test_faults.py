@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from common import checkpoint, launch
+from common import checkpoint, checkpoint_files, launch
 from common.checkpoint import Checkpointer
 from common.digests import state_sha256
 from common.errors import StorageError
@@ -253,7 +253,8 @@ def test_without_digests_a_flipped_bit_is_a_silent_error(tmp_path, monkeypatch):
     def without_digest(path, array):
         return [array.dtype.name, list(array.shape), ""]
 
-    monkeypatch.setattr(checkpoint, "describe", without_digest)
+    for module in (checkpoint, checkpoint_files):
+        monkeypatch.setattr(module, "describe", without_digest)
     assert "silently wrong" in outcomes_of_flips(tmp_path, 8)
 
 
