@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def scored(folder: Path, names: tuple[str, ...]) -> str:
     return "same" if json.loads(done.stdout)["confusion_matrix"] == expected else "other"
 
 
-def prepare(source: Path, more: tuple[str, ...]) -> tuple[dict | None, object]:
+def prepare(source: Path, more: Iterable[str]) -> tuple[dict | None, subprocess.CompletedProcess]:
     """Writes two classes of noise, and files of the names `more`; prepares them as a set.
 
     Returns what each split has (None where nothing was prepared), and the finished command.

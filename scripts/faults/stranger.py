@@ -32,7 +32,7 @@ def stranger(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     list(probe.iterdir())
     if not any_read(paths):
         print("this disk does not tell what was read: not checked", file=sys.stderr)
-    for name in DEMONSTRATIONS if full else ("link to the arrays", "bomb in a chunk"):
+    for name in DEMONSTRATIONS if full else ("link to a checkpoint",):
         (here := folder / name).mkdir()
         workdir = demonstrate(name, here)
         commands = {
