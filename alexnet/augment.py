@@ -97,7 +97,7 @@ def prepare_function(
     def extended(image, pad=0):
         return on_its_background(image, crop_size, pad) if on_background else image
 
-    stored_mean = mean
+    channel_means = mean.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)  # (C,)
     mean, padded_mean = np.asarray(extended(mean)), np.asarray(extended(mean, pad))
     if scaling == "standardized":
         variances = np.diag(covariance)
@@ -106,7 +106,6 @@ def prepare_function(
                 "--scaling=standardized would divide by zero: a color channel of the training "
                 "images is constant"
             )
-        channel_means = stored_mean.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)  # (C,)
         mean, padded_mean = (np.broadcast_to(channel_means, x.shape) for x in (mean, padded_mean))
         scale = (1 / np.sqrt(variances)).astype(np.float32)  # (3,)
     margins = ((pad, pad), (pad, pad), (0, 0))

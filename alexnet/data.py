@@ -156,7 +156,7 @@ def remarks(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
         lines += [f"images of {height}x{width} pixels are padded to {size}x{size} (--crop_size)"]
     elif height * width > 2 * size**2:
         lines += [
-            f"--crop_size={size} is 1/{height * width / size**2:.3g} of each image of "
+            f"a crop of --crop_size={size} is 1/{height * width / size**2:.3g} of each image of "
             f"{height}x{width} pixels: prepare the set with --size={size}, or see --preset=photos"
         ]
     if channels == 1 and config.mirror == "color" and config.augmentation != "none":

@@ -107,8 +107,9 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
 
     def target(meta: dict) -> dict:
         model = nnx.eval_shape(lambda: build_model(config, meta["num_classes"]))
+        shape = tuple(meta["image_shape"])
         statistics = Statistics(
-            mean_image=jax.ShapeDtypeStruct(shape := tuple(meta["image_shape"]), jnp.float32),
+            mean_image=jax.ShapeDtypeStruct(shape, jnp.float32),
             covariance=jax.ShapeDtypeStruct((shape[-1], shape[-1]), jnp.float32),
         )
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

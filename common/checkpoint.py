@@ -35,7 +35,7 @@ from common.digests import (
 from common.errors import NonFiniteError, StorageError, UserError, one_line
 from common.processes import all_gather_text, all_true, broadcast, is_first_process
 from common.storage import literal_path, storage_error, unreadable
-from common.workdir import SMALLER_RATE, best_of, best_step, last_finite, last_good, saved_steps
+from common.workdir import SMALLER_RATE, best_of, last_finite, last_good, saved_steps
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a folder that Orbax is still writing
 
@@ -103,6 +103,7 @@ class Checkpointer:
             content = {
                 "step": step,
                 "meta": meta,
+                "best": best,
                 "leaves": {path: describe(path, array) for path, array in leaves.items()},
             }
             return content | {"sha256": json_sha256(content)}
@@ -325,25 +326,20 @@ class Checkpointer:
 
     def _wait_for_last(self, step: int) -> None:
         """Waits until the last save is on disk. If it failed, prints that and removes what there is
-        of it; raises StorageError if the one before it had failed too, or if it was of `step`: the
-        writes that Orbax abandoned may go on in that folder.
+        of it; raises StorageError if the one before it had failed too, if it was of `step`, as the
+        writes that Orbax abandoned may go on in that folder, or if there are several processes: the
+        others wait in Orbax for the save.
         """
-        failure = None
         try:
             self._manager.wait_until_finished()
-        except Exception as error:
-            failure = self._unwritten(error)
-            if failure is None:
-                raise
-        if all_true(failure is None):
             self._failed = False
             return
-        failure = failure or StorageError("see the other process")
-        if self._failed or step == self._saving:
-            raise failure
+        except Exception as error:
+            failure = self._unwritten(error)
+            if failure is None or self._failed or step == self._saving or jax.process_count() > 1:
+                raise (failure or error) from error
         self._failed = True
-        if is_first_process():
-            _warn(f"at step {self._saving}, {failure} Training goes on until the next save.")
+        _warn(f"at step {self._saving}, {failure} Training goes on until the next save.")
         self._remove_unfinished()
         self._manager.reload()  # what the failed save was to remove is still there
 
@@ -404,8 +400,8 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
         step = best_step(workdir)
         if step is None:
             raise UserError(
-                f"{workdir} has no best checkpoint: none was scored on the validation split "
-                "(--track=validation does so after each epoch)"
+                f"{workdir} names no best checkpoint: none was scored on the validation split yet "
+                "(--track=validation does so after each epoch), or it is of an older version"
             )
     steps = saved_steps(workdir)
     if step not in (None, "newest") and not (isinstance(step, int) and step in steps):
@@ -416,6 +412,18 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     return restored
+
+
+def best_step(workdir: Path) -> int | None:
+    """The step with the least validation error of those scored and saved: as result.json says, or,
+    in a run that is not finished, as its newest checkpoint does.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        return json.loads((workdir / "result.json").read_text()).get("best_step")
+    for step in reversed(saved_steps(workdir)):
+        with contextlib.suppress(Exception):  # whatever a damaged one raises
+            return read_description(workdir / "checkpoints" / str(step)).get("best")
+    return None
 
 
 def _warn(text: str) -> None:

@@ -62,8 +62,8 @@ def moved(
 
 
 def error_pcts(confusion: np.ndarray, names: Sequence[str] | None) -> str:
-    """The error in percent of each class that a confusion matrix [true, predicted] has examples of,
-    by name; of many classes those with the largest errors.
+    """A line with the error in percent of each class that a confusion matrix [true, predicted] has
+    examples of, by name; of many classes those with the largest errors.
     """
     counts = confusion.sum(axis=1)
     errors = {
@@ -74,7 +74,8 @@ def error_pcts(confusion: np.ndarray, names: Sequence[str] | None) -> str:
     worst = sorted(errors, key=lambda number: -errors[number])[:LISTED]
     shown = list(errors) if len(errors) <= LISTED else worst
     words = [f"{name_of(number, names)} {errors[number]:.2f}%" for number in shown]
-    return ", ".join(words)
+    what = f"worst {LISTED} of {len(errors)} classes" if len(errors) > LISTED else "by class"
+    return f"{what}: {', '.join(words)}"
 
 
 def name_of(number: int, names: Sequence[str] | None) -> str:

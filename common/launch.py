@@ -21,6 +21,7 @@ from common.errors import INTERRUPTED, Interrupted, StorageError, UserError
 from common.processes import (
     Processes,
     agreed,
+    broadcast,
     is_first_process,
     require_same_flags,
     require_same_workdir,
@@ -65,7 +66,8 @@ def main(
         sys.exit(_fail(str(error), error.exit_code))
 
     def train(config, workdir: Path, stop_requested: Callable) -> dict:
-        if not saved_steps(workdir):
+        (is_new,) = broadcast(not saved_steps(workdir))  # as the first process sees it
+        if is_new:
             before_new(config)
         return fit(make_task(config), workdir, stop_requested)
 

@@ -2,8 +2,6 @@
 batch size.
 """
 
-import math
-
 import numpy as np
 
 
@@ -23,14 +21,12 @@ def summarize(sums) -> dict[str, float]:
 
 
 def is_chance(sums, num_classes: int) -> bool:
-    """Whether the sums {"errors", "count"} have as many errors as guesses, or up to two standard
-    deviations less.
-
-    A guess is the most frequent class, where a "confusion" matrix [true, predicted] says which one
-    that is; else any class.
+    """Whether there are errors, and at least as many, of the sums {"errors", "count"}, as a guess
+    makes: naming the most frequent class always, where a "confusion" matrix [true, predicted] says
+    which one that is; else any class.
     """
     errors, count = float(np.sum(sums["errors"])), float(np.sum(sums["count"]))
-    share = 1 / num_classes
+    right = count / num_classes
     if "confusion" in sums:
-        share = np.asarray(sums["confusion"]).sum(axis=1).max() / count
-    return bool(errors >= count * (1 - share) - 2 * math.sqrt(count * share * (1 - share)))
+        right = np.asarray(sums["confusion"]).sum(axis=1).max()
+    return bool(errors and errors >= count - right)

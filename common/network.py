@@ -161,7 +161,7 @@ def load_init_from(
     order = moved(names, known, source.network.num_classes)
     if order is not None and output in params:
         params[output] = jax.tree.map(lambda leaf: leaf[..., order], params[output])
-    elif order is not None and not unknown:
+    elif order is not None and (order != np.arange(len(order))).any():
         raise UserError(
             f"--init_from={config.init_from} has its classes in another order ({listed(known)}), "
             "which --output=rbf with its fixed codes cannot follow"

@@ -47,6 +47,8 @@ def suggestion(given: str, known: Iterable[str]) -> str:
     """The one of the `known` names that may be meant: the one with these initials, that begins with
     it, or that is closest in its spelling; "" if none is like it.
     """
+    if not _plain(given):
+        return ""
     names = {_plain(name): name for name in known}
     initials = {"".join(word[0] for word in name.split("_")): name for name in names.values()}
     if len(given) > 1 and given in initials:

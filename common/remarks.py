@@ -26,6 +26,8 @@ def remarks(task) -> list[str]:
             f"an epoch is a single step: --batch_size={config.batch_size} of {num_train:,} examples"
         )
     for split, examples in splits.items():
+        if split == "train" and len(examples) < num_train:
+            continue  # a part of it, which is scored
         if absent := absent_classes(examples):
             lines.append(
                 f"{split} examples: none of {len(absent):,} of {examples.num_classes:,} classes "
@@ -53,18 +55,13 @@ def _labels(examples) -> np.ndarray | None:
     shards = [Path(part.filename) for part in examples.slices]
     selection = [(part.skip, part.take) for part in examples.slices]
     path = cache_file(f"{examples.name}-labels", examples.folder, shards, selection)
-    (labels,) = cached(path, ("labels",), lambda: (_read_labels(examples),))
+    try:
+        (labels,) = cached(path, ("labels",), lambda: (_read_labels(examples),))
+    except Exception:  # of a record, whatever it is; training and scoring say more of it
+        return None
     return labels
 
 
 def _read_labels(records: Records) -> np.ndarray:
-    """(n,) int32: the labels of the intact records."""
-    labels = []
-    for index in range(len(records)):
-        try:
-            label = parse(records.source[index])[1]
-        except Exception:  # ArrayRecord and the Example parser have no error class in common
-            continue  # training and scoring say more of it
-        if 0 <= label < records.num_classes:
-            labels.append(label)
-    return np.array(labels, np.int32)
+    """(n,) int32: the labels of the records. Raises what reading a damaged one does."""
+    return np.array([parse(records.source[i])[1] for i in range(len(records))], np.int32)

@@ -124,7 +124,7 @@ def ignore_jax_environment() -> None:
     for name, ours in JAX_OPTIONS.items():
         if os.environ.get(name.upper()) and jax.config.values[name] != ours:
             given = f"{name.upper()}={os.environ[name.upper()]}"
-            print(f"warning: {given} is ignored; unset it to lose this line", file=sys.stderr)
+            print(f"warning: {given} is ignored; unset it to silence this", file=sys.stderr)
             jax.config.update(name, ours)
 
 

@@ -78,20 +78,6 @@ def best_of(errors: dict[int, float], steps: list[int]) -> int | None:
     )
 
 
-def best_step(workdir: Path) -> int | None:
-    """The step with the least validation error of those scored and saved: as result.json says, or
-    so far. Raises StorageError where metrics.jsonl is damaged.
-    """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return json.loads((workdir / "result.json").read_text())["best_step"]
-    try:
-        records = [record for record in read_metrics(workdir) if record["split"] == "validation"]
-        errors = {record["step"]: record["error_pct"] for record in records}
-        return best_of(errors, saved_steps(workdir))
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{workdir / 'metrics.jsonl'} is not of a run, or damaged.") from error
-
-
 def last_good(workdir: Path) -> str:
     """For an error message: a sentence that says which checkpoint is safe."""
     steps = saved_steps(workdir)
@@ -141,13 +127,15 @@ def write_config(config, workdir: Path) -> None:
     write_atomic(workdir / "flags.txt", common.flags.to_flagfile(config))
 
 
-def require_same_config(config, workdir: Path) -> None:
+def require_same_config(config, workdir: Path) -> int | None:
     """Raises UserError unless `workdir` is new, or holds a run whose settings differ from `config`
-    only where the result does not.
+    only where the result does not, or by having fewer epochs with the same learning rates.
+
+    Returns its number of epochs if these are fewer, else None.
     """
     path = workdir / "config.json"
     if not path.exists():
-        return
+        return None
     try:
         saved = dict(json.loads(path.read_text()))
     except (ValueError, TypeError, OSError) as error:
@@ -164,6 +152,9 @@ def require_same_config(config, workdir: Path) -> None:
     trained = any(
         any(workdir.glob(name)) for name in ("metrics.jsonl", "checkpoints/*", "result.json")
     )
+    match changed:
+        case [("num_epochs", old, new)] if new > old and not config.rate_needs_length:
+            return old
     if changed and trained:
         width = max(len(name) for name, _, _ in changed)
         table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
@@ -178,23 +169,7 @@ def require_same_config(config, workdir: Path) -> None:
             "Resume with the old settings, or choose another --workdir (add "
             f"--init_from={workdir} to start from this run's weights)."
         )
-
-
-def lengthen(config, workdir: Path) -> None:
-    """Makes the run in `workdir` one that is not finished, if all that `config` changes is that it
-    has more epochs and the rates up to there stay the same. Its result is kept as
-    `result_after_10_epochs.json`, the old number of epochs.
-    """
-    try:
-        saved = dict(json.loads((workdir / "config.json").read_text()))
-        ((name, old, new),) = common.flags.changes(saved, config)
-    except (ValueError, TypeError, OSError):  # no run, no change, or others: none of our business
-        return
-    if name != "num_epochs" or new < old or config.rate_needs_length:
-        return
-    with contextlib.suppress(FileNotFoundError):
-        (workdir / "result.json").rename(workdir / f"result_after_{old}_epochs.json")
-    write_config(config, workdir)
+    return None
 
 
 # ---- who may write
@@ -212,8 +187,10 @@ def claimed(config, workdir: Path):
         if is_first_process():
             try:
                 stack.enter_context(_locked(workdir))
-                lengthen(config, workdir)
-                require_same_config(config, workdir)
+                if shorter := require_same_config(config, workdir):
+                    with contextlib.suppress(FileNotFoundError):
+                        kept = workdir / f"result_after_{shorter}_epochs.json"
+                        (workdir / "result.json").rename(kept)
                 finished = (workdir / "result.json").exists()
                 if not finished:
                     write_config(config, workdir)

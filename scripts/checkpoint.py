@@ -65,7 +65,8 @@ def ls(workdir: Path, checkpointer: Checkpointer) -> None:
         with contextlib.suppress(
             FileNotFoundError
         ):  # the run that trains here removed or renamed it meanwhile
-            sizes = [path.lstat().st_size for path in entry.rglob("*") if not path.is_dir()]
+            paths = () if entry.is_symlink() else entry.rglob("*")
+            sizes = [path.lstat().st_size for path in paths if not path.is_dir()]
             age = duration(time.time() - entry.lstat().st_mtime)
             state = state_of(step, entry.name, checkpointer)
             table.add_row(str(step), decimal(sum(sizes)), age, *scores.get(step, ("", "")), state)

@@ -64,7 +64,7 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
     steps = f"after {result['step']:,} steps"
     print(f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, {steps}")
     if "confusion" in sums:
-        print(f"by class: {classes.error_pcts(sums['confusion'], names)}")
+        print(classes.error_pcts(sums["confusion"], names))
 
 
 def is_alexnet(workdir: Path) -> bool:

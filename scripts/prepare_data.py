@@ -29,9 +29,7 @@ corrupt files, 74 no network or a folder that cannot be written, 75 another proc
 same set, 130 interrupted.
 """
 
-import difflib
 import functools
-import io
 import os
 import re
 import sys
@@ -42,6 +40,8 @@ from absl import flags
 from common import launch
 from common.errors import DataError, StorageError, UserError
 from common.prepared import data_dirs
+from common.refusals import suggestion
+from common.storage import NOT_UTF8
 from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
 from scripts.prepare.entries import printable
@@ -59,8 +59,6 @@ IMAGE_FLAGS = ("record_format", "num_workers")
 
 def main(argv: list[str]) -> int:
     """Runs the command with the arguments after the program's name; returns its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a class's name where the locale is ASCII
-        sys.stdout.reconfigure(errors="backslashreplace")
     return launch.run_tool(define_flags, prepare, ["prepare_data", *argv])
 
 
@@ -106,12 +104,8 @@ def prepare(flag_values: flags.FlagValues) -> None:
         if flag_values[name].present:
             raise UserError(f"--{name} does not apply to --dataset={dataset}")
     data_dir = data_dirs(flag_values.data_dir)[0]
-    try:
-        str(data_dir).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"--data_dir={printable(str(data_dir))} is not UTF-8; choose another folder"
-        ) from None
+    if NOT_UTF8.search(str(data_dir)):  # a flag was refused before
+        raise UserError(f"$TFDS_DATA_DIR={printable(str(data_dir))} is not UTF-8; use --data_dir")
     if dataset == "mnist10k":
         print("mnist10k is embedded in the project: nothing to prepare")
     elif own or dataset == imagenet.NAME:
@@ -127,10 +121,10 @@ def require_own_name(dataset: str, source: str) -> None:
     taken = {name.partition("/")[0] for name in (*DATASETS, "fake")}
     if source and dataset not in taken and re.fullmatch(r"[A-Za-z]\w*", dataset, re.ASCII):
         return
-    close = difflib.get_close_matches(dataset, DATASETS, 1)
+    close = suggestion(dataset, DATASETS)
     raise UserError(
         f"--dataset={dataset} is unknown"
-        + (f" (did you mean --dataset={close[0]}?)" if close else "")
+        + (f" (did you mean --dataset={close}?)" if close else "")
         + f"; allowed: {', '.join(DATASETS)}, and with --source=DIR a new name of letters, digits "
         "and underscores"
     )

@@ -177,9 +177,9 @@ def test_wrong_digests_of_right_arrays_are_named_by_leaf(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpointer, "_read_back", lambda self: None)
     with contextlib.closing(Checkpointer(tmp_path / "run")) as checkpointer:
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "common.checkpoint.describe", lambda path, array: [*describe(path, array)[:2], path]
-            )
+            for module in ("checkpoint", "checkpoint_files"):  # which reads each save back
+                wrong = f"common.{module}.describe"
+                patch.setattr(wrong, lambda path, array: [*describe(path, array)[:2], path])
             checkpointer.save(20, state_of(20), {})
             checkpointer._manager.wait_until_finished()
         assert checkpointer.verify(10) is None
@@ -216,7 +216,6 @@ import contextlib, sys, time
 from pathlib import Path
 import numpy as np
 from common.checkpoint import Checkpointer
-from common.digests import describe
 
 with contextlib.closing(Checkpointer(Path(sys.argv[1]))) as checkpointer:
     for step in range(1, 10_000):

@@ -12,22 +12,19 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
 from common import provenance
+from scripts.faults.releases import GOLDEN, write_noise10
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="module")
-def noise10(tmp_path_factory, write_set) -> Path:
-    """The data_dir of the noise that the AlexNet folder was trained on, bit for bit."""
-    random = np.random.Philox(np.random.SeedSequence(10))
-    pixels = random.random_raw(160 * 32 * 32 * 3 // 8).view(np.uint8)
+def noise10(tmp_path_factory) -> Path:
+    """The data_dir of the noise that the AlexNet folder was trained on."""
     folder = tmp_path_factory.mktemp("sets")
-    write_set(folder, "noise10", pixels.reshape(160, 32, 32, 3))
+    write_noise10(folder)
     return folder
 
 

@@ -24,7 +24,7 @@ import alexnet.train
 import lenet.config
 import lenet.train
 from common import digests, loop, parallel, step
-from common.checkpoint import Checkpointer
+from common.checkpoint import Checkpointer, best_step
 from common.curves import mean_by_epoch
 from common.digests import state_sha256
 from common.errors import DataError, Interrupted, NonFiniteError, UserError
@@ -32,7 +32,7 @@ from common.examples import Examples
 from common.losses import cross_entropy
 from common.network import Network
 from common.order import order_of_uses
-from common.workdir import best_step, saved_steps
+from common.workdir import saved_steps
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
 

@@ -50,7 +50,7 @@ def image_file(color=(200, 30, 40), size=(90, 70), file_format="JPEG", **options
 IMAGE = image_file()
 
 
-def tree(folder: Path, *names: str, **contents: bytes) -> Path:
+def tree(folder: Path, *names: str) -> Path:
     """Files of those names, images unless their ending says otherwise."""
     for name in names:
         path = folder / name

@@ -1,14 +1,14 @@
-"""What a run survives: the real commands, killed, stopped and out of disk space; checkpoints,
-corrupted; the number of devices, changed.
+"""What a run survives: the real commands, killed, stopped, out of disk space and in an odd
+environment; checkpoints, corrupted or made to harm; data that lies; the number of devices, changed.
 
     python -m scripts.faults [--full] [--only=kill,damage] [--json=results/faults.json]
 
-Without --full each fault is tried a few times; --full takes about forty minutes on two quiet cores.
+Without --full each fault is tried a few times; --full takes about an hour on two quiet cores.
 Moments and places are drawn from --seed. A run survives if it ends like a run without faults: the
-same SHA-256 of the state, the same lines in metrics.jsonl. A silent error is a run that succeeds
-with another state, or a corrupt checkpoint that is restored as if it were intact. The rows are
-written after each fault; rows of other faults in the file stay. Exit code 1 if something did not
-survive or missed its target.
+same SHA-256 of the state, the same lines in metrics.jsonl; or is refused at its start, where a row
+says so. A silent error is a run that succeeds with another state, a wrong score, or a corrupt
+checkpoint that is restored as if it were intact. The rows are written after each fault; rows of
+other faults in the file stay. Exit code 1 if something did not survive or missed its target.
 """
 
 import json
@@ -25,15 +25,23 @@ from common import provenance
 from common.errors import UserError
 from common.workdir import write_atomic
 from scripts.faults.damage import damage
-from scripts.faults.disk import disk
+from scripts.faults.data import data
+from scripts.faults.disk import disk, failed_save
+from scripts.faults.environment import environment
 from scripts.faults.interruptions import kill, stop
+from scripts.faults.messages import messages
 from scripts.faults.nonfinite import nonfinite
+from scripts.faults.paths import paths
+from scripts.faults.releases import releases
 from scripts.faults.restarts import devices, locked, restart
 from scripts.faults.saving import save
+from scripts.faults.stranger import stranger
 
 # Each is called with (full, an empty folder, a random generator) and yields rows.
 FAULTS = dict(kill=kill, stop=stop, damage=damage, disk=disk, nonfinite=nonfinite)
-FAULTS |= dict(locked=locked, restart=restart, devices=devices, save=save)
+FAULTS |= dict(locked=locked, restart=restart, devices=devices, save=save, messages=messages)
+FAULTS |= dict(paths=paths, failed_save=failed_save, stranger=stranger, releases=releases)
+FAULTS |= dict(data=data, environment=environment)
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

@@ -1,6 +1,7 @@
 """Files that cannot grow, and a disk that is full."""
 
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import StorageError
-from scripts.faults.runs import DECK, ROOT, Clean, Start, is_one_error_line, row, run_clean
+from common.workdir import saved_steps
+from scripts.faults.runs import DECK, ROOT, Clean, Start, is_one_error_line, row, row_of, run_clean
 
 TARGET = f"exit code {StorageError.exit_code}, one line; resumes when there is space"
 # $0: where to mount a disk of 20 MB, $1: the bytes to leave free, $2: the folder for the results;
@@ -77,3 +79,33 @@ def on_a_full_disk(clean: Clean, free: int, mounted: Path, out: Path) -> tuple[b
     if not good:
         print(f"{free} bytes free: exit code {code}, {output[-3:]}, {end}", file=sys.stderr)
     return good, end
+
+
+def failed_save(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
+    """A file size limit for the time of one save, which is written beside the training."""
+    flags = (*DECK.flags, "--batch_size=8")  # epochs of seconds, longer than the limit stays
+    case, found = DECK._replace(flags=flags, num_epochs=4), []
+    clean = run_clean(case, folder / "clean")
+    for number in range(3 if full else 1):
+        epoch = draw.choice((1, 2))
+        with Start(case, folder / str(number)) as run:
+            run.wait(lambda run=run, epoch=epoch: run.newest() >= epoch * clean.epoch_steps)
+            limit(run, 50_000)
+            run.wait(run.is_saving)
+            run.wait_s(0.5)
+            limit(run, resource.RLIM_INFINITY)
+            end, output = clean.end(run), "\n".join(run.output())
+        lost = (epoch + 1) * clean.epoch_steps
+        told = re.findall(r"warning: at step (\d+), a checkpoint could not be written", output)
+        saved = saved_steps(run.workdir)
+        if end == "same" and (told != [str(lost)] or lost in saved or run.newest() <= lost):
+            end = f"step {lost} was to fail; told of {told}, saved {saved}"
+        found.append((f"the save of step {lost}", end))
+    target = "one line, goes on, saves the next; the same bits"
+    yield row_of("a save failed, the next has room", found, target)
+
+
+def limit(run: Start, size: int) -> None:
+    """Limits the bytes of each file that the run writes."""
+    _, hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (size, hard))

@@ -9,7 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.faults.runs import DECK, EIGHT, PAPER, SMALL, Case, Clean, Start, row, run_clean
+from common.runtime import STOP_SIGNALS
+from scripts.faults.runs import (
+    DECK,
+    EIGHT,
+    PAPER,
+    SMALL,
+    Case,
+    Clean,
+    Start,
+    row,
+    row_of,
+    run_clean,
+)
 
 # What a SIGKILL is aimed at, in turn.
 AIMS = ("step", "save", "step", "evaluation", "step", "epoch end", "start-up")
@@ -41,12 +53,33 @@ def kill(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
 
 
 def stop(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
-    """SIGTERM and SIGINT at random moments of training."""
-    # What a shell starts with & inherits that SIGINT is ignored, and so would the runs.
+    """The signals that save and stop, at random moments of training; one that is ignored from the
+    start.
+    """
+    # What a shell starts with & or nohup inherits that SIGINT or SIGHUP is ignored, and so would
+    # the runs; they do not inherit a handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     clean = run_clean(DECK, folder / "clean")
-    for number, tries in ((signal.SIGTERM, 10), (signal.SIGINT, 5)):
-        yield interrupted(DECK, clean, number, tries if full else 1, folder / str(number), draw)
+    tries = {signal.SIGTERM: 10, signal.SIGINT: 5}
+    tries |= dict.fromkeys(STOP_SIGNALS[2:] if full else (signal.SIGHUP,), 4)
+    for number in tries:
+        times = tries[number] if full else 1
+        yield interrupted(DECK, clean, number, times, folder / str(number), draw)
+    yield ignored(clean, 4 if full else 1, folder, draw)
+
+
+def ignored(clean: Clean, tries: int, folder: Path, draw: random.Random) -> dict:
+    """SIGHUP to a run that was started with `nohup`."""
+    found = []
+    for k in range(tries):
+        with Start(DECK, folder / f"nohup{k}", ("nohup",)) as run:
+            sent = wait_for_moment(run, "step", clean, draw)
+            run.process.send_signal(signal.SIGHUP)
+            found.append((f"try {k}", clean.end(run) if sent else "it ended before"))
+    name = f"SIGHUP with `nohup`, {DECK.name}"
+    return row_of(name, found, "ignored, the same bits")
 
 
 def interrupted(

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -48,25 +49,33 @@ SMALL = Case("AlexNet `small`", alexnet.network, SMALL_FLAGS, 8)
 FIXED_FLAGS = (*NOISE, "--train_size=640", "--reduction=fixed")
 FIXED = Case("AlexNet `small`, `--reduction=fixed`", alexnet.network, FIXED_FLAGS, 10)
 ENDLESS = DECK._replace(num_epochs=100_000)
+TINY = DECK._replace(flags=(*DIGITS, "--train_size=1000"), num_epochs=3)
+TINY_SMALL = SMALL._replace(flags=(*NOISE, "--train_size=96"), num_epochs=2)
 
 
 class Start:
     """One process of a run, and what its workdir held before. A context manager that leaves no
     process behind.
+
+    Args:
+      prefix: a command that takes the run's as its arguments, such as ("nohup",).
+      output: where its messages go; None: to a file, for `output`.
     """
 
-    def __init__(self, case: Case, workdir: Path):
+    def __init__(
+        self, case: Case, workdir: Path, prefix: tuple[str, ...] = (), output: int | None = None
+    ):
         self.case, self.workdir = case, workdir
         self.resumed, self._before = self.newest(), self._metrics_file()
         self._log = workdir.with_suffix(".log")
         devices = f"--xla_force_host_platform_device_count={case.devices}"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                case.command(workdir),
+                [*prefix, *case.command(workdir)],
                 cwd=ROOT,
                 env=os.environ | {"XLA_FLAGS": devices},
-                stdout=log,
-                stderr=log,
+                stdout=log if output is None else output,
+                stderr=log if output is None else output,
             )
 
     def __enter__(self):
@@ -106,7 +115,7 @@ class Start:
 
     def output(self) -> list[str]:
         """The lines of its stdout and stderr."""
-        return self._log.read_text().splitlines()
+        return self._log.read_text(errors="backslashreplace").splitlines()
 
     def newest(self) -> int:
         """The step that a restart would resume from."""
@@ -130,6 +139,35 @@ def is_one_error_line(output: list[str]) -> bool:
     """Whether the error is reported on one line, without a traceback."""
     errors = sum(line.startswith("error: ") for line in output)
     return errors == 1 and not any("Traceback" in line for line in output)
+
+
+def call(module: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """`python -m MODULE ARGUMENTS`, to its end; `prefix` is as for `Start`."""
+    command = [*prefix, sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, errors="backslashreplace"
+    )
+
+
+def refusal(done: subprocess.CompletedProcess, named: str = "") -> str:
+    """`refused` for a command that ended with one error line, which has `named` in it, and the exit
+    code of a mistake; `other` if it succeeded; or what happened.
+    """
+    lines = done.stderr.splitlines()
+    if done.returncode in (2, 65, 74) and is_one_error_line(lines) and named in lines[-1]:
+        return "refused"
+    return "other" if done.returncode == 0 else f"exit code {done.returncode}: {lines[-1:]}"
+
+
+def score(workdir: Path, prefix: tuple[str, ...] = ()) -> str:
+    """`same` if `scripts.evaluate` gives the error of the finished run's result.json; `other` if it
+    gives another; or what happened.
+    """
+    done = call("scripts.evaluate", f"--workdir={workdir}", "--json", prefix=prefix)
+    if done.returncode:
+        return f"evaluate, exit code {done.returncode}: {done.stderr.splitlines()[-1:]}"
+    result = json.loads((workdir / "result.json").read_text())
+    return "same" if json.loads(done.stdout)["error_pct"] == result["test_error_pct"] else "other"
 
 
 class Clean(NamedTuple):
@@ -159,6 +197,15 @@ class Clean(NamedTuple):
         state = json.loads((folder / "result.json").read_text())["state_sha256"]
         is_same = state == self.state_sha256 and kept(read_metrics(folder)) == kept(self.lines)
         return "same" if is_same else "other"
+
+    def end(self, run: Start) -> str:
+        """Waits for a run's end. `same` or `other`, as `verdict`, if it succeeded; or what
+        happened.
+        """
+        code, output, found = run.end(), run.output(), self.verdict(run.workdir)
+        if found == "other" or (found == "same" and code == 0 and "Traceback" not in str(output)):
+            return found
+        return f"exit code {code}, result {found}: {output[-1:]}"
 
 
 def run_clean(case: Case, workdir: Path) -> Clean:
@@ -194,3 +241,20 @@ def row(
     met = met and survived == tried and not silent
     counts = dict(name=name, tried=tried, survived=survived, silent=silent)
     return counts | dict(target=target, met=met) | more
+
+
+def row_of(name: str, found: Iterable[tuple[str, str]], target: str, good=("same",)) -> dict:
+    """The row of single tries; prints those that did not survive.
+
+    Args:
+      found: (what was tried, what came of it); `other` is a silent error.
+      good: what a try that survived ends in.
+    """
+    outcomes = Counter()
+    for what, outcome in found:
+        if outcome not in good:
+            print(f"{name}: {what}: {outcome}", file=sys.stderr)
+        outcomes[outcome] += 1
+    survived = sum(outcomes[outcome] for outcome in good)
+    counts = dict(target=target, outcomes=dict(outcomes))
+    return row(name, outcomes.total(), survived, outcomes["other"], **counts)

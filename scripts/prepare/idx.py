@@ -9,11 +9,11 @@ from PIL import Image
 
 from common.errors import DataError
 from scripts.prepare.encode import Form, resized
-from scripts.prepare.layouts import File, Source
+from scripts.prepare.layouts import SPLITS, File, Source
 from scripts.prepare.published import prepared_before, read_idx, write_published
 from scripts.prepare.table import table
 
-SPLITS = {"train": "train", "t10k": "test", "test": "test", "val": "validation"}
+NAMES = SPLITS | {"t10k": "test"}  # word in a file's name -> its split
 _IMAGES = re.compile(r"(.*)images(.*idx)\d?(-ubyte)?(\.gz)?", re.IGNORECASE)
 
 
@@ -21,7 +21,7 @@ def find_pairs(source: Path) -> dict[str, tuple[Path, Path]]:
     """Split -> the files of its images and labels; none if `source` has no IDX files of images.
 
     A pair has one name, but for `images` and `labels` and the digit after `idx`. A pair whose name
-    has none of SPLITS is `train`. Raises DataError for images without labels, and two pairs of one
+    has none of NAMES is `train`. Raises DataError for images without labels, and two pairs of one
     split.
     """
     if not source.is_dir():
@@ -36,7 +36,8 @@ def find_pairs(source: Path) -> dict[str, tuple[Path, Path]]:
         partner = next((other for key, other in files.items() if labels.fullmatch(key)), None)
         if partner is None:
             raise DataError(f"{path} has no file of labels beside it, such as one with idx1")
-        split = next((split for word, split in SPLITS.items() if word in before), "train")
+        words = re.split(r"[^a-z0-9]+", before)
+        split = next((split for word, split in NAMES.items() if word in words), "train")
         if split in pairs:
             raise DataError(
                 f"{pairs[split][0]} and {path} are both the {split} split; move one of them away"

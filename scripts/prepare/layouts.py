@@ -38,6 +38,7 @@ OTHER_ENDING = f"files that do not end in {', '.join(ENDINGS)}"
 OUTSIDE = "images outside of the class folders"
 BELOW = "images in folders below those of a class"
 UNLABELED = "images without labels"
+TEST_UNLABELED = "test images without labels"  # as ImageNet's: nothing is missing
 
 
 class Source(NamedTuple):
@@ -120,10 +121,11 @@ def draw_test_split(source: Source, share: float, seed: int) -> Source:
     two, and never all. Which ones is a function of the names, `share` and `seed`.
     """
     train = source.splits["train"]
-    drawn = set()
-    for label in range(len(source.class_names)):
-        files = sorted(file for file in train if file.label == label)
-        count = min(max(round(share * len(files)), 1), len(files) - 1) if files else 0
+    drawn, of_class = set(), defaultdict(list)
+    for file in sorted(train):
+        of_class[file.label].append(file)
+    for label, files in of_class.items():
+        count = min(max(round(share * len(files)), 1), len(files) - 1)
         drawn |= {files[i] for i in epoch_order(len(files), seed, label)[:count]}
     splits = {"train": [file for file in train if file not in drawn]}
     splits["test"] = [file for file in train if file in drawn]
@@ -165,7 +167,7 @@ def _arrange(
     class_of += _labeled(tree, roots, source, left_out)
     _require_split_folders(tree, roots, {split for _, split, _ in class_of}, source, left_out)
     taken = {entry.name for entry, _, _ in class_of}
-    known = taken.union(*(left_out[reason] for reason in (BELOW, UNLABELED)))
+    known = taken.union(*(left_out[reason] for reason in (BELOW, UNLABELED, TEST_UNLABELED)))
     for files in tree.images.values():
         left_out[OUTSIDE] += [entry.name for entry in files if entry.name not in known]
 
@@ -179,7 +181,7 @@ def _arrange(
         for split, files in splits.items()
         if files
     }
-    arranged = Source(shuffled, names, {why: sorted(all) for why, all in left_out.items() if all})
+    arranged = Source(shuffled, names, {why: sorted(out) for why, out in left_out.items() if out})
     _require_most_taken(arranged, source)
     return arranged
 
@@ -243,7 +245,7 @@ def _labeled(
                     f"{'/'.join(root)} of {source}, the {split} split, has classes such as "
                     f"{names[0]}, and none of those of train, such as {trained[0]}"
                 )
-            left_out[UNLABELED] += [entry.name for entry, _ in found]
+            left_out[TEST_UNLABELED] += [entry.name for entry, _ in found]
             continue
         yield from ((entry, split, name) for entry, name in found)
 
@@ -308,7 +310,7 @@ def _require_split_folders(
         unlabeled = [entry.name for f in _with_images(tree, folder) for entry in tree.images[f]]
         if split == "test" and unlabeled:
             if folder not in roots:  # else they are listed
-                left_out[UNLABELED] += unlabeled
+                left_out[TEST_UNLABELED] += unlabeled
             continue
         raise DataError(
             f"{'/'.join(folder)} of {source}, the {split} split, has no images in class folders; "
@@ -320,7 +322,7 @@ def _require_most_taken(found: Source, source: Path) -> None:
     unexpected = {
         reason: [name for name in names if not name.lower().endswith(DESCRIPTIONS)]
         for reason, names in found.left_out.items()
-        if reason != HIDDEN
+        if reason not in (HIDDEN, TEST_UNLABELED)
     }
     missed, taken = sum(map(len, unexpected.values())), sum(map(len, found.splits.values()))
     if missed > taken:

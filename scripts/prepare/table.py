@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection
 
+from common.classes import listed
 from scripts.prepare.layouts import Source
 
 MAX_ROWS = 40  # of classes; of more, those with the fewest and the most images
@@ -20,10 +21,10 @@ def table(found: Source, corrupt: Collection[str] = ()) -> str:
         split: Counter(file.label for file in files if file.name not in corrupt)
         for split, files in found.splits.items()
     }
-    listed = Counter(file.label for files in found.splits.values() for file in files)
+    found_of = Counter(file.label for files in found.splits.values() for file in files)
     rows = [
         (found.class_names[label], [counts[split][label] for split in counts])
-        for label in sorted(listed)
+        for label in sorted(found_of)
     ]
     lines, shown = [], rows
     if len(rows) > MAX_ROWS:
@@ -35,17 +36,11 @@ def table(found: Source, corrupt: Collection[str] = ()) -> str:
     for name, numbers in [*shown, total]:
         lines.append(f"  {name:<{width}}" + "".join(f"{number:>12,}" for number in numbers))
     for split, count in counts.items():
-        missing = [found.class_names[label] for label in sorted(listed) if not count[label]]
+        missing = [found.class_names[label] for label in sorted(found_of) if not count[label]]
         if missing:
-            lines.append(f"no image in {split}: {shortened(missing)}")
+            lines.append(f"no image in {split}: {listed(missing)}")
     if corrupt:
         lines.append(f"left out: {len(corrupt):,} corrupt files, such as {min(corrupt)}")
     for reason, names in found.left_out.items():
-        lines.append(f"left out: {len(names):,} {reason}: {shortened(names)}")
+        lines.append(f"left out: {len(names):,} {reason}: {listed(names)}")
     return "\n".join(lines)
-
-
-def shortened(names: list[str], most: int = 5) -> str:
-    """The first few of them."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

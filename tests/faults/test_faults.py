@@ -22,7 +22,7 @@ from common.digests import state_sha256
 from common.errors import StorageError
 from common.workdir import write_atomic
 from scripts.faults import campaign, damage, interruptions, nonfinite
-from scripts.faults.runs import DECK, Case, Clean, Start, row
+from scripts.faults.runs import DECK, Case, Clean, Start, refusal, row, row_of
 from scripts.report.faults import faults_table
 from scripts.report.results import Results
 
@@ -113,6 +113,50 @@ def test_verdict(tmp_path):
         text = "".join(json.dumps(line) + "\n" for line in written)
         (tmp_path / "metrics.jsonl").write_text(text)
         assert CLEAN._replace(lines=lines).verdict(tmp_path) == verdict
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "line", "expected"),
+    [
+        (0, "state", "complete", "same"),
+        (0, "another", "complete", "other"),
+        (1, "another", "error", "other"),
+        (0, "state", "Traceback", "exit code 0, result same: ['Traceback']"),
+        (3, "state", "complete", "exit code 3, result same: ['complete']"),
+        (1, None, "killed", "exit code 1, result none: ['killed']"),
+    ],
+)
+def test_a_run_ends_well_with_its_exit_code_state_and_no_traceback(
+    tmp_path, code, state, line, expected
+):
+    if state:
+        (tmp_path / "result.json").write_text(json.dumps({"state_sha256": state}))
+    run = SimpleNamespace(end=lambda: code, output=lambda: [line], workdir=tmp_path)
+    assert CLEAN.end(run) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "expected"),
+    [
+        (2, "start\nerror: no blue\n", "refused"),
+        (0, "", "other"),
+        (2, "error: no red\n", "exit code 2: ['error: no red']"),
+        (1, "error: blue\n", "exit code 1: ['error: blue']"),
+        (-6, "", "exit code -6: []"),
+        (2, "Traceback\nerror: no blue\n", "exit code 2: ['error: no blue']"),
+        (2, "error: no\nerror: no blue\n", "exit code 2: ['error: no blue']"),
+    ],
+)
+def test_a_refusal_is_one_line_with_its_exit_code(code, stderr, expected):
+    assert refusal(subprocess.CompletedProcess([], code, "", stderr), "blue") == expected
+
+
+def test_the_row_of_single_tries(capsys):
+    found = row_of("name", [("a", "same"), ("b", "other"), ("c", "refused")], "t")
+    assert (found["tried"], found["survived"], found["silent"], found["met"]) == (3, 1, 1, False)
+    assert found["outcomes"] == {"same": 1, "other": 1, "refused": 1}
+    assert capsys.readouterr().err == "name: b: other\nname: c: refused\n"
+    assert row_of("name", [("c", "refused")], "t", ("refused",))["met"]
 
 
 @pytest.mark.parametrize(
@@ -209,8 +253,8 @@ def test_without_digests_a_flipped_bit_is_a_silent_error(tmp_path, monkeypatch):
     def without_digest(path, array):
         return [array.dtype.name, list(array.shape), ""]
 
-    monkeypatch.setattr(checkpoint, "describe", without_digest)
-    monkeypatch.setattr(checkpoint_files, "describe", without_digest)
+    for module in (checkpoint, checkpoint_files):
+        monkeypatch.setattr(module, "describe", without_digest)
     assert "silently wrong" in outcomes_of_flips(tmp_path, 8)
 
 

@@ -1,0 +1,246 @@
+"""Checkpoints that a stranger made, to have files read outside the run's folder or to fill the
+memory.
+
+Each demonstration is a folder with a description that matches its own digest, as whoever makes it
+would write one.
+"""
+
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tensorstore as ts
+
+from common.digests import json_sha256
+from scripts.faults.runs import DIGITS, ROOT, call, refusal, row_of
+
+GOLDEN = ROOT / "tests" / "golden" / "lenet_deck"
+KERNEL = "params.c5.kernel"  # the largest array
+PETABYTES = [5, 5, 16, 2**42]
+LIMITED = ("sh", "-c", 'ulimit -v 8000000; exec timeout 60 "$0" "$@"')  # kB, s
+
+
+def stranger(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
+    """Each demonstration with each command that reads checkpoints."""
+    found = []
+    (probe := folder / "probe" / "outside").mkdir(parents=True)
+    paths = forget_reads(probe)
+    list(probe.iterdir())
+    if not any_read(paths):
+        print("this disk does not tell what was read: not checked", file=sys.stderr)
+    for name in DEMONSTRATIONS if full else ("link to a checkpoint",):
+        (here := folder / name).mkdir()
+        workdir = demonstrate(name, here)
+        commands = {
+            "evaluate": ("scripts.evaluate", f"--workdir={workdir}"),
+            "--init_from": (
+                *("lenet.train", *DIGITS, "--num_epochs=1", f"--workdir={here / 'new'}"),
+                f"--init_from={workdir}",
+            ),
+            "ls": ("scripts.checkpoint", "ls", str(workdir)),
+            "verify": ("scripts.checkpoint", "verify", str(workdir)),
+        }
+        for command, words in commands.items():
+            outside = forget_reads(here / "outside")
+            done = call(*words, prefix=LIMITED)
+            end = refusal(done)
+            # These list it, or find that its bytes are as they were saved.
+            is_free = command == "ls" or (command == "verify" and name in ONLY_OF_ANOTHER_MODEL)
+            if is_free and done.returncode == 0 and not done.stderr:
+                end = "shown"
+            if any_read(outside):
+                end = "read outside the folder"
+            found.append((f"{name}, {command}", end))
+    target = "one line; nothing read outside the folder"
+    yield row_of("a stranger's checkpoint", found, target, ("refused", "shown"))
+
+
+def demonstrate(name: str, folder: Path) -> Path:
+    """The folder of a run in `folder` whose only checkpoint was changed like that; what it points
+    to is in `folder/outside`.
+    """
+    workdir, outside = folder / "run", folder / "outside"
+    shutil.copytree(GOLDEN, workdir)
+    outside.mkdir()
+    DEMONSTRATIONS[name](workdir / "checkpoints" / "64", outside)
+    return workdir
+
+
+def forget_reads(folder: Path) -> list[Path]:
+    """The files and folders in `folder`, and itself, for `any_read`."""
+    paths = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    for path in paths:
+        os.utime(path, (0, path.stat().st_mtime))
+    return paths
+
+
+def any_read(paths: list[Path]) -> bool:
+    """Whether one was read since, or listed; on most disks that changes this time."""
+    return any(path.stat().st_atime for path in paths)
+
+
+def describe_as(folder: Path, change: Callable[[dict], None]) -> None:
+    """Changes the description, and gives it the digest of what it says now."""
+    path = folder / "meta" / "metadata"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    change(content)
+    path.write_text(json.dumps(content | {"sha256": json_sha256(content)}))
+
+
+def store(folder: Path, key: str, value: bytes, **options) -> None:
+    kvstore = {"driver": "ocdbt", "base": f"file://{folder}/state/"} | options
+    ts.KvStore.open(kvstore).result().write(key.encode(), value).result()
+
+
+def change_array(folder: Path, **entries) -> None:
+    """Changes what Zarr says of an array."""
+    kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
+    zarray = json.loads(kvstore.read(f"{KERNEL}/.zarray".encode()).result().value)
+    store(folder, f"{KERNEL}/.zarray", json.dumps(zarray | entries).encode())
+
+
+def zstd_of_zeros(size: int) -> bytes:
+    """A Zstandard frame of `size` zeros, four bytes for each 128 KiB (RFC 8878)."""
+    blocks = size // 2**17
+    header = (2**17 << 3 | 1 << 1).to_bytes(3, "little") + b"\0"
+    last = (2**17 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\0"
+    return b"\x28\xb5\x2f\xfd\x00\x38" + header * (blocks - 1) + last
+
+
+# ---- the demonstrations: each changes the folder of a good checkpoint; `outside` is beside the run
+
+
+def name_in_metadata(name: str) -> Callable:
+    def change(folder: Path, outside: Path) -> None:
+        path = folder / "state" / "_METADATA"
+        tree = json.loads(path.read_text())
+        tree["use_ocdbt"] = False  # then the names are those of files
+        for entry in tree["tree_metadata"].values():
+            for part in entry["key_metadata"]:
+                if part["key"] == "c5":
+                    part["key"] = name.format(outside=outside)
+        path.write_text(json.dumps(tree))
+
+    return change
+
+
+def linked_file(folder: Path, outside: Path) -> None:
+    (outside / "manifest.ocdbt").write_bytes((folder / "state" / "manifest.ocdbt").read_bytes())
+    (folder / "state" / "manifest.ocdbt").unlink()
+    (folder / "state" / "manifest.ocdbt").symlink_to(outside / "manifest.ocdbt")
+
+
+def linked(name: str) -> Callable:
+    def change(folder: Path, outside: Path) -> None:
+        where = folder / name
+        shutil.move(where, outside / "moved")
+        where.symlink_to(outside / "moved")
+
+    return change
+
+
+def fifo(folder: Path, outside: Path) -> None:
+    (folder / "meta" / "metadata").unlink()
+    os.mkfifo(folder / "meta" / "metadata")
+
+
+def petabytes_in_zarray(folder: Path, outside: Path) -> None:
+    change_array(folder, shape=PETABYTES, chunks=PETABYTES)
+
+
+def petabytes_in_one_chunk(folder: Path, outside: Path) -> None:
+    change_array(folder, chunks=PETABYTES)
+
+
+def petabytes_everywhere(folder: Path, outside: Path) -> None:
+    """Of many classes: in the description, in its arrays, and in Zarr's."""
+    classes = 2**42
+
+    def change(content: dict) -> None:
+        content["meta"]["num_classes"] = classes
+        for path, entry in content["leaves"].items():
+            if "'output'" in path:
+                entry[1][-1] = classes
+
+    describe_as(folder, change)
+    for name, shape in (("kernel", [84, classes]), ("bias", [classes])):
+        kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
+        key = f"params.output.{name}/.zarray".encode()
+        zarray = json.loads(kvstore.read(key).result().value)
+        kvstore.write(key, json.dumps(zarray | {"shape": shape, "chunks": shape}).encode()).result()
+
+
+def another_compressor(folder: Path, outside: Path) -> None:
+    change_array(folder, compressor={"id": "bz2", "level": 9})
+
+
+def chunk_of_64_gb(folder: Path, outside: Path) -> None:
+    store(folder, f"{KERNEL}/0.0.0.0", zstd_of_zeros(2**36))
+
+
+def manifest_of_64_gb(folder: Path, outside: Path) -> None:
+    """OCDBT's own files are compressed too: magic, length, version, compression, content, CRC."""
+    content = b"\x00\x01" + zstd_of_zeros(2**36) + bytes(4)
+    header = bytes.fromhex("0cdb3a2a") + (12 + len(content)).to_bytes(8, "little")
+    (folder / "state" / "manifest.ocdbt").write_bytes(header + content)
+
+
+def manifest_elsewhere(prefix: str) -> Callable:
+    def change(folder: Path, outside: Path) -> None:
+        where = prefix.format(outside=outside)
+        state = folder / "state"
+        shutil.rmtree(state / "ocdbt.process_0")
+        names = {"value_data_prefix": "x" * len(where)}
+        store(folder, f"{KERNEL}/0.0.0.0", os.urandom(192_000), **names)
+        for path in state.rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes().replace(b"x" * len(where), where.encode()))
+
+    return change
+
+
+def odd_description(**entries) -> Callable:
+    return lambda folder, outside: describe_as(folder, lambda content: content.update(entries))
+
+
+def odd_meta(**entries) -> Callable:
+    return lambda folder, outside: describe_as(folder, lambda c: c["meta"].update(entries))
+
+
+def nested_description(folder: Path, outside: Path) -> None:
+    (folder / "meta" / "metadata").write_text("[" * 100_000)
+
+
+DEMONSTRATIONS = {
+    "absolute path": name_in_metadata("{outside}"),
+    "path upwards": name_in_metadata("../../../../outside"),
+    "link to a file": linked_file,
+    "link to the arrays": linked("state"),
+    "link to the description": linked("meta"),
+    "link to a checkpoint": linked("."),
+    "pipe": fifo,
+    "shape of petabytes": petabytes_in_zarray,
+    "chunk of petabytes": petabytes_in_one_chunk,
+    "classes of petabytes": petabytes_everywhere,
+    "another compressor": another_compressor,
+    "bomb in a chunk": chunk_of_64_gb,
+    "bomb in the manifest": manifest_of_64_gb,
+    "manifest of absolute paths": manifest_elsewhere("{outside}/"),
+    "manifest of paths upwards": manifest_elsewhere("../../../../outside/"),
+    "no leaves": odd_description(leaves={}),
+    "odd leaves": odd_description(leaves={"\x1b[2Jx": ["float32", [-1, "2"], 7]}),
+    "list of leaves": odd_description(leaves=[1, 2]),
+    "no meta": odd_description(meta=None),
+    "odd classes": odd_meta(num_classes="ten", in_channels=-3),
+    "too many classes": odd_meta(num_classes=10**30),
+    "nested description": nested_description,
+}
+
+
+# Nothing is wrong with the files themselves.
+ONLY_OF_ANOTHER_MODEL = {"odd classes", "too many classes"}
