@@ -22,7 +22,7 @@ from common.prepared import PreparedSet
 from common.records import open_records
 from scripts import prepare_data
 from scripts.prepare import imagenet
-from scripts.prepare.layouts import BELOW, HIDDEN, OUTSIDE, UNLABELED, find_images
+from scripts.prepare.layouts import BELOW, HIDDEN, OUTSIDE, TEST_UNLABELED, find_images
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,7 +134,7 @@ def test_tiny_imagenet_as_downloaded(tmp_path, tiny_imagenet, capsys):
     assert labels_of(tmp_path, "train") == ["n01443537"] * 4 + ["n02124075"] * 4
     assert labels_of(tmp_path, "validation") == ["n01443537"] + ["n02124075"] * 2
     output = capsys.readouterr().out
-    assert f"3 {UNLABELED}" in output and "test/images/test_0.JPEG" in output
+    assert f"3 {TEST_UNLABELED}" in output and "test/images/test_0.JPEG" in output
     rows = [line.split() for line in output.splitlines()]
     assert ["n02124075", "4", "2"] in rows and ["all", "2", "classes", "8", "3"] in rows
     assert load("pets", "train", [tmp_path / "sets"]).image_shape == (64, 64, 3)

@@ -101,7 +101,6 @@ def test_the_flag_to_type_for_another_schedule():
         ("--optim=sgd", "--optimizer"),
         ("--nodistortion", "--distortions"),
         ("--work_dir=a", "--workdir"),
-        ("--output_dir=a", ""),
         ("--zzz", ""),
     ],
 )
