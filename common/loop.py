@@ -16,7 +16,7 @@ from common.evaluation import evaluate
 from common.metrics import is_chance, summarize
 from common.network import Network
 from common.parallel import Placement
-from common.remarks import remarks
+from common.start_up import remarks, start_up_lines
 from common.workdir import best_of, saved_steps
 from common.writer import Writer
 
@@ -245,27 +245,6 @@ def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> t
         start = jax.jit(new_state, out_shardings=placement.replicated)
         step, state, meta = 0, start(task.given_params(target.params)), {}
     return step, placement.place_state(state), meta
-
-
-def start_up_lines(task: Task, step: int) -> list[str]:
-    """What a run is about to do, in three lines, and a fourth if it resumes from `step`."""
-    config, network, num_devices = task.config, task.network, task.placement.num_devices
-    sizes = {split: len(examples) for split, examples in task.splits.items()}
-    sizes["train"] = task.training_set["train_examples"]
-    splits = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
-    channels = task.splits["train"].image_shape[-1]
-    until = stopping.until(config)
-    lines = [
-        f"{config.dataset}: {splits} examples; {network.num_classes:,} classes, "
-        f"{channels} channel{'s' * (channels > 1)}",
-        f"{network.num_parameters:,} parameters; {config.compute_dtype} on {num_devices} "
-        f"device{'s' * (num_devices > 1)} ({config.parallel}, {config.reduction} reduction)",
-        f"{'up to ' * bool(until)}{config.num_epochs:,} epoch{'s' * (config.num_epochs > 1)} of "
-        f"{task.epoch_steps:,} steps: {task.num_steps:,} steps, batch size {config.batch_size:,}"
-        f"{', until ' * bool(until)}{until}",
-    ]
-    resumed = f"resuming from step {step:,} (epoch {step / task.epoch_steps:.2f})"
-    return lines + [resumed] * (step > 0)
 
 
 def evaluated_params(state) -> Any:

@@ -15,7 +15,7 @@ import lenet.config
 import lenet.train
 from common import provenance, runtime
 from common.errors import UserError
-from common.loop import start_up_lines
+from common.start_up import start_up_lines
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,38 @@
-"""What a user should know of a run before it takes hours."""
+"""The first lines of a run: what a user should know before it takes hours."""
 
 from pathlib import Path
 
 import numpy as np
 
+from common import stopping
 from common.classes import listed, name_of
 from common.examples import Examples, cache_file, cached
 from common.records import Records, parse
 
 MAX_READ = 10_000  # records of a streamed split that are read for their labels
+
+
+def start_up_lines(task, step: int) -> list[str]:
+    """What a training (`common.loop.Task`) is about to do, in three lines, and a fourth if it
+    resumes from `step`.
+    """
+    config, network, num_devices = task.config, task.network, task.placement.num_devices
+    sizes = {split: len(examples) for split, examples in task.splits.items()}
+    sizes["train"] = task.training_set["train_examples"]
+    splits = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    channels = task.splits["train"].image_shape[-1]
+    until = stopping.until(config)
+    lines = [
+        f"{config.dataset}: {splits} examples; {network.num_classes:,} classes, "
+        f"{channels} channel{'s' * (channels > 1)}",
+        f"{network.num_parameters:,} parameters; {config.compute_dtype} on {num_devices} "
+        f"device{'s' * (num_devices > 1)} ({config.parallel}, {config.reduction} reduction)",
+        f"{'up to ' * bool(until)}{config.num_epochs:,} epoch{'s' * (config.num_epochs > 1)} of "
+        f"{task.epoch_steps:,} steps: {task.num_steps:,} steps, batch size {config.batch_size:,}"
+        f"{', until ' * bool(until)}{until}",
+    ]
+    resumed = f"resuming from step {step:,} (epoch {step / task.epoch_steps:.2f})"
+    return lines + [resumed] * (step > 0)
 
 
 def remarks(task) -> list[str]:

@@ -9,9 +9,9 @@ import alexnet.config
 import alexnet.train
 import lenet.config
 import lenet.train
-from common import remarks as module
+from common import start_up as module
 from common.loop import fit
-from common.remarks import absent_classes, remarks
+from common.start_up import absent_classes, remarks
 from scripts.prepare.builders import write_prepared
 
 DIGITS = lenet.config.Config(dataset="mnist10k", validation_size=500)
