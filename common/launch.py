@@ -6,6 +6,7 @@ storage, 75 locked, 128 + a signal's number: 130 SIGINT, 143 SIGTERM.
 """
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from absl import flags
 
 import common.flags
 from common import provenance, runtime
-from common.errors import INTERRUPTED, Interrupted, StorageError, UserError
+from common.errors import INTERRUPTED, Interrupted, StorageError, UserError, one_line
 from common.processes import (
     Processes,
     agreed,
@@ -36,6 +37,7 @@ STORAGE_ERRORS = (
     errno.EROFS,
     errno.EIO,
     errno.ESTALE,
+    errno.ENAMETOOLONG,
 )
 
 
@@ -106,8 +108,18 @@ def run_tool(
         given = _parsed(values, argv, sys.modules[body.__module__].__doc__, config_class, words)
         if given is not None:
             body(values, *given)
+        if sys.stdout:
+            sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, *STORAGE_ERRORS):
+            raise
+        if sys.stdout is sys.__stdout__:  # the interpreter would flush it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # `| head -1`: its reader has what it wanted
+            return 128 + signal.SIGPIPE
+        return _fail(one_line(error), StorageError.exit_code)
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, 130, "")
     except Interrupted as interrupted:

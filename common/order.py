@@ -72,7 +72,8 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """
     if batch_size > num_examples:
         raise UserError(
-            f"--batch_size={batch_size} is larger than the training set ({num_examples} examples)"
+            f"--batch_size={batch_size} is larger than the training set; it has {num_examples} "
+            f"examples, so that --batch_size={num_examples} is the largest"
         )
     return num_examples // batch_size
 

@@ -54,7 +54,7 @@ def remarks(task) -> list[str]:
             continue  # a part of it, which is scored
         if absent := absent_classes(examples):
             lines.append(
-                f"{split} examples: none of {len(absent):,} of {examples.num_classes:,} classes "
+                f"{split}: no example of {len(absent):,} of {examples.num_classes:,} classes "
                 f"({listed(absent)})"
             )
     return lines

@@ -11,6 +11,7 @@ result.json             the final scores and where they come from: the run is fi
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -38,15 +39,24 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without one that was cut off by a kill."""
+    """The lines of metrics.jsonl, without one that was cut off by a kill, or that no run wrote."""
     path = workdir / "metrics.jsonl"
     records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            if _is_record(record := json.loads(line)):
+                records.append(record)
     return records
+
+
+def _is_record(record) -> bool:
+    """Whether this may be a line of metrics: a step, a split, and finite numbers."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return False
+    numbers = [value for name, value in record.items() if name != "split"]
+    return isinstance(record.get("split"), str) and all(
+        isinstance(value, int | float) and math.isfinite(value) for value in numbers
+    )
 
 
 def last_finite(workdir: Path) -> str:
@@ -95,10 +105,11 @@ def require_run(workdir: Path) -> None:
         raise UserError(f"{workdir} holds no run (no config.json)")
     for name in ("config.json", "metrics.jsonl", "result.json", "checkpoints"):
         path = workdir / name
-        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
+        is_right = path.is_dir() if name == "checkpoints" else path.is_file()
+        if path.is_symlink() or (path.exists() and not is_right):
             raise UserError(
-                f"{path} is a link, or neither file nor folder, and is not followed. A run whose "
-                "files lie elsewhere can be named by the folder that they lie in."
+                f"{path} is a link, which is not followed, or not what a run has there. A run whose"
+                " files lie elsewhere can be named by the folder that they lie in."
             )
 
 
@@ -138,7 +149,7 @@ def require_same_config(config, workdir: Path) -> int | None:
         return None
     try:
         saved = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise StorageError(f"cannot read {path}: {error}. Use another --workdir.") from error
     unknown = saved.keys() - {field.name for field in dataclasses.fields(config)}
     if unknown:
@@ -153,17 +164,20 @@ def require_same_config(config, workdir: Path) -> int | None:
         any(workdir.glob(name)) for name in ("metrics.jsonl", "checkpoints/*", "result.json")
     )
     match changed:
-        case [("num_epochs", old, new)] if new > old and not config.rate_needs_length:
+        case [("num_epochs", int(old), new)] if new > old and not config.rate_needs_length:
+            if not any(workdir.glob("checkpoints/*")) and (workdir / "result.json").exists():
+                raise StorageError(f"{workdir} has no checkpoint to train longer from.")
             return old
     if changed and trained:
         width = max(len(name) for name, _, _ in changed)
         table = "\n".join(f"  {name:<{width}}  {old} -> {new}" for name, old, new in changed)
         reason = ""
-        if "num_epochs" in (name for name, _, _ in changed) and config.rate_needs_length:
-            reason = (
-                f"With --schedule={config.schedule} all learning rates depend on the length of a "
-                "run. "
-            )
+        match changed:
+            case [("num_epochs", int(old), new)]:
+                reason = "A run cannot be shortened. "
+                if new > old:
+                    rates = f"With --schedule={config.schedule} all learning rates depend on it"
+                    reason = f"{rates}: train longer from the start. "
         raise UserError(
             f"{workdir} holds a run with other settings:\n{table}\n{reason}"
             "Resume with the old settings, or choose another --workdir (add "
@@ -245,13 +259,6 @@ def write_result(workdir: Path, result: dict) -> None:
 def headline(workdir: Path) -> str:
     """result.json on one line. Raises StorageError if it is corrupt."""
     path = workdir / "result.json"
-    try:
-        result = json.loads(path.read_text())
-        num_steps = result["num_steps"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} is corrupt; remove it and rerun the same command to write it again."
-        ) from error
     names = {
         "test_error_pct": "test error",
         "top5_error_pct": "top-5 test error",
@@ -260,8 +267,14 @@ def headline(workdir: Path) -> str:
         "validation_error_pct": "validation error",
         "train_error_pct": "train error",
     }
-    errors = "".join(
-        f"{what} {result[name]:.2f}%, " for name, what in names.items() if name in result
-    )
-    chance = " (NO BETTER THAN GUESSING)" * ("is_chance" in result)
-    return f"complete: {errors}{num_steps:,} steps{chance}; {path}"
+    try:
+        result = json.loads(path.read_text())
+        errors = "".join(
+            f"{what} {result[name]:.2f}%, " for name, what in names.items() if name in result
+        )
+        chance = " (NO BETTER THAN GUESSING)" * ("is_chance" in result)
+        return f"complete: {errors}{result['num_steps']:,} steps{chance}; {path}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StorageError(
+            f"{path} is corrupt; remove it and rerun the same command to write it again."
+        ) from error

@@ -41,7 +41,6 @@ from common import launch
 from common.errors import DataError, StorageError, UserError
 from common.prepared import data_dirs
 from common.refusals import suggestion
-from common.storage import NOT_UTF8
 from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
 from scripts.prepare.entries import printable
@@ -104,8 +103,10 @@ def prepare(flag_values: flags.FlagValues) -> None:
         if flag_values[name].present:
             raise UserError(f"--{name} does not apply to --dataset={dataset}")
     data_dir = data_dirs(flag_values.data_dir)[0]
-    if NOT_UTF8.search(str(data_dir)):  # a flag was refused before
-        raise UserError(f"$TFDS_DATA_DIR={printable(str(data_dir))} is not UTF-8; use --data_dir")
+    if not str(data_dir).isprintable():  # bytes that are not UTF-8, too
+        raise UserError(
+            f"{printable(str(data_dir))!a} cannot be a folder of sets: choose --data_dir"
+        )
     if dataset == "mnist10k":
         print("mnist10k is embedded in the project: nothing to prepare")
     elif own or dataset == imagenet.NAME:

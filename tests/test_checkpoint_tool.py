@@ -307,3 +307,14 @@ def test_the_real_command(tmp_path):
     code, output, errors = command("ls", "--help")
     assert (code, errors) == (0, "") and "verify DIR" in output
     assert snapshot(tmp_path / "run").keys() == before.keys()
+
+
+@pytest.mark.commands
+def test_a_reader_that_ends_early_is_no_error():
+    """`| head -1`, and a disk without room."""
+    command = f"{sys.executable} -m scripts.checkpoint --help"
+    ended = subprocess.run(["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], stderr=-1)
+    assert ended.returncode in (0, 141) and not ended.stderr
+    if os.path.exists("/dev/full"):
+        full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], stderr=-1, text=True)
+        assert full.returncode == 74 and full.stderr.count("\n") == 1

@@ -533,9 +533,9 @@ def fills_up(program, process) -> str:
 
 @pytest.mark.commands
 def test_a_disk_that_is_full_is_one_line(program):
-    process = program.start("--workdir=full", *LARGE)  # it is still importing
+    process = program.start("--workdir=full_disk", *LARGE)  # it is still importing
     last = fills_up(program, process)
-    assert "full/" in last and "is safe" not in last
+    assert "full_disk/" in last and "is safe" not in last
 
 
 @pytest.mark.slow

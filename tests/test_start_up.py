@@ -66,8 +66,8 @@ def test_what_is_odd_about_a_run_is_a_line(config, facts):
 @pytest.mark.parametrize("dataset", ["photos", "streamed"])
 def test_a_class_that_a_split_lacks_is_named(dataset):
     lines = said(dataclasses.replace(PHOTOS, dataset=dataset))
-    named = [line for line in lines if ": none of " in line]
-    assert [(line.split()[0], line[line.index("(") :]) for line in named] == [
+    named = [line for line in lines if ": no example of " in line]
+    assert [(line.partition(":")[0], line[line.index("(") :]) for line in named] == [
         ("train", "(dogs, owl)"),
         ("validation", "(dogs, owl)"),
         ("test", "(dog, owl)"),

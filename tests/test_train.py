@@ -271,6 +271,41 @@ def test_what_cannot_be_trained_longer(finished, here):
 
 
 @pytest.mark.commands
+@pytest.mark.parametrize("finished", ["lenet"], indirect=True)
+def test_files_of_a_run_that_somebody_edited(finished, here, score, tmp_path):
+    """One line; and lines of metrics that no run wrote are dropped."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    for content in ('{"num_steps": "x"}', '{"num_steps": null}', "[" * 100_000, "[]", "{"):
+        (workdir / "result.json").write_text(content)
+        code, _, errors = here("lenet", workdir, *TINY["lenet"])
+        assert (code, errors.count("\n")) == (74, 1) and "result.json" in errors
+    before = read_metrics(workdir)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        lines = ("123", "null", "{}", "[]", '{"step": "x", "split": "train"}', '{"step": 1}')
+        file.write("\n".join([*lines, '{"step": 1, "split": "train", "loss": NaN}', ""]))
+    assert read_metrics(workdir) == before
+    (workdir / "config.json").write_text("[" * 100_000)
+    assert here("lenet", workdir, *TINY["lenet"])[0] == 74
+    (workdir / "config.json").unlink()
+    (workdir / "config.json").mkdir()
+    assert score(workdir)[0] == 2
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("finished", ["lenet"], indirect=True)
+def test_nothing_is_trained_longer_without_a_checkpoint(finished, here, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"schedule": "constant"}))
+    shutil.rmtree(workdir / "checkpoints")
+    flags = [*TINY["lenet"], "--schedule=constant", "--num_epochs=3"]
+    code, _, errors = here("lenet", workdir, *flags)
+    assert code == 74 and "no checkpoint" in errors and (workdir / "result.json").exists()
+
+
+@pytest.mark.commands
 def test_a_run_that_diverged_says_so(tmp_path):
     """Its loss is finite, so that nothing ended it."""
     flags = [*TINY["lenet"], "--learning_rate=50", "--schedule=constant"]

@@ -116,7 +116,7 @@ def _read_pair(
         raise DataError(
             f"{image_file} has no images of 8 bits: {images.dtype} of shape {images.shape}"
         )
-    if not len(images) or labels.shape != images.shape[:1]:
+    if not images.size or labels.shape != images.shape[:1]:
         raise DataError(
             f"{image_file} and {label_file} do not match: {len(images):,} images and labels of "
             f"shape {labels.shape}"
