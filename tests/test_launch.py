@@ -131,6 +131,8 @@ class Program:
             [sys.executable, "-W", "error", *python, *arguments],
             cwd=self.folder,
             env=self.environment | environment,
+            # Tests that were started by nohup would hand on that it is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
