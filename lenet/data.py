@@ -59,7 +59,8 @@ def require_fit(examples: Examples) -> None:
     if (height, width) not in ((28, 28), (32, 32)) or channels not in (1, 3):
         raise DataError(
             "LeNet-5 takes images of 28x28 or 32x32 pixels, gray or RGB; those of "
-            f"{examples.name} have {height}x{width} pixels and {channels} channel(s)"
+            f"{examples.name} have {height}x{width} pixels and {channels} "
+            f"channel{'s' * (channels > 1)}"
         )
 
 

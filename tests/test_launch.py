@@ -131,8 +131,6 @@ class Program:
             [sys.executable, "-W", "error", *python, *arguments],
             cwd=self.folder,
             env=self.environment | environment,
-            # Tests that were started by nohup would hand on that it is ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -172,7 +170,9 @@ def end_of(process: subprocess.Popen) -> tuple[int, str, str]:
 def program(tmp_path_factory):
     (folder := tmp_path_factory.mktemp("networks") / "tiny").mkdir()
     program = Program(folder)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's is inherited
     yield program
+    signal.signal(signal.SIGHUP, before)
     for process in program.started:  # what a failed test left running
         process.kill()
         process.communicate()
