@@ -126,3 +126,19 @@ def write_set():
         )
 
     return write
+
+
+@pytest.fixture
+def score(monkeypatch, capsys):
+    """score(workdir, *flags): scripts.evaluate here: its exit code, output and errors."""
+    from common import launch, runtime
+    from scripts import evaluate
+
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
+
+    def run(workdir, *flags):
+        argv = ["evaluate", f"--workdir={workdir}", *flags]
+        code = launch.run_tool(evaluate.define_flags, evaluate.main, argv)
+        return code, *capsys.readouterr()
+
+    return run

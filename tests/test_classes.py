@@ -14,12 +14,10 @@ import alexnet.config
 import alexnet.train
 import lenet.config
 import lenet.train
-from common import launch, runtime
 from common.checkpoint import Checkpointer
 from common.errors import DataError, Interrupted, UserError
 from common.loop import fit
 from common.workdir import write_config
-from scripts import evaluate
 from scripts.prepare.builders import write_prepared
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
@@ -66,19 +64,6 @@ def sets(tmp_path_factory):
         patch.setenv("TFDS_DATA_DIR", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder
-
-
-@pytest.fixture
-def score(monkeypatch, capsys):
-    """score(workdir, *flags): scripts.evaluate here: its exit code, output and errors."""
-    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
-
-    def run(workdir, *flags):
-        argv = ["evaluate", f"--workdir={workdir}", *flags]
-        code = launch.run_tool(evaluate.define_flags, evaluate.main, argv)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def train(net: str, workdir, stop=False, **changes) -> dict | None:

@@ -28,7 +28,6 @@ from common.evaluation import evaluate
 from common.metrics import summarize
 from common.workdir import read_metrics, saved_steps
 from lenet.data import DIGITS
-from scripts import evaluate as scoring
 from scripts.prepare.builders import write_prepared
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -138,19 +137,6 @@ def here(tmp_path, monkeypatch, capsys):
         output, errors = capsys.readouterr()
         assert "Traceback" not in errors
         return ended.value.code, output, errors
-
-    return run
-
-
-@pytest.fixture
-def score(monkeypatch, capsys):
-    """score(workdir, *flags): scripts.evaluate here: its exit code, output and errors."""
-    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
-
-    def run(workdir, *flags):
-        argv = ["evaluate", f"--workdir={workdir}", *flags]
-        code = launch.run_tool(scoring.define_flags, scoring.main, argv)
-        return code, *capsys.readouterr()
 
     return run
 
