@@ -76,6 +76,7 @@ def test_the_ten_views():
         np.testing.assert_allclose(prepare(images, view=jnp.int32(view)), expected[view], atol=1e-4)
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("scaling, pad", [("mean_image", 1), ("standardized", 0)])
 def test_random_crops_are_all_the_crops_equally_often(scaling, pad):
     statistics, image = some_statistics(7, 7), some_images(1, 7, 7)
@@ -164,6 +165,7 @@ def expected_on_background(image: np.ndarray, size: int, pad: int) -> np.ndarray
     return expected
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("scaling", ["mean_image", "standardized"])
 @pytest.mark.parametrize("shape", [(5, 7, 1), (5, 7, 3), (9, 5, 3), (9, 10, 1)])
 def test_gray_and_small_images_are_padded_with_their_background(shape, scaling):

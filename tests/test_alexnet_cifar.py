@@ -157,6 +157,7 @@ def locally_connected(x, kernel, bias):
     return out
 
 
+@pytest.mark.commands
 def test_locally_connected_is_a_loop_over_pixels():
     draw = np.random.default_rng(0)
     graph, state = with_weights_that_show(

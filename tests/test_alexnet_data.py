@@ -176,6 +176,7 @@ def test_what_is_scored_in_place_of_test_is_said(tmp_path, photos):
         assert len(lines) == num_lines and all("photos" in line for line in lines)
 
 
+@pytest.mark.commands
 def test_the_embedded_digits(tmp_path):
     train, validation, test = splits_of("mnist10k", tmp_path, validation_size=1000)
     assert (len(train), len(validation), len(test)) == (7000, 1000, 2000)

@@ -539,6 +539,7 @@ def dropped(model: AlexNet, layer: str, keys, values: int = 9216) -> np.ndarray:
     return np.asarray(model.layer(layer, jnp.ones((len(keys), values)), keys))
 
 
+@pytest.mark.commands
 def test_the_share_that_dropout_keeps_and_what_makes_up_for_it():
     keys = jax.random.split(jax.random.key(0), 8)
     for dropout in (0.5, 0.2):
@@ -618,6 +619,7 @@ def test_the_halves_of_conv2_conv4_and_conv5_do_not_see_each_other():
                 np.testing.assert_array_equal(after[other], before[other])
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize(("lrn", "apart"), [("within_tower", True), ("across", False)])
 def test_towers_stay_apart_up_to_conv3(lrn, apart):
     """With normalization within a tower; across the towers, they meet at norm1."""

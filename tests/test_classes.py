@@ -187,6 +187,7 @@ def test_other_classes_than_those_of_init_from_are_named(finished, sets, capsys)
     assert len(lines) == 1 and "apple, kiwi" in lines[0]
 
 
+@pytest.mark.commands
 def test_codes_of_digits_cannot_be_put_in_another_order(tmp_path, sets):
     """--output=rbf has no weights to move."""
     digits = tuple("0123456789")

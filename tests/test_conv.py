@@ -73,7 +73,7 @@ def assert_same(fast, plain, x, kernel, rounding=1):
         ((14, 6, 14, 3), (5, 5, 6, 16)),  # C3
         in_commands((5, 16, 5, 3), (5, 5, 16, 120)),  # C5
         in_commands((32, 3, 32, 1), (5, 5, 3, 6)),  # C1 on RGB images
-        ((15, 2, 9, 2), (5, 3, 2, 4)),  # 11 rows: a prime number
+        in_commands((15, 2, 9, 2), (5, 3, 2, 4)),  # 11 rows: a prime number
     ],
 )
 def test_lenets_convolutions(shape, kernel_shape):
@@ -97,11 +97,11 @@ def test_lenets_convolutions(shape, kernel_shape):
         ((2, 30, 27, 1), (11, 11, 1, 4), 4, "VALID"),  # the last windows end before the image does
         ((2, 17, 15, 3), (5, 3, 3, 4), 2, [(1, 0), (0, 2)]),
         ((1, 12, 12, 2), (2, 3, 2, 4), 5, NO_PADDING),  # windows with gaps in between
-        ((2, 24, 24, 3), (5, 5, 3, 8), 1, [(2, 2), (2, 2)]),  # cifar18 and cifar13
+        in_commands((2, 24, 24, 3), (5, 5, 3, 8), 1, [(2, 2), (2, 2)]),  # cifar18 and cifar13
         ((2, 9, 8, 3), (4, 3, 3, 4), 1, [(0, 2), (1, 0)]),  # an odd number of columns
         ((2, 9, 9, 4), (3, 2, 4, 4), 1, "SAME"),
         ((2, 9, 9, 4), (3, 3, 4, 4), 2, "SAME"),
-        ((2, 8, 8, 16), (5, 5, 16, 8), 1, [(2, 2), (2, 2)]),  # conv2 of small
+        in_commands((2, 8, 8, 16), (5, 5, 16, 8), 1, [(2, 2), (2, 2)]),  # conv2 of small
         ((1, 5, 5, 31), (1, 1, 31, 4), 1, "VALID"),
         ((2, 6, 7, 2), (3, 3, 2, 4), 1, [(4, 0), (1, 5)]),  # outputs that see nothing but zeros
     ],
@@ -118,7 +118,7 @@ def test_few_channels(shape, kernel_shape, stride, padding):
     [
         in_commands((2, 13, 13, 96), (3, 3, 48, 64), 1, [(1, 1), (1, 1)], 2),  # conv4
         in_commands((2, 9, 9, 12), (3, 3, 3, 8), 1, "VALID", 4),
-        ((2, 9, 9, 6), (3, 3, 2, 9), 2, [(1, 1), (1, 1)], 3),
+        in_commands((2, 9, 9, 6), (3, 3, 2, 9), 2, [(1, 1), (1, 1)], 3),
         in_commands((2, 9, 9, 4), (3, 3, 1, 4), 1, "SAME", 4),
     ],
 )
@@ -158,6 +158,7 @@ def test_winograd(shape, size, padding, options):
 ROUNDING = {3: 8, 5: 12}  # by Winograd, at most, in units of what `lax` rounds in float32
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("shape, size", [((2, 13, 13, 384), 3), ((2, 27, 27, 96), 5)])
 def test_how_much_winograd_rounds(shape, size):
     x, kernel = draws(shape, (size, size, shape[-1], 16))
@@ -279,6 +280,7 @@ def test_blocks_divide_the_outputs():
         assert rows % n == columns % m == 0
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("function", [banded_convolution, lax_convolution])
 def test_masked_weights_have_no_effect_and_exactly_zero_gradient(function):
     x, kernel, weight = draws((14, 6, 14, 2), (5, 5, 6, 16), (10, 16, 10, 2))

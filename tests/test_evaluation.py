@@ -70,7 +70,15 @@ def softmax(logits):
 
 @pytest.mark.parametrize(
     ("batch_size", "classes", "views"),
-    [(1, 10, 1), (7, 10, 1), (97, 10, 1), (1000, 10, 1), (16, 10, VIEWS), (7, 3, 1), (16, 101, 1)],
+    [
+        (1, 10, 1),
+        (7, 10, 1),
+        pytest.param(97, 10, 1, marks=pytest.mark.commands),
+        pytest.param(1000, 10, 1, marks=pytest.mark.commands),
+        (16, 10, VIEWS),
+        (7, 3, 1),
+        pytest.param(16, 101, 1, marks=pytest.mark.commands),
+    ],
 )
 def test_every_example_counts_once_whatever_the_batch_size(batch_size, classes, views):
     network, params, examples, logits = known(97, classes, views)

@@ -219,6 +219,7 @@ def test_stopped_again_and_again_it_ends_the_same(tmp_path, straight, stop_at):
     assert outcome(fit(toy(), tmp_path / "run", stop_at), tmp_path / "run") == straight
 
 
+@pytest.mark.commands
 def test_an_epoch_is_saved_before_it_is_scored(tmp_path, straight):
     """A crash in the score of epoch 2 costs nothing but that score, which then comes once."""
 
@@ -380,6 +381,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert caught.value.exit_code == 70 and saved_steps(tmp_path / "run") == []
 
 
+@pytest.mark.commands
 def test_a_loss_that_stays_at_chance_is_told_with_the_hint(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("common.writer.CHANCE_STEPS", 5)
     chance = toy(rate=0.0)._replace(chance_loss=float(np.log(3)), hint="try --seed")
@@ -508,6 +510,7 @@ def test_a_run_that_ends_at_an_error_may_be_ended_anywhere(tmp_path, settings, e
     assert call > 20 and EPOCH * epoch in saved
 
 
+@pytest.mark.commands
 def test_the_training_error_of_an_epoch_needs_no_metrics(tmp_path):
     """Stopped inside epoch 2, whose training error ends the run, or in its score: the checkpoint
     knows the errors so far, also where lines of metrics.jsonl are lost.

@@ -60,6 +60,7 @@ def advised(message: str, network: str, fixed: set[str]) -> list[str]:
     raise AssertionError(f"{message!r} does not say what to add beside {sorted(fixed)}")
 
 
+@pytest.mark.commands
 @pytest.mark.parametrize("network", CONFIGS)
 def test_what_is_in_the_way_of_a_flag_is_undone_by_the_flags_that_are_named(network):
     """Of each preset with one more flag: whoever follows the advice gets there."""
