@@ -115,7 +115,7 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         return {weights: params, "statistics": statistics}
 
-    step, state, meta = checkpoint.restore_part(workdir, target, step)
+    step, state, meta = checkpoint.restore_part(workdir, config, target, step)
     statistics = jax.device_get(state["statistics"])
     network = assemble(config, meta["num_classes"], statistics)
     return Trained(network, state[weights], step, class_names(meta))

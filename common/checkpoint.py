@@ -33,6 +33,7 @@ from common.digests import (
     shapes,
 )
 from common.errors import NonFiniteError, StorageError, UserError, one_line
+from common.flags import require_settings
 from common.processes import all_gather_text, all_true, broadcast, is_first_process
 from common.storage import literal_path, storage_error, unreadable
 from common.workdir import SMALLER_RATE, best_of, last_finite, last_good, saved_steps
@@ -387,12 +388,12 @@ class _Description(ocp.args.CheckpointArgs):
     make: Callable[[], dict] | None = None
 
 
-def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | str | None):
+def restore_part(workdir: Path, config, target_of: Callable, step: int | str | None):
     """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
     running run.
 
     `step` may be "newest" too, or "best": of the least validation error. Raises UserError if there
-    is no such checkpoint, or JAX is set to 64 bits.
+    is no such checkpoint, it is not of `config`, or JAX is set to 64 bits.
     """
     if jax.config.jax_enable_x64:
         raise UserError("networks are float32, and jax_enable_x64 is on: unset JAX_ENABLE_X64")
@@ -411,6 +412,7 @@ def restore_part(workdir: Path, target_of: Callable[[dict], dict], step: int | s
         restored = checkpointer.restore_part(target_of, step)
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet")
+    require_settings(config, restored[2], workdir)
     return restored
 
 

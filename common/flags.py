@@ -272,3 +272,22 @@ def changes(old: dict[str, Any], config) -> list[tuple[str, Any, Any]]:
         if field.metadata["changes_result"] and before != now:
             found.append((field.name, before, now))
     return found
+
+
+def settings_of(config) -> dict:
+    """{"settings": {name: value}} of those that change the result, saved with each checkpoint."""
+    names = [f.name for f in dataclasses.fields(config) if f.metadata["changes_result"]]
+    return {"settings": {name: getattr(config, name) for name in names}}
+
+
+def require_settings(config, meta: dict, workdir: Path) -> None:
+    """Raises UserError where a checkpoint in `workdir` was saved by a run of other settings: it was
+    copied there, or config.json was edited. Older checkpoints do not say.
+    """
+    changed = changes(meta["settings"], config) if "settings" in meta else ()
+    for name, old, new in changed:
+        if name != "num_epochs" or config.rate_needs_length:  # else the run was made longer
+            raise UserError(
+                f"a checkpoint in {workdir}/checkpoints is of another run: it was trained with "
+                f"{name} {old}, and the run's config.json says {new}. Use that run's folder."
+            )

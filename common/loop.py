@@ -13,6 +13,7 @@ from common.checkpoint import Checkpointer
 from common.digests import state_sha256
 from common.errors import DataError, Interrupted
 from common.evaluation import evaluate
+from common.flags import require_settings, settings_of
 from common.metrics import is_chance, summarize
 from common.network import Network
 from common.parallel import Placement
@@ -146,7 +147,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         def save() -> None:
             log.flush()
             notes = {"totals": log.totals, "unlogged": [numbers(sums) for sums in unlogged]}
-            notes |= task.notes() | task.facts | task.training_set
+            notes |= task.notes() | task.facts | task.training_set | settings_of(config)
             checkpointer.save(step, placement.replicate(state), notes, errors_of_saved())
 
         def errors_of_saved() -> dict[int, float]:
@@ -198,8 +199,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
                 log.say(f"stopped after epoch {step // task.epoch_steps}: {stopping.until(config)}")
             log.say("scoring the training, validation and test examples")
 
-    names = task.facts.get("class_names")
-    errors = errors_of_saved()
+    names, errors = task.facts.get("class_names"), errors_of_saved()
     best = best_of(errors, saved_steps(workdir))
     # The final scores; unless --track=test, the test split was not looked at before.
     scores = {"test": summarize(on_test := score(splits["test"]))}
@@ -227,24 +227,24 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
 
 def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> tuple:
     """(step, state, what was saved with it) of the newest checkpoint, or of a new run."""
-    placement = task.placement
 
     def new_state(params):
         return task.initial_state(task.network.init() if params is None else params)
 
-    target = placement.abstract(lambda: new_state(None))
-    placement.state_shardings(target)  # refuses what it cannot split, before anything is compiled
+    target = task.placement.abstract(lambda: new_state(None))
+    task.placement.state_shardings(target)  # refuses what cannot be split, before compiling
     if restored := checkpointer.restore_newest(target):
         step, state, meta = restored
+        require_settings(task.config, meta, workdir)
         names = list(task.facts.get("class_names") or ())
         for name, value in (task.training_set | {"class_names": names}).items():
             if value and (meta.get(name) or value) != value:  # older checkpoints lack some
                 raise other_training_set(task.config, f"{name} in {workdir}")
         task.restored(state, meta)
     else:
-        start = jax.jit(new_state, out_shardings=placement.replicated)
+        start = jax.jit(new_state, out_shardings=task.placement.replicated)
         step, state, meta = 0, start(task.given_params(target.params)), {}
-    return step, placement.place_state(state), meta
+    return step, task.placement.place_state(state), meta
 
 
 def evaluated_params(state) -> Any:

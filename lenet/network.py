@@ -94,7 +94,7 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     def target(meta: dict) -> dict:
         return {weights: jax.eval_shape(network_of(meta).init)}
 
-    step, state, meta = checkpoint.restore_part(workdir, target, step)
+    step, state, meta = checkpoint.restore_part(workdir, config, target, step)
     return Trained(network_of(meta), state[weights], step, class_names(meta))
 
 

@@ -491,7 +491,7 @@ def test_killed_again_and_again_the_only_checkpoint_is_intact(tmp_path):
 def test_weights_are_not_read_as_float64(tmp_path):
     save(tmp_path, 1)
     with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64"):
-        checkpoint.restore_part(tmp_path, lambda meta: {}, None)
+        checkpoint.restore_part(tmp_path, None, lambda meta: {}, None)
 
 
 def damage_largest_file(workdir, step: int) -> None:
@@ -517,7 +517,7 @@ def test_weights_are_read_though_the_optimizers_state_is_damaged(tmp_path, capfd
         return {"params": jax.eval_shape(lambda: params)}
 
     for step in (None, "newest", 1):
-        found, part, meta = checkpoint.restore_part(tmp_path, target, step)
+        found, part, meta = checkpoint.restore_part(tmp_path, None, target, step)
         assert (found, meta) == (1, {"num_classes": 3})
         assert state_sha256(part) == state_sha256({"params": params})
     with contextlib.closing(Checkpointer(tmp_path, read_only=True)) as checkpointer:
@@ -525,6 +525,7 @@ def test_weights_are_read_though_the_optimizers_state_is_damaged(tmp_path, capfd
     with pytest.raises(UserError, match=r"params\.c1\.kernel"):
         checkpoint.restore_part(
             tmp_path,
+            None,
             lambda meta: {"params": {"c1": {"kernel": jax.ShapeDtypeStruct((7,), "f4")}}},
             1,
         )

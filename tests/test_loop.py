@@ -24,11 +24,12 @@ import alexnet.train
 import lenet.config
 import lenet.train
 from common import digests, loop, parallel, step
-from common.checkpoint import Checkpointer, best_step
+from common.checkpoint import Checkpointer, best_step, restore_part
 from common.curves import mean_by_epoch
 from common.digests import state_sha256
 from common.errors import DataError, Interrupted, NonFiniteError, UserError
 from common.examples import Examples
+from common.flags import setting
 from common.losses import cross_entropy
 from common.network import Network
 from common.order import order_of_uses
@@ -65,18 +66,20 @@ def outcome(result: dict, workdir: Path) -> tuple[dict, list[dict]]:
 BATCH, EPOCH, NUM_STEPS = 4, 5, 15  # 22 examples: each epoch leaves two to the next
 
 
-class ToyConfig(NamedTuple):
-    dataset: str = "toy"
-    track: str = "validation"
-    save_every_epochs: int = 1
-    num_epochs: int = 3
-    batch_size: int = 4
-    parallel: str = "jit"
-    reduction: str = "fast"
-    compute_dtype: str = "float32"
-    keep: int = 3
-    stop_at_train_error_pct: float = 0.0
-    stop_at_validation_error_pct: float = 0.0
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    dataset: str = setting("toy", "")
+    track: str = setting("validation", "")
+    save_every_epochs: int = setting(1, "", changes_result=False)
+    num_epochs: int = setting(3, "")
+    batch_size: int = setting(4, "")
+    parallel: str = setting("jit", "")
+    reduction: str = setting("fast", "")
+    compute_dtype: str = setting("float32", "")
+    keep: int = setting(3, "", changes_result=False)
+    stop_at_train_error_pct: float = setting(0.0, "")
+    stop_at_validation_error_pct: float = setting(0.0, "")
+    rate_needs_length = False
 
 
 TOY = ToyConfig()
@@ -361,6 +364,24 @@ def test_a_changed_training_set_is_refused_by_what_differs(tmp_path):
     with pytest.raises(Interrupted):
         loop.fit(old, tmp_path / "old", asked([1]))
     assert fit(toy(), tmp_path / "old")["num_train_examples"] == 22
+
+
+@pytest.mark.parametrize(("setting", "value"), [("track", "test"), ("reduction", "fixed")])
+def test_a_checkpoint_of_a_run_with_other_settings_is_refused(setting, value, tmp_path):
+    """Copied into the folder, or beside a config.json that was edited."""
+    with pytest.raises(Interrupted):
+        loop.fit(toy(), tmp_path, asked([1]))
+    config = dataclasses.replace(TOY, **{setting: value})
+    with pytest.raises(UserError, match=rf"{setting} .*{value}"):
+        loop.fit(toy()._replace(network=toy().network._replace(config=config)), tmp_path, asked())
+    params = jax.eval_shape(toy().network.init)
+    for given, expected in (
+        (TOY, contextlib.nullcontext()),
+        (config, pytest.raises(UserError, match=setting)),
+    ):
+        with expected:
+            restore_part(tmp_path, given, lambda meta: {"params": params}, None)
+    assert saved_steps(tmp_path) == [2]  # nothing was set aside
 
 
 def test_what_a_task_notes_comes_back_after_a_restore(tmp_path):
