@@ -207,6 +207,7 @@ def claimed(config, workdir: Path):
                         (workdir / "result.json").rename(kept)
                 finished = (workdir / "result.json").exists()
                 if not finished:
+                    _require_checkpoints(workdir)
                     write_config(config, workdir)
             except Exception as error:  # raised below: the other processes wait for the broadcast
                 refusal = error
@@ -214,6 +215,19 @@ def claimed(config, workdir: Path):
         if refused:
             raise refusal or UserError("process 0 refuses this run; its message says why.")
         yield finished
+
+
+def _require_checkpoints(workdir: Path) -> None:
+    """Raises StorageError where the folder of checkpoints, which is made before metrics.jsonl, is
+    gone: training must not begin anew unasked.
+    """
+    checkpoints = workdir / "checkpoints"
+    begun = (workdir / "metrics.jsonl").exists()
+    if (begun or checkpoints.exists()) and not checkpoints.is_dir():
+        raise StorageError(
+            f"{workdir} holds a run that was begun, and {checkpoints} is no folder: put it back, "
+            "or use another --workdir to train from the start."
+        )
 
 
 @contextlib.contextmanager

@@ -292,6 +292,21 @@ def test_nothing_is_trained_longer_without_a_checkpoint(finished, here, tmp_path
 
 
 @pytest.mark.commands
+@pytest.mark.parametrize("finished", ["lenet"], indirect=True)
+def test_nothing_begins_anew_where_the_checkpoints_were_removed(finished, here, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    for _ in ("gone", "a file"):
+        code, _, errors = here("lenet", workdir, *TINY["lenet"])
+        assert (code, errors.count("\n")) == (74, 1) and "checkpoints" in errors
+        assert (workdir / "metrics.jsonl").read_bytes() == before
+        (workdir / "checkpoints").write_text("")
+
+
+@pytest.mark.commands
 def test_a_run_that_diverged_says_so(tmp_path):
     """Its loss is finite, so that nothing ended it."""
     flags = [*TINY["lenet"], "--learning_rate=50", "--schedule=constant"]
