@@ -136,6 +136,7 @@ def run(name: str, tree: Path, data_dir: str, work: Path) -> dict:
         )
     result = json.loads((workdir / "result.json").read_text())
     row = {key: value for key, value in result.items() if key.endswith("_error_pct")}
+    row.pop("best_validation_error_pct", None)  # which the first table lacks
     row["state_sha256"] = result["state_sha256"]
     row["metrics_sha256"] = hashlib.sha256((workdir / "metrics.jsonl").read_bytes()).hexdigest()
     shutil.rmtree(workdir / "checkpoints")
