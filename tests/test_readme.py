@@ -23,7 +23,7 @@ from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
 from scripts.faults import campaign as faults
 from scripts.report import __main__ as report
-from scripts.report import results, studies
+from scripts.report import results, studies, verdicts
 
 ROOT = Path(__file__).parents[1]
 FOUND = results.load(report.RESULTS)
@@ -129,7 +129,7 @@ def test_the_recipes_show_what_came_out():
     text = (ROOT / "README.md").read_text()
     runs = {run["arm"]: run for run in FOUND.runs if run["study"] == "recipes"}
     lines = re.findall(r"complete: test error (\S+)%.* (\S+) steps; runs/(\w+)/", text)
-    assert {name for *_, name in lines} == {"first", "dense", "stopped"}
+    assert {name for *_, name in lines} == {"first", "stopped"}
     for error, steps, name in lines:
         result = runs[name]
         assert (error, steps) == (f"{result['test_error_pct']:.2f}", f"{result['num_steps']:,}")
@@ -137,6 +137,16 @@ def test_the_recipes_show_what_came_out():
     assert [name for name, _ in hashes] == ["first", "stopped", "one", "eight"]
     assert all(runs[name]["state_sha256"] == state for name, state in hashes)
     assert hashes[0][1] == hashes[1][1] and hashes[2][1] == hashes[3][1]
+
+
+def test_the_recipe_of_a_comparison_shows_what_came_out():
+    text = (ROOT / "README.md").read_text()
+    (study,) = (study for study in FOUND.studies if study["name"] == "c3_table_changed")
+    assert study["command"] in text.replace(" \\\n   ", "")
+    cells = {tuple(cell.strip() for cell in row.split("│")[1:4]) for row in text.splitlines()}
+    assert {tuple(row[:3]) for row in verdicts.rows(study)[1:]} <= cells
+    for comparison in study["comparisons"]:
+        assert comparison["sentence"] in " ".join(text.split())
 
 
 def test_a_missed_target_is_marked():

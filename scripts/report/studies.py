@@ -64,7 +64,6 @@ STUDIES = {
         {
             "first": Arm("`paper`"),
             "stopped": Arm("`paper`, stopped and resumed"),
-            "dense": Arm("`paper` with `--c3=dense`"),
             "one": Arm("`deck`, 5 epochs with `--reduction=fixed`, one device"),
             "eight": Arm("`deck`, 5 epochs with `--reduction=fixed`, eight virtual devices"),
         },

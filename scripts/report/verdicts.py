@@ -16,7 +16,8 @@ MEASURES = {
 def rows(study: dict) -> list[list[str]]:
     """A head, and a row for each arm: its numbers, and how it compares with the first."""
     ratio, unit = study["metric"] == "epochs", "" if study["metric"] == "epochs" else "%"
-    head = ["arm", "runs", MEASURES[study["metric"]], "against the first", "95% interval"]
+    first = next(iter(study["arms"]))
+    head = ["arm", "runs", MEASURES[study["metric"]], f"against {first}", "95% interval"]
     table = [[*head, "p (Holm)"]]
     compared = {each["arms"][1]: each for each in study["comparisons"]}
     form = "x {:.3g}".format if ratio else "{:+.3f}".format
@@ -45,9 +46,9 @@ def not_reached(study: dict) -> list[str]:
 
 
 def verdict_table(studies: list[dict]) -> str:
-    """One row for each study: the README's second table."""
+    """One row for each study as the catalog has it: the README's second table."""
     table = [["question", "runs", "verdict", "the claim"]]
-    for study in studies:
+    for study in (study for study in studies if not study["added"]):
         sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
         claim = f"{study['claim']} ({study['source']})"
         table.append([study["question"], f"{study['pairs']} pairs", "; ".join(sentences), claim])
@@ -65,7 +66,7 @@ def _section(study: dict) -> list[str]:
     sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
     claim = f"The claim: {study['claim']} ({study['source']})."
     parts = [
-        f"### `{name}`: {study['question']}",
+        f"### `{name}`: {' '.join([study['question'], *study['added']])}",
         f"{' and '.join(sorted(networks))}. {claim}{others}",
         "\n".join(f"- {sentence}." for sentence in sentences),
         f"![{study['question']}]({name}/figure.svg)",
