@@ -358,6 +358,10 @@ class Config:
         (["--workdir=x", "--no_such=1"], "no_such"),
         (["--workdir=x", "--seed=many"], "--seed=many"),
         (["--workdir=x", "--seed=1.5"], "--seed=1.5"),
+        (["--workdir=x", f"--seed={'1' * 5000}"], r"--seed=1{40,60}\.\.\. .*digits"),
+        (["--workdir=x", f"--seed=0x{'f' * 5000}"], r"--seed=0xf{40,60}\.\.\. .*digits"),
+        (["--workdir=x", "--seed", "1" * 5000], r"1{40,60}\.\.\. .*digits"),
+        (["--workdir=x", "--flagfile=digits.flags"], r"--seed=1{40,60}\.\.\. .*digits"),
         (["--workdir=x", "--rate=nan"], "--rate"),
         (["--workdir=x", "--rate=-1"], "--rate=-1"),
         (["--workdir=x", "--pooling=median"], "--pooling=median.*average|max"),
@@ -386,9 +390,11 @@ def test_the_line_names_what_is_wrong(tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bytes.flags").write_bytes(b"--rate=1\n\xff\xfe\n")
     (tmp_path / "break.flags").write_text("--dataset=a\v--seed=1\n")
+    (tmp_path / "digits.flags").write_text(f"--seed={'1' * 5000}\n")
     with pytest.raises(UserError, match=named) as caught:
         launch._parse(Config, ["program", *arguments], None)
-    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 300 and caught.value.exit_code == 2
 
 
 # ---- messages that cannot be written

@@ -254,6 +254,13 @@ def test_numbers_sort_as_numbers(tmp_path):
     assert find_images(tree(tmp_path, *names)).class_names == expected
 
 
+def test_a_number_of_more_digits_than_python_reads(tmp_path, tiny_imagenet):
+    """In a file of labels; folders cannot have such names."""
+    long, labels = "1" * 5000, tiny_imagenet / "val/val_annotations.txt"
+    labels.write_text(labels.read_text().replace("n01443537", long) + f"x.JPEG\t{long}\n")
+    assert find_images(tiny_imagenet, all_synsets=False).class_names[0] == long
+
+
 # ---- names
 
 

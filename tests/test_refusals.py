@@ -157,3 +157,10 @@ def test_a_run_is_scored_by_its_folder_alone(tmp_path, capsys):
     for argv in ([], ["a", "b"], ["a", "--workdir=b"]):
         assert score(*argv) == 2
         assert "one run" in capsys.readouterr().err
+
+
+def test_a_step_of_more_digits_than_python_reads(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert score(str(tmp_path), f"--step={'1' * 5000}") == 2
+    error = capsys.readouterr().err
+    assert "--step=1" in error and error.count("\n") == 1 and len(error) < 300
