@@ -43,7 +43,7 @@ from common.prepared import data_dirs
 from common.refusals import suggestion
 from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
-from scripts.prepare.entries import printable
+from scripts.prepare.entries import official_tars, printable
 from scripts.prepare.idx import find_pairs, prepare_idx
 from scripts.prepare.layouts import Source, draw_test_split, find_images, synsets
 from scripts.prepare.progress import ShardProgress
@@ -152,6 +152,7 @@ def prepare_files(data_dir: Path, flag_values: flags.FlagValues, own: bool) -> P
     draw = functools.partial(with_test_split, flag_values=flag_values, own=own)
     source = Path(flag_values.source).expanduser()
     form = Form(flag_values.record_format)
+    require_apart(source, prepared.parent)
     if own:
         form = own_form(flag_values)
         others = {path.parent for path in prepared.parent.rglob("dataset_info.json")}
@@ -172,6 +173,22 @@ def prepare_files(data_dir: Path, flag_values: flags.FlagValues, own: bool) -> P
     if own and len(found.class_names) < 2:
         raise DataError(f"{source} has a single class, {found.class_names[0]}; two are required")
     return write(found, prepared, form, flag_values.num_workers)
+
+
+def require_apart(source: Path, folder: Path) -> None:
+    """Raises UserError for a source inside the `folder` of the set, where writing may replace it,
+    and for one that has this folder in it and is read with all its folders.
+    """
+    if not source.is_dir():
+        return
+    source, folder = (Path(os.path.realpath(path)) for path in (source, folder))
+    is_inside = source != folder and source.is_relative_to(folder)
+    has_it = folder.is_relative_to(source) and not official_tars(source) and not find_pairs(source)
+    if is_inside or has_it:
+        where = f"is in {folder}, where" if is_inside else f"has {folder} in it, where"
+        raise UserError(
+            f"--source={source} {where} the set would be written; choose another --data_dir"
+        )
 
 
 def own_form(flag_values: flags.FlagValues) -> Form:

@@ -410,6 +410,47 @@ def test_an_own_name_needs_a_source(capsys):
     assert "--source=DIR" in one_error(capsys)
 
 
+@pytest.mark.parametrize(
+    ("source", "data_dir", "dataset"),
+    [
+        ("photos", "photos", "pets"),
+        ("photos", "photos", "cat"),  # the name of a class
+        ("photos", "photos/cat", "pets"),
+        ("photos", "photos/new/sets", "pets"),
+        ("photos", "link", "pets"),  # to photos
+        ("link", "photos", "pets"),
+        ("sets/pets", "sets", "pets"),
+        ("sets/pets/raw", "sets", "pets"),
+        ("sets/pets/1.0.0", "sets", "pets"),
+        ("sets/pets/1.0.0.unfinished", "sets", "pets"),
+    ],
+)
+def test_a_set_in_its_source_or_the_other_way_round_is_refused(
+    tmp_path, capsys, source, data_dir, dataset
+):
+    os.symlink("photos", tmp_path / "link")
+    tree(tmp_path / source.replace("link", "photos"), "cat/1.jpg", "cat/2.jpg", "dog/1.jpg")
+    before = sorted(tmp_path.rglob("*"))
+    flags = [f"--source={tmp_path / source}", f"--data_dir={tmp_path / data_dir}"]
+    assert prepare_data.main([f"--dataset={dataset}", *flags, "--num_workers=1"]) == 2
+    assert "--source" in (error := one_error(capsys)) and "--data_dir" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_source_beside_the_set_or_of_named_files_is_not_refused(tmp_path):
+    """In the same data_dir; IDX files and tars are found by their names, whatever lies beside."""
+    sources = [tree(tmp_path / "photos", "cat/1.jpg", "cat/2.jpg", "dog/1.jpg")]
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "photos", ".")
+    sources += [tmp_path / "photos.tar", tmp_path]
+    (tmp_path / "images-idx3-ubyte").write_bytes(idx(np.zeros((4, 8, 8), np.uint8)))
+    (tmp_path / "labels-idx1-ubyte").write_bytes(idx(np.array([0, 1, 0, 1], np.uint8)))
+    for number, source in enumerate(sources):
+        flags = [f"--dataset=pets{number}", f"--source={source}", f"--data_dir={tmp_path}"]
+        for _ in range(2):
+            assert prepare_data.main(flags) == 0
+
+
 def test_another_set_of_that_name(tmp_path, capsys, write_set):
     """The newest version would be read."""
     folder = write_set(tmp_path / "sets", "pets", np.zeros((4, 8, 8, 3), np.uint8))
