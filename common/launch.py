@@ -144,7 +144,7 @@ def _parse(config_class, argv: list[str], description: str | None) -> tuple | No
     common.flags.define(config_class, values)
     if _parsed(values, argv, description, config_class) is None:
         return None
-    if not values.workdir or values.workdir.startswith("-"):  # --workdir --preset=paper
+    if not values.workdir.strip() or values.workdir.startswith("-"):  # --workdir --preset=paper
         raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first.")
     config, processes = common.flags.read(config_class, values), Processes.read(values)
     return config, Path(values.workdir).expanduser(), processes

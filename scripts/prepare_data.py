@@ -103,10 +103,9 @@ def prepare(flag_values: flags.FlagValues) -> None:
         if flag_values[name].present:
             raise UserError(f"--{name} does not apply to --dataset={dataset}")
     data_dir = data_dirs(flag_values.data_dir)[0]
-    if not str(data_dir).isprintable():  # bytes that are not UTF-8, too
-        raise UserError(
-            f"{printable(str(data_dir))!a} cannot be a folder of sets: choose --data_dir"
-        )
+    text = str(data_dir)
+    if not text.isprintable() or text != text.strip():  # bytes that are not UTF-8, too
+        raise UserError(f"{printable(text)!a} cannot be a folder of sets: choose --data_dir")
     if dataset == "mnist10k":
         print("mnist10k is embedded in the project: nothing to prepare")
     elif own or dataset == imagenet.NAME:

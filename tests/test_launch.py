@@ -375,6 +375,8 @@ class Config:
         (["--workdir=x\udcff"], r"x\\udcff.*UTF-8"),
         (["--workdir=~nobody.of.this.name/x"], "home"),
         (["--rate=1"], "--workdir"),
+        (["--workdir="], "--workdir is required"),
+        (["--workdir= \t"], "--workdir is required"),
         (["--workdir=x", "--seed=13"], "--seed=13"),
         (["--workdir=x", "--num_processes=2"], "--multihost"),
         (["--workdir=x", "--num_processes=0"], "--multihost"),
@@ -588,6 +590,12 @@ def test_a_workdir_that_cannot_be_used_is_one_line_and_left_alone(tmp_path, run_
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1 and named in message
     assert os.listdir(tmp_path / "other") == ["thesis.tex"]
+    os.symlink("gone", tmp_path / "link")
+    for name in ("link", "link/run"):
+        assert run_here(tmp_path / name) == 74, name
+        message = capsys.readouterr().err
+        assert f"{tmp_path}/link is a link to gone, which does not exist" in message
+        assert message.startswith("error: ") and message.count("\n") == 1
     for damaged in ("{", "3", "[1]"):
         (tmp_path / "foreign" / "config.json").write_text(damaged)
         assert run_here(tmp_path / "foreign") == 74

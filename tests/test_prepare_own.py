@@ -405,6 +405,25 @@ def test_wrong_flags(tmp_path, capsys, dataset, flags, exit_code, named):
     assert not (tmp_path / "sets").exists()
 
 
+def test_a_data_dir_that_is_a_link_to_nothing_or_blank_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("gone", tmp_path / "sets")
+    source = tree(tmp_path / "tree", "a/1.jpg", "b/1.jpg", "b/2.jpg")
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx/images-idx3-ubyte").write_bytes(idx(np.zeros((4, 8, 8), np.uint8)))
+    (tmp_path / "idx/labels-idx1-ubyte").write_bytes(idx(np.array([0, 1, 0, 1], np.uint8)))
+    for folder in (source, tmp_path / "idx"):
+        flags = ["--dataset=pets", f"--source={folder}", f"--data_dir={tmp_path / 'sets'}"]
+        assert prepare_data.main(flags) == 74
+        assert f"{tmp_path}/sets is a link to gone, which does not exist" in one_error(capsys)
+    assert not (tmp_path / "gone").exists()
+    for blank in (" ", "sets "):
+        flags = ["--dataset=pets", f"--source={source}", f"--data_dir={blank}"]
+        assert prepare_data.main(flags) == 2
+        assert "--data_dir" in one_error(capsys)
+    assert not os.path.exists(" ") and not os.path.exists("sets ")
+
+
 def test_an_own_name_needs_a_source(capsys):
     assert prepare_data.main(["--dataset=pets"]) == 2
     assert "--source=DIR" in one_error(capsys)
