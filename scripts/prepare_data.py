@@ -45,12 +45,13 @@ from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
 from scripts.prepare.entries import official_tars, printable
 from scripts.prepare.idx import find_pairs, prepare_idx
-from scripts.prepare.layouts import Source, draw_test_split, find_images, synsets
+from scripts.prepare.layouts import OTHER_ENDING, Source, draw_test_split, find_images, synsets
 from scripts.prepare.progress import ShardProgress
 from scripts.prepare.published import PUBLISHED_SETS, prepare_published
 from scripts.prepare.table import table
 
 DATASETS = ("mnist10k", *PUBLISHED_SETS, qmnist.NAME, imagenet.NAME)
+NEW_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 TEST_SHARE = 0.2  # where a source of one's own has neither a test nor a validation split
 OWN_FLAGS = ("size", "grey", "test_share", "seed")
 IMAGE_FLAGS = ("record_format", "num_workers")
@@ -119,14 +120,17 @@ def prepare(flag_values: flags.FlagValues) -> None:
 def require_own_name(dataset: str, source: str) -> None:
     """Raises UserError unless this can be the name of a new set."""
     taken = {name.partition("/")[0] for name in (*DATASETS, "fake")}
-    if source and dataset not in taken and re.fullmatch(r"[A-Za-z]\w*", dataset, re.ASCII):
+    if source and dataset not in taken and NEW_NAME.fullmatch(dataset):
         return
     close = suggestion(dataset, DATASETS)
+    allowed = re.sub(r"\W+", "_", dataset)
+    if source and not close and allowed not in taken and NEW_NAME.fullmatch(allowed):
+        close = allowed
     raise UserError(
         f"--dataset={dataset} is unknown"
         + (f" (did you mean --dataset={close}?)" if close else "")
         + f"; allowed: {', '.join(DATASETS)}, and with --source=DIR a new name of letters, digits "
-        "and underscores"
+        "and underscores that begins with a letter"
     )
 
 
@@ -171,6 +175,9 @@ def prepare_files(data_dir: Path, flag_values: flags.FlagValues, own: bool) -> P
         )
     if own and len(found.class_names) < 2:
         raise DataError(f"{source} has a single class, {found.class_names[0]}; two are required")
+    if any(name.rpartition("/")[2] == "words.txt" for name in found.left_out.get(OTHER_ENDING, ())):
+        first = found.class_names[0]
+        print(f"classes are named as their folders are, such as {first}; words.txt is not read")
     return write(found, prepared, form, flag_values.num_workers)
 
 

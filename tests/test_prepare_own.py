@@ -140,6 +140,16 @@ def test_tiny_imagenet_as_downloaded(tmp_path, tiny_imagenet, capsys):
     assert load("pets", "train", [tmp_path / "sets"]).image_shape == (64, 64, 3)
 
 
+def test_tiny_imagenets_classes_are_wnids_and_a_line_says_so(tmp_path, tiny_imagenet, capsys):
+    """Its words.txt is not read: labels go by name, and ImageNet's are wnids too."""
+    assert prepare(tmp_path, tiny_imagenet) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "words.txt is not" in line)
+    assert "n01443537" in line
+    (tiny_imagenet / "words.txt").unlink()
+    assert prepare(tmp_path, tiny_imagenet, dataset="wordless") == 0
+    assert "words.txt" not in capsys.readouterr().out
+
+
 def test_tiny_imagenet_as_imagenet(tmp_path, tiny_imagenet):
     """Labels are the ranks among the 1,000 synsets."""
     assert prepare(tmp_path, tiny_imagenet, dataset="imagenet_256") == 0
@@ -387,7 +397,10 @@ def test_idx_files(tmp_path, capsys):
         ("fashion-mnist", [], 2, "--dataset=fashion_mnist"),
         ("emnist", [], 2, "emnist/balanced"),
         ("fake", [], 2, "fake"),
-        ("a-b", [], 2, "a-b"),
+        ("a-b", [], 2, "did you mean --dataset=a_b?"),
+        ("my-digits", [], 2, "did you mean --dataset=my_digits?"),
+        ("my photos", [], 2, "did you mean --dataset=my_photos?"),
+        ("2024", [], 2, "begins with a letter"),
         ("../pets", [], 2, "../pets"),
         ("imagenet_256", [], 2, "--dataset=NAME"),
         ("imagenet_256", ["--size=28"], 2, "--size"),

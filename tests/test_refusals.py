@@ -101,6 +101,9 @@ def test_the_flag_to_type_for_another_schedule():
         ("--optim=sgd", "--optimizer"),
         ("--nodistortion", "--distortions"),
         ("--work_dir=a", "--workdir"),
+        ("--dir=a", ""),
+        ("--resume", ""),
+        ("--z", ""),
         ("--zzz", ""),
     ],
 )
@@ -127,7 +130,13 @@ def test_an_unknown_flag_names_the_one_that_may_be_meant(network, given, meant):
         ("imagenet", "imagenet_256"),
         ("emnist-balanced", "emnist/balanced"),
         ("my-photos", "my_photos"),
+        ("mnits", "mnist"),
         ("zebra", ""),
+        # Not close to any.
+        ("my-digits", ""),
+        ("digits", ""),
+        ("tiny-imagenet", ""),
+        ("e", ""),
         ("kmnist", ""),  # right, but not there
     ],
 )
