@@ -28,6 +28,17 @@ REGION_ASPECT = (3 / 4, 4 / 3)  # width over height
 REGION_TRIES = 10  # to find one that fits the image, as in torchvision
 
 
+def is_mirrored(mirror: str, channels: int) -> bool:
+    """Whether `mirror` ('never', 'always' or 'color') concerns images of so many channels."""
+    return mirror == "always" or (mirror == "color" and channels == 3)
+
+
+def views_differ(image_shape: tuple[int, int, int], crop_size: int, mirror: str) -> bool:
+    """Whether the VIEWS of a stored image (H, W, C) are more than one and the same picture."""
+    height, width, channels = image_shape
+    return max(height, width) > crop_size or is_mirrored(mirror, channels)
+
+
 def color_axes(covariance: Covariance) -> Float64[np.ndarray, "3 3"]:
     """Column i is the i-th principal component of the RGB values times their
     standard deviation along it.
@@ -91,7 +102,7 @@ def prepare_function(
     mean, scale = np.asarray(statistics.mean_image, np.float32), np.float32(1)
     covariance = np.broadcast_to(statistics.covariance, (3, 3))
     height, width, channels = mean.shape
-    mirrors = mirror == "always" or (mirror == "color" and channels == 3)
+    mirrors = is_mirrored(mirror, channels)
     on_background = channels == 1 or min(height, width) < crop_size
 
     def extended(image, pad=0):

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -21,6 +22,7 @@ from common.refusals import suggestion
 from common.storage import NOT_UTF8
 
 WIDTH = 100  # columns of --help
+_TOO_MANY_DIGITS = re.compile(r"[\da-fA-F_]{1000}")  # also hexadecimal; Python reads 4,300
 
 
 def setting(
@@ -102,6 +104,9 @@ def parse(flag_values: flags.FlagValues, argv: list[str], config_class=None) -> 
             raise UserError(f"{argument}: no such home folder; write the whole path")
     try:
         arguments = flag_values.read_flags_from_files(argv[1:], force_gnu=False)
+        for argument in arguments:
+            if _TOO_MANY_DIGITS.search(argument):
+                raise UserError(f"{argument[:60]}... has too many digits for a number")
         if config_class:
             arguments = _with_presets(arguments, config_class)
         return flag_values([argv[0], *arguments])[1:]

@@ -96,7 +96,9 @@ def run_tool(
       config_class: the config whose settings are among the flags: --preset=NAME works.
     """
     sys.stderr = runtime.lossy(sys.stderr, sys.__stderr__)  # not stdout: it is the tool's result
-    if sys.stdout and sys.stdout is sys.__stdout__:
+    if sys.stdout is None:
+        return _fail("stdout is closed: nothing could be printed", StorageError.exit_code)
+    if sys.stdout is sys.__stdout__:
         sys.stdout.reconfigure(errors="backslashreplace")  # of an ASCII locale
     runtime.ignore_jax_environment()
     runtime.keep_freed_memory()
@@ -108,10 +110,13 @@ def run_tool(
         given = _parsed(values, argv, sys.modules[body.__module__].__doc__, config_class, words)
         if given is not None:
             body(values, *given)
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except UserError as error:
         return _fail(str(error), error.exit_code)
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):  # rich's console exits with 1
+            raise
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in (errno.EPIPE, *STORAGE_ERRORS):
             raise
@@ -144,7 +149,7 @@ def _parse(config_class, argv: list[str], description: str | None) -> tuple | No
     common.flags.define(config_class, values)
     if _parsed(values, argv, description, config_class) is None:
         return None
-    if not values.workdir or values.workdir.startswith("-"):  # --workdir --preset=paper
+    if not values.workdir.strip() or values.workdir.startswith("-"):  # --workdir --preset=paper
         raise UserError("--workdir is required: the run's folder, such as --workdir=runs/first.")
     config, processes = common.flags.read(config_class, values), Processes.read(values)
     return config, Path(values.workdir).expanduser(), processes

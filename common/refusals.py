@@ -45,7 +45,7 @@ def require_tracked_fits(config) -> None:
 
 def suggestion(given: str, known: Iterable[str]) -> str:
     """The one of the `known` names that may be meant: the one with these initials, that begins with
-    it, or that is closest in its spelling; "" if none is like it.
+    it, or that is closest in its spelling; "" if none is close.
     """
     if not _plain(given):
         return ""
@@ -54,9 +54,9 @@ def suggestion(given: str, known: Iterable[str]) -> str:
     if len(given) > 1 and given in initials:
         return initials[given]
     for plain, name in names.items():
-        if plain.startswith(_plain(given)):
+        if len(_plain(given)) > 2 and plain.startswith(_plain(given)):
             return name
-    close = difflib.get_close_matches(_plain(given), names, n=1)
+    close = difflib.get_close_matches(_plain(given), names, n=1, cutoff=0.75)
     return names[close[0]] if close else ""
 
 

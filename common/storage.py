@@ -48,6 +48,20 @@ def literal_path(folder: Path, make: bool, closing: contextlib.ExitStack) -> Pat
     return literal
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, where they are absent. Raises OSError, which names a link
+    that leads nowhere: the system only says that it exists.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        for place in (folder, *folder.parents):
+            if os.path.islink(place) and not os.path.exists(place):
+                said = f"{place} is a link to {os.readlink(place)}, which does not exist"
+                raise FileNotFoundError(errno.ENOENT, said) from error
+        raise
+
+
 def storage_error(error: BaseException | None) -> OSError | None:
     """What the system said (such as "No space left on device"), or None if the error does not come
     from the storage.

@@ -21,6 +21,7 @@ import filelock
 import common.flags
 from common.errors import LockedError, StorageError, UserError, one_line
 from common.processes import broadcast, is_first_process
+from common.storage import make_folder
 
 SMALLER_RATE = "A rerun would fail again: try a smaller learning rate in another --workdir."
 
@@ -236,7 +237,7 @@ def _locked(workdir: Path):
     ends.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
         entries = [entry.name for entry in workdir.iterdir() if not entry.name.startswith(".")]
         if entries and "config.json" not in entries:
             raise UserError(

@@ -82,6 +82,7 @@ class Writer:
         self._timed_seconds = 0.0
         self._start = time.monotonic()
         self._chunk_start = None  # unknown for the first chunk, which is compiled as well
+        self._timed_since = None  # when that one ended, and its step
         self._line_due = self._drawing_due = self._events_due = 0.0
         self._pending = None
         self._learning_rate = learning_rate
@@ -192,7 +193,8 @@ class Writer:
         if not self._silent and time.monotonic() >= self._drawing_due:
             self._draw_curves()
             self._drawing_due = time.monotonic() + SECONDS_BETWEEN_DRAWINGS
-        self._chunk_start = time.monotonic()
+        if self._chunk_start is not None:
+            self._chunk_start = time.monotonic()
 
     def flush(self) -> None:
         """Puts all metrics so far on disk. Call it before a checkpoint: a resume keeps the lines up
@@ -212,7 +214,9 @@ class Writer:
         now, images = time.monotonic(), int(np.sum(sums["count"]))
         self._images += images
         self._add_to_epoch(step, int(np.sum(sums["errors"])), images)
-        if self._chunk_start is not None:
+        if self._chunk_start is None:
+            self._timed_since = now, step
+        else:
             self._timed_images += images
             self._timed_seconds += now - self._chunk_start
         self._chunk_start = now
@@ -266,6 +270,7 @@ class Writer:
     def _show(self, step: int, epoch: float, split: str, metrics: dict) -> None:
         text = f"loss {metrics['loss']:.4f}  error {metrics['error_pct']:.2f}%"
         line = f"step {step:,}/{self._num_steps:,}  epoch {epoch:.2f}  {split} {text}"
+        speed = f"{self.images_per_s:,.0f} images/s" if self._timed_seconds else ""
         if self._progress:
             shown = {"metrics": text} if split == "train" else {}
             errors = self.validation_errors
@@ -277,7 +282,7 @@ class Writer:
                 self._task,
                 completed=step,
                 epoch=epoch,
-                speed=f"{self.images_per_s:,.0f} images/s",
+                speed=speed,
                 refresh=True,
                 **shown,
             )
@@ -286,10 +291,12 @@ class Writer:
         elif split != "train":
             self.say(line)
         elif time.monotonic() >= self._line_due:
-            self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
-            done, elapsed = step - self._first_step, time.monotonic() - self._start
-            remaining = timedelta(seconds=round(elapsed / max(done, 1) * (self._num_steps - step)))
-            self.say(f"{line}  {self.images_per_s:,.0f} images/s  {remaining} left")
+            if speed:  # after the first line, which has none, another one follows at once
+                self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+                start, first = self._timed_since
+                seconds = (time.monotonic() - start) / (step - first) * (self._num_steps - step)
+                speed = f"  {speed}  {timedelta(seconds=round(seconds))} left"
+            self.say(line + speed)
 
     def _draw_curves(self) -> None:
         draw_curves(self._workdir, self._learning_rate)

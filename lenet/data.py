@@ -60,7 +60,7 @@ def require_fit(examples: Examples) -> None:
         raise DataError(
             "LeNet-5 takes images of 28x28 or 32x32 pixels, gray or RGB; those of "
             f"{examples.name} have {height}x{width} pixels and {channels} "
-            f"channel{'s' * (channels > 1)}"
+            f"channel{'s' * (channels > 1)}. --size=28 of scripts.prepare_data resizes them"
         )
 
 

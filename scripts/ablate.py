@@ -23,6 +23,7 @@ from rich.table import Table
 
 from common import launch, provenance, stopping
 from common.errors import LockedError, StorageError, UserError
+from common.storage import make_folder
 from common.workdir import write_atomic
 from scripts.report.results import RESULTS
 from scripts.studies import compare, conduct, outcome, plan
@@ -70,7 +71,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues, *training: str) -> None:
-    if not flag_values.workdir:
+    if not flag_values.workdir.strip():
         raise UserError("--workdir is required: the study's folder, such as --workdir=runs/study")
     workdir = Path(flag_values.workdir).expanduser()
     kept = Path(flag_values.results).expanduser() if flag_values.results else RESULTS
@@ -138,7 +139,7 @@ def given_study(flag_values: flags.FlagValues, training: tuple[str, ...]) -> Stu
 def locked(workdir: Path):
     """Makes the study's folder, and holds it. Raises UserError."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
         held = filelock.FileLock(workdir / ".lock", timeout=0).acquire()
     except filelock.Timeout:
         raise LockedError(f"{workdir} is in use by another scripts.ablate.") from None

@@ -109,7 +109,13 @@ def score_alexnet(
     examples = alexnet.data.open_split(
         dataset, data_dir, split, crop_size=config.crop_size, seed=config.seed, damaged=damaged
     )
-    views = alexnet.augment.VIEWS if flag_values.crops == "ten" else 1
+    ten, size = flag_values.crops == "ten", config.crop_size
+    if ten and not alexnet.augment.views_differ(examples.image_shape, size, config.mirror):
+        raise UserError(
+            f"--crops=ten: of {examples.name} all ten are the same picture, the whole image, as "
+            f"crops have {size}x{size} pixels and are not mirrored"
+        )
+    views = alexnet.augment.VIEWS if ten else 1
     eval_step = alexnet.train.make_eval_step(trained.network, views)
     eval_step, names = by_name(eval_step, examples, trained, workdir, split)
     sums = evaluate(

@@ -43,14 +43,15 @@ from common.prepared import data_dirs
 from common.refusals import suggestion
 from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
-from scripts.prepare.entries import printable
+from scripts.prepare.entries import official_tars, printable
 from scripts.prepare.idx import find_pairs, prepare_idx
-from scripts.prepare.layouts import Source, draw_test_split, find_images, synsets
+from scripts.prepare.layouts import OTHER_ENDING, Source, draw_test_split, find_images, synsets
 from scripts.prepare.progress import ShardProgress
 from scripts.prepare.published import PUBLISHED_SETS, prepare_published
 from scripts.prepare.table import table
 
 DATASETS = ("mnist10k", *PUBLISHED_SETS, qmnist.NAME, imagenet.NAME)
+NEW_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 TEST_SHARE = 0.2  # where a source of one's own has neither a test nor a validation split
 OWN_FLAGS = ("size", "grey", "test_share", "seed")
 IMAGE_FLAGS = ("record_format", "num_workers")
@@ -103,10 +104,9 @@ def prepare(flag_values: flags.FlagValues) -> None:
         if flag_values[name].present:
             raise UserError(f"--{name} does not apply to --dataset={dataset}")
     data_dir = data_dirs(flag_values.data_dir)[0]
-    if not str(data_dir).isprintable():  # bytes that are not UTF-8, too
-        raise UserError(
-            f"{printable(str(data_dir))!a} cannot be a folder of sets: choose --data_dir"
-        )
+    text = str(data_dir)
+    if not text.isprintable() or text != text.strip():  # bytes that are not UTF-8, too
+        raise UserError(f"{printable(text)!a} cannot be a folder of sets: choose --data_dir")
     if dataset == "mnist10k":
         print("mnist10k is embedded in the project: nothing to prepare")
     elif own or dataset == imagenet.NAME:
@@ -120,14 +120,17 @@ def prepare(flag_values: flags.FlagValues) -> None:
 def require_own_name(dataset: str, source: str) -> None:
     """Raises UserError unless this can be the name of a new set."""
     taken = {name.partition("/")[0] for name in (*DATASETS, "fake")}
-    if source and dataset not in taken and re.fullmatch(r"[A-Za-z]\w*", dataset, re.ASCII):
+    if source and dataset not in taken and NEW_NAME.fullmatch(dataset):
         return
     close = suggestion(dataset, DATASETS)
+    allowed = re.sub(r"\W+", "_", dataset)
+    if source and not close and allowed not in taken and NEW_NAME.fullmatch(allowed):
+        close = allowed
     raise UserError(
         f"--dataset={dataset} is unknown"
         + (f" (did you mean --dataset={close}?)" if close else "")
         + f"; allowed: {', '.join(DATASETS)}, and with --source=DIR a new name of letters, digits "
-        "and underscores"
+        "and underscores that begins with a letter"
     )
 
 
@@ -152,6 +155,7 @@ def prepare_files(data_dir: Path, flag_values: flags.FlagValues, own: bool) -> P
     draw = functools.partial(with_test_split, flag_values=flag_values, own=own)
     source = Path(flag_values.source).expanduser()
     form = Form(flag_values.record_format)
+    require_apart(source, prepared.parent)
     if own:
         form = own_form(flag_values)
         others = {path.parent for path in prepared.parent.rglob("dataset_info.json")}
@@ -171,7 +175,26 @@ def prepare_files(data_dir: Path, flag_values: flags.FlagValues, own: bool) -> P
         )
     if own and len(found.class_names) < 2:
         raise DataError(f"{source} has a single class, {found.class_names[0]}; two are required")
+    if any(name.rpartition("/")[2] == "words.txt" for name in found.left_out.get(OTHER_ENDING, ())):
+        first = found.class_names[0]
+        print(f"classes are named as their folders are, such as {first}; words.txt is not read")
     return write(found, prepared, form, flag_values.num_workers)
+
+
+def require_apart(source: Path, folder: Path) -> None:
+    """Raises UserError for a source inside the `folder` of the set, where writing may replace it,
+    and for one that has this folder in it and is read with all its folders.
+    """
+    if not source.is_dir():
+        return
+    source, folder = (Path(os.path.realpath(path)) for path in (source, folder))
+    is_inside = source != folder and source.is_relative_to(folder)
+    has_it = folder.is_relative_to(source) and not official_tars(source) and not find_pairs(source)
+    if is_inside or has_it:
+        where = f"is in {folder}, where" if is_inside else f"has {folder} in it, where"
+        raise UserError(
+            f"--source={source} {where} the set would be written; choose another --data_dir"
+        )
 
 
 def own_form(flag_values: flags.FlagValues) -> Form:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet.augment import VIEWS, color_axes, prepare_function, resized_crop
+from alexnet.augment import VIEWS, color_axes, prepare_function, resized_crop, views_differ
 from alexnet.image_statistics import Statistics
 from common.errors import DataError
 
@@ -74,6 +74,21 @@ def test_the_ten_views():
     np.testing.assert_allclose(known(images), expected, atol=1e-4)
     for view in range(VIEWS):
         np.testing.assert_allclose(prepare(images, view=jnp.int32(view)), expected[view], atol=1e-4)
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (6, 7), (8, 9), (12, 8)])
+@pytest.mark.parametrize(
+    "mirror, channels", [("never", 3), ("color", 1), ("color", 3), ("always", 1)]
+)
+def test_ten_crops_of_a_whole_image_that_is_not_mirrored_are_one_picture(
+    height, width, mirror, channels
+):
+    shape, draw = (height, width, channels), np.random.default_rng(0)
+    statistics = Statistics(draw.uniform(0, 255, shape).astype(np.float32), np.eye(channels))
+    image = draw.integers(0, 256, (1, *shape), np.uint8)
+    prepare = preparing(statistics, augmentation="none", mirror=mirror)
+    views = np.stack([prepare(image, view=view) for view in range(VIEWS)])
+    assert views_differ(shape, 8, mirror) == (views != views[0]).any()
 
 
 @pytest.mark.commands

@@ -17,7 +17,7 @@ import lenet.train
 from common.checkpoint import Checkpointer
 from common.errors import DataError, Interrupted, UserError
 from common.loop import fit
-from common.workdir import write_config
+from common.workdir import headline, write_config, write_result
 from scripts.prepare.builders import write_prepared
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
@@ -76,6 +76,11 @@ def train(net: str, workdir, stop=False, **changes) -> dict | None:
         return fit(network.train.make_task(config), workdir, lambda: 15 if stop else None)
 
 
+def headline_of(workdir, result: dict) -> str:
+    write_result(workdir, result)
+    return headline(workdir)
+
+
 def forget_names(net: str, workdir, copy) -> None:
     """A copy of a run as older programs wrote it: without names."""
     network, config = NETWORKS[net]
@@ -113,6 +118,15 @@ def test_a_subset_in_any_order_is_scored_by_name(finished, score):
     assert list(result["class_names"]) == ["blue", "green", "red"]
     _, output, _ = score(workdir, f"--dataset={dataset}_two")
     assert "green 0.00%" in output and "red 0.00%" in output and "blue" not in output
+
+
+@pytest.mark.commands
+def test_there_are_no_top5_errors_among_three_classes(finished, score):
+    """They would always be 0."""
+    _, workdir, result = finished
+    lines = [(workdir / "metrics.jsonl").read_text(), headline_of(workdir, result)]
+    lines += [score(workdir, *flags)[1] for flags in ((), ("--json",))]
+    assert not any("top5" in line or "top-5" in line for line in [*lines, *result])
 
 
 @pytest.mark.commands

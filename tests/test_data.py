@@ -7,10 +7,12 @@ import io
 import json
 import os
 import pwd
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import textwrap
 import zlib
 from pathlib import Path
 
@@ -447,6 +449,22 @@ def test_mnist10k_is_stratified_of_the_right_size_and_has_no_digit_twice():
     for train, test in zip(*CLASS_COUNTS.values(), strict=True):
         assert abs(test - (train + test) / 5) <= 0.5
     assert load("mnist10k", "train[:10]", [DIGITS]).labels.tolist() == FIRST_LABELS
+
+
+@pytest.mark.commands
+def test_the_python_on_the_page_of_mnist10k_works_when_pasted(tmp_path, monkeypatch):
+    """It reads the set, and makes the same from the digits."""
+    reading, making = re.findall(
+        r"(?:^    .+\n|^\n(?=    ))+", (DIGITS / "README.md").read_text(), re.M
+    )
+    monkeypatch.chdir(ROOT)
+    exec(textwrap.dedent(reading), read := {})
+    parts = read["train"], read["test"]
+    images, labels = (np.concatenate([getattr(p, n) for p in parts]) for n in ("images", "labels"))
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(making), {"images": images, "labels": labels})
+    for split, digits in zip(("train", "test"), parts, strict=True):
+        assert_same(load("mnist10k", split, [tmp_path / "lenet/digits"]), digits)
 
 
 @pytest.mark.commands

@@ -358,6 +358,10 @@ class Config:
         (["--workdir=x", "--no_such=1"], "no_such"),
         (["--workdir=x", "--seed=many"], "--seed=many"),
         (["--workdir=x", "--seed=1.5"], "--seed=1.5"),
+        (["--workdir=x", f"--seed={'1' * 5000}"], r"--seed=1{40,60}\.\.\. .*digits"),
+        (["--workdir=x", f"--seed=0x{'f' * 5000}"], r"--seed=0xf{40,60}\.\.\. .*digits"),
+        (["--workdir=x", "--seed", "1" * 5000], r"1{40,60}\.\.\. .*digits"),
+        (["--workdir=x", "--flagfile=digits.flags"], r"--seed=1{40,60}\.\.\. .*digits"),
         (["--workdir=x", "--rate=nan"], "--rate"),
         (["--workdir=x", "--rate=-1"], "--rate=-1"),
         (["--workdir=x", "--pooling=median"], "--pooling=median.*average|max"),
@@ -371,6 +375,8 @@ class Config:
         (["--workdir=x\udcff"], r"x\\udcff.*UTF-8"),
         (["--workdir=~nobody.of.this.name/x"], "home"),
         (["--rate=1"], "--workdir"),
+        (["--workdir="], "--workdir is required"),
+        (["--workdir= \t"], "--workdir is required"),
         (["--workdir=x", "--seed=13"], "--seed=13"),
         (["--workdir=x", "--num_processes=2"], "--multihost"),
         (["--workdir=x", "--num_processes=0"], "--multihost"),
@@ -386,9 +392,11 @@ def test_the_line_names_what_is_wrong(tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bytes.flags").write_bytes(b"--rate=1\n\xff\xfe\n")
     (tmp_path / "break.flags").write_text("--dataset=a\v--seed=1\n")
+    (tmp_path / "digits.flags").write_text(f"--seed={'1' * 5000}\n")
     with pytest.raises(UserError, match=named) as caught:
         launch._parse(Config, ["program", *arguments], None)
-    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 300 and caught.value.exit_code == 2
 
 
 # ---- messages that cannot be written
@@ -582,6 +590,12 @@ def test_a_workdir_that_cannot_be_used_is_one_line_and_left_alone(tmp_path, run_
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1 and named in message
     assert os.listdir(tmp_path / "other") == ["thesis.tex"]
+    os.symlink("gone", tmp_path / "link")
+    for name in ("link", "link/run"):
+        assert run_here(tmp_path / name) == 74, name
+        message = capsys.readouterr().err
+        assert f"{tmp_path}/link is a link to gone, which does not exist" in message
+        assert message.startswith("error: ") and message.count("\n") == 1
     for damaged in ("{", "3", "[1]"):
         (tmp_path / "foreign" / "config.json").write_text(damaged)
         assert run_here(tmp_path / "foreign") == 74

@@ -228,5 +228,7 @@ def test_what_does_not_fit_is_refused(tmp_path, write_set):
     with pytest.raises(UserError, match="--train_size=7600"):
         splits_of(train_size=7600, validation_size=500)
     write_set(tmp_path, "wide", np.zeros((4, 28, 30, 1), np.uint8))
-    with pytest.raises(DataError, match="wide have 28x30 pixels"):
+    with pytest.raises(
+        DataError, match=r"wide have 28x30 pixels.*--size=28 of scripts\.prepare_data"
+    ):
         splits_of(dataset="wide", data_dir=str(tmp_path), validation_size=1)

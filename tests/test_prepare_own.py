@@ -140,6 +140,16 @@ def test_tiny_imagenet_as_downloaded(tmp_path, tiny_imagenet, capsys):
     assert load("pets", "train", [tmp_path / "sets"]).image_shape == (64, 64, 3)
 
 
+def test_tiny_imagenets_classes_are_wnids_and_a_line_says_so(tmp_path, tiny_imagenet, capsys):
+    """Its words.txt is not read: labels go by name, and ImageNet's are wnids too."""
+    assert prepare(tmp_path, tiny_imagenet) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "words.txt is not" in line)
+    assert "n01443537" in line
+    (tiny_imagenet / "words.txt").unlink()
+    assert prepare(tmp_path, tiny_imagenet, dataset="wordless") == 0
+    assert "words.txt" not in capsys.readouterr().out
+
+
 def test_tiny_imagenet_as_imagenet(tmp_path, tiny_imagenet):
     """Labels are the ranks among the 1,000 synsets."""
     assert prepare(tmp_path, tiny_imagenet, dataset="imagenet_256") == 0
@@ -252,6 +262,13 @@ def test_numbers_sort_as_numbers(tmp_path):
     names = [f"{i}/1.jpg" for i in range(12)] + ["other/1.jpg"]
     expected = (*map(str, range(12)), "other")
     assert find_images(tree(tmp_path, *names)).class_names == expected
+
+
+def test_a_number_of_more_digits_than_python_reads(tmp_path, tiny_imagenet):
+    """In a file of labels; folders cannot have such names."""
+    long, labels = "1" * 5000, tiny_imagenet / "val/val_annotations.txt"
+    labels.write_text(labels.read_text().replace("n01443537", long) + f"x.JPEG\t{long}\n")
+    assert find_images(tiny_imagenet, all_synsets=False).class_names[0] == long
 
 
 # ---- names
@@ -380,7 +397,10 @@ def test_idx_files(tmp_path, capsys):
         ("fashion-mnist", [], 2, "--dataset=fashion_mnist"),
         ("emnist", [], 2, "emnist/balanced"),
         ("fake", [], 2, "fake"),
-        ("a-b", [], 2, "a-b"),
+        ("a-b", [], 2, "did you mean --dataset=a_b?"),
+        ("my-digits", [], 2, "did you mean --dataset=my_digits?"),
+        ("my photos", [], 2, "did you mean --dataset=my_photos?"),
+        ("2024", [], 2, "begins with a letter"),
         ("../pets", [], 2, "../pets"),
         ("imagenet_256", [], 2, "--dataset=NAME"),
         ("imagenet_256", ["--size=28"], 2, "--size"),
@@ -398,9 +418,69 @@ def test_wrong_flags(tmp_path, capsys, dataset, flags, exit_code, named):
     assert not (tmp_path / "sets").exists()
 
 
+def test_a_data_dir_that_is_a_link_to_nothing_or_blank_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("gone", tmp_path / "sets")
+    source = tree(tmp_path / "tree", "a/1.jpg", "b/1.jpg", "b/2.jpg")
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx/images-idx3-ubyte").write_bytes(idx(np.zeros((4, 8, 8), np.uint8)))
+    (tmp_path / "idx/labels-idx1-ubyte").write_bytes(idx(np.array([0, 1, 0, 1], np.uint8)))
+    for folder in (source, tmp_path / "idx"):
+        flags = ["--dataset=pets", f"--source={folder}", f"--data_dir={tmp_path / 'sets'}"]
+        assert prepare_data.main(flags) == 74
+        assert f"{tmp_path}/sets is a link to gone, which does not exist" in one_error(capsys)
+    assert not (tmp_path / "gone").exists()
+    for blank in (" ", "sets "):
+        flags = ["--dataset=pets", f"--source={source}", f"--data_dir={blank}"]
+        assert prepare_data.main(flags) == 2
+        assert "--data_dir" in one_error(capsys)
+    assert not os.path.exists(" ") and not os.path.exists("sets ")
+
+
 def test_an_own_name_needs_a_source(capsys):
     assert prepare_data.main(["--dataset=pets"]) == 2
     assert "--source=DIR" in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("source", "data_dir", "dataset"),
+    [
+        ("photos", "photos", "pets"),
+        ("photos", "photos", "cat"),  # the name of a class
+        ("photos", "photos/cat", "pets"),
+        ("photos", "photos/new/sets", "pets"),
+        ("photos", "link", "pets"),  # to photos
+        ("link", "photos", "pets"),
+        ("sets/pets", "sets", "pets"),
+        ("sets/pets/raw", "sets", "pets"),
+        ("sets/pets/1.0.0", "sets", "pets"),
+        ("sets/pets/1.0.0.unfinished", "sets", "pets"),
+    ],
+)
+def test_a_set_in_its_source_or_the_other_way_round_is_refused(
+    tmp_path, capsys, source, data_dir, dataset
+):
+    os.symlink("photos", tmp_path / "link")
+    tree(tmp_path / source.replace("link", "photos"), "cat/1.jpg", "cat/2.jpg", "dog/1.jpg")
+    before = sorted(tmp_path.rglob("*"))
+    flags = [f"--source={tmp_path / source}", f"--data_dir={tmp_path / data_dir}"]
+    assert prepare_data.main([f"--dataset={dataset}", *flags, "--num_workers=1"]) == 2
+    assert "--source" in (error := one_error(capsys)) and "--data_dir" in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_source_beside_the_set_or_of_named_files_is_not_refused(tmp_path):
+    """In the same data_dir; IDX files and tars are found by their names, whatever lies beside."""
+    sources = [tree(tmp_path / "photos", "cat/1.jpg", "cat/2.jpg", "dog/1.jpg")]
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "photos", ".")
+    sources += [tmp_path / "photos.tar", tmp_path]
+    (tmp_path / "images-idx3-ubyte").write_bytes(idx(np.zeros((4, 8, 8), np.uint8)))
+    (tmp_path / "labels-idx1-ubyte").write_bytes(idx(np.array([0, 1, 0, 1], np.uint8)))
+    for number, source in enumerate(sources):
+        flags = [f"--dataset=pets{number}", f"--source={source}", f"--data_dir={tmp_path}"]
+        for _ in range(2):
+            assert prepare_data.main(flags) == 0
 
 
 def test_another_set_of_that_name(tmp_path, capsys, write_set):

@@ -102,6 +102,9 @@ def test_the_flag_to_type_for_another_schedule():
         ("--optim=sgd", "--optimizer"),
         ("--nodistortion", "--distortions"),
         ("--work_dir=a", "--workdir"),
+        ("--dir=a", ""),
+        ("--resume", ""),
+        ("--z", ""),
         ("--zzz", ""),
     ],
 )
@@ -128,7 +131,13 @@ def test_an_unknown_flag_names_the_one_that_may_be_meant(network, given, meant):
         ("imagenet", "imagenet_256"),
         ("emnist-balanced", "emnist/balanced"),
         ("my-photos", "my_photos"),
+        ("mnits", "mnist"),
         ("zebra", ""),
+        # Not close to any.
+        ("my-digits", ""),
+        ("digits", ""),
+        ("tiny-imagenet", ""),
+        ("e", ""),
         ("kmnist", ""),  # right, but not there
     ],
 )
@@ -158,3 +167,10 @@ def test_a_run_is_scored_by_its_folder_alone(tmp_path, capsys):
     for argv in ([], ["a", "b"], ["a", "--workdir=b"]):
         assert score(*argv) == 2
         assert "one run" in capsys.readouterr().err
+
+
+def test_a_step_of_more_digits_than_python_reads(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert score(str(tmp_path), f"--step={'1' * 5000}") == 2
+    error = capsys.readouterr().err
+    assert "--step=1" in error and error.count("\n") == 1 and len(error) < 300

@@ -151,6 +151,7 @@ def program(*flags, cwd) -> subprocess.CompletedProcess:
     [
         (["--study=no_such", "--workdir=w"], "--study=no_such"),
         (["--study=c3_table"], "--workdir"),
+        (["--study=c3_table", "--workdir= "], "--workdir is required"),
         (["--workdir=w", "--model=lenet"], "--vary"),
         (["--workdir=w", "--model=lenet", "--vary=no_such=1,2"], "no_such"),
         (["--workdir=w", "--status"], "w holds no study"),

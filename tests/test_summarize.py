@@ -108,6 +108,20 @@ def test_the_real_command():
     assert done.returncode == 0 and "62,378,344" in done.stdout
 
 
+@pytest.mark.commands
+@pytest.mark.parametrize("flag", ["", " --json", " --help"])
+@pytest.mark.parametrize(
+    ("output", "code", "num_lines"),
+    [("| true", 141, 0), (">&-", 74, 1), ("> /dev/full", 74, 1)],
+)
+def test_output_that_nobody_gets_is_no_success(flag, output, code, num_lines):
+    """A reader that ends early (`| head -1`), a closed stdout, a full disk: as every tool."""
+    command = f"{sys.executable} -m scripts.summarize{flag} {output}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], stderr=-1, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (code, num_lines), done
+    assert done.stderr.startswith("error: " * num_lines)
+
+
 def test_alexnets_json(summarize):
     """The deck counts the biases of convolutions, and not those of fully connected layers."""
     summary = json.loads(summarize("--model=alexnet", "--json")[1])

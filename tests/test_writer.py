@@ -227,9 +227,37 @@ def test_plain_lines_without_a_terminal(tmp_path, monkeypatch, capsys):
         for step in range(1, 21):
             log.write(step, "train", sums())
         log.write(20, "validation", sums())
-    first, last = capsys.readouterr().err.splitlines()  # the others came within seconds
-    for line, facts in ((first, "1/40 0.10 train"), (last, "20/40 2.00 validation")):
+    lines = capsys.readouterr().err.splitlines()  # the others came within seconds
+    expected = "1/40 0.10 train", "2/40 0.20 train left", "20/40 2.00 validation"
+    for line, facts in zip(lines, expected, strict=True):
         assert set(facts.split()) | {"0.5000", "25.00%"} <= set(line.split())
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_speed_and_time_left_are_first_shown_where_nothing_is_compiled(
+    tmp_path, monkeypatch, capsys, resumed
+):
+    first = 20 if resumed else 0
+    if resumed:
+        crashed_run(tmp_path)
+        capsys.readouterr()
+    now = [100.0]
+    monkeypatch.setattr(writer.time, "monotonic", lambda: now[0])
+    with open_writer(tmp_path, first_step=first) as log:
+        if resumed:
+            now[0] += 30
+            log.write(first, "validation", sums())  # written before: a resume scores it again
+        for step, seconds in ((first + 1, 50), (first + 2, 2), (first + 3, 2)):
+            now[0] += seconds
+            log.write(step, "train", sums(count=1000))
+            log.flush()
+    compiled, *more = capsys.readouterr().err.splitlines()
+    assert f"step {first + 1}/40" in compiled
+    assert "images/s" not in compiled and "left" not in compiled
+    (timed,) = more
+    assert f"step {first + 2}/40" in timed
+    assert f"500 images/s  {'0:00:36' if resumed else '0:01:16'} left" in timed
+    assert log.images_per_s == 500
 
 
 def on_a_terminal(program: str) -> str:
@@ -270,6 +298,8 @@ def test_a_bar_on_a_terminal(tmp_path):
         "validation loss 0.5000  error 12.50%",
     ):
         assert text in shown, shown
+    # The first of four equal steps has no speed: it is compiled as well.
+    assert "images/s" not in shown.partition("25%")[2].partition("50%")[0], shown
 
 
 def test_curves_show_the_mean_error_of_each_epoch(tmp_path, monkeypatch):

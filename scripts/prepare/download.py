@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from common.errors import DataError, StorageError
+from common.storage import make_folder
 
 SILENCE_S = 6.0  # timeout of a server that sends nothing
 ANSWER_S = 8.0  # timeout of the first answer, name resolution included
@@ -105,7 +106,7 @@ def _transfer(address: str, part: Path, received: int, size: int) -> int:
     with _open(address, received) as response:
         if response.status != http.client.PARTIAL_CONTENT:
             received = 0  # this server ignores Range
-        part.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(part.parent)
         with part.open("ab" if received else "wb") as stream, bar:
             task = bar.add_task(part.stem, total=size, completed=received)
             while received <= size and (chunk := response.read(1 << 20)):

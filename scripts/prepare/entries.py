@@ -59,8 +59,7 @@ def entries(source: Path, left_out: dict[str, list[str]]) -> Iterator[File]:
     Raises DataError if there is no such source; OSError, tarfile.TarError.
     """
     if source.is_dir():
-        official = {folder: source / f"ILSVRC2012_img_{folder}.tar" for folder in OFFICIAL_TARS}
-        tars = [(f"{folder}/", path) for folder, path in official.items() if path.is_file()]
+        tars = official_tars(source)
         if not tars:
             yield from _folder_entries(source, left_out)
     elif source.is_file():
@@ -70,6 +69,12 @@ def entries(source: Path, left_out: dict[str, list[str]]) -> Iterator[File]:
     for prefix, path in tars:
         with tarfile.open(path, "r:") as archive:
             yield from _tar_entries(archive, str(path), prefix, 0)
+
+
+def official_tars(source: Path) -> list[tuple[str, Path]]:
+    """("train/" or "val/", the tar file) of those of OFFICIAL_TARS that are in a folder."""
+    official = {folder: source / f"ILSVRC2012_img_{folder}.tar" for folder in OFFICIAL_TARS}
+    return [(f"{folder}/", path) for folder, path in official.items() if path.is_file()]
 
 
 def _folder_entries(folder: Path, left_out: dict[str, list[str]]) -> Iterator[File]:

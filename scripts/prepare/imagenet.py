@@ -34,6 +34,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from common.errors import DataError, LockedError, StorageError, one_line
+from common.storage import make_folder
 from scripts.prepare.encode import Form, center_square, encode
 from scripts.prepare.entries import File, read
 from scripts.prepare.layouts import Source
@@ -114,7 +115,7 @@ def prepare(
     if folder.exists():  # finished: it may be read-only
         _require_same(folder, made_from)
         return []
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     try:
         with filelock.FileLock(folder.with_name(".lock"), timeout=0):
             for place in (folder, work):

@@ -348,8 +348,8 @@ def _class_names(names: set[str], source: Path, all_synsets: bool) -> tuple[str,
 
 
 def _rank(name: str) -> tuple:
-    is_number = name.isascii() and name.isdecimal()
-    return not is_number, int(name) if is_number else 0, name
+    digits = name.lstrip("0") if name.isascii() and name.isdecimal() else None
+    return digits is None, len(digits or ""), digits or "", name  # by value, however many digits
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from common.errors import DataError, StorageError
+from common.storage import make_folder
 from scripts.prepare.builders import write_prepared
 from scripts.prepare.download import download, verify
 
@@ -336,6 +337,7 @@ def write_published(
     pairs = {split: _with_progress(split, *arrays) for split, arrays in splits.items()}
     image_shape = next(iter(splits.values()))[0].shape[1:]
     try:
+        make_folder(data_dir)
         folder = write_prepared(
             data_dir, dataset, version, pairs, image_shape, class_names, **options
         )
