@@ -5,7 +5,7 @@ import re
 
 from common.errors import UserError
 from common.flags import changes, setting, text_of
-from common.parallel import mesh_shape
+from common.parallel import has_model_axis
 from common.refusals import conflict, require_tracked_fits, require_warmup_fits
 
 # Settings that the CIFAR-10 networks do not have.
@@ -302,7 +302,7 @@ class Config:
         if self.scaling != "mean_image":
             ways = ("--scaling=mean_image", "--net=alexnet")
             raise conflict(f"{net} starts from weights for pixels of 0 to 255", *ways)
-        if mesh_shape(self.mesh).get("model", 1) > 1:
+        if has_model_axis(self.mesh):
             ways = ("--mesh=", "--net=alexnet")
             raise conflict(f"{net} has no layers for a model axis of --mesh", *ways)
         if self.towers == 2:

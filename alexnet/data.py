@@ -139,7 +139,7 @@ def require_fit(examples) -> None:
     if channels not in (1, 3):
         raise DataError(
             f"AlexNet takes gray or RGB images; those of {examples.name} have {height}x{width} "
-            f"pixels and {channels} channel{'s' * (channels > 1)}"
+            f"pixels and {channels} channels"
         )
 
 

@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +138,8 @@ class Checkpointer:
         """
         if not self._read_only:
             self._require_space(target)
-        return self._newest_intact(lambda step: self._restore(step, target))
+        advice = "Use its flags, or another --workdir."
+        return self._newest_intact(lambda step: self._restore(step, lambda _: target, advice, True))
 
     def restore_part(self, target_of: Callable[[dict], dict], step: int | None = None):
         """Some entries of the newest intact checkpoint, or of that of `step`; the rest is not read.
@@ -148,10 +150,11 @@ class Checkpointer:
 
         Returns, raises: as `restore_newest`, {"params": ...} in place of the state.
         """
+        advice = "Its config was changed."
         if step is None:
-            return self._newest_intact(lambda step: self._restore_part(step, target_of))
+            return self._newest_intact(lambda step: self._restore(step, target_of, advice, False))
         try:
-            return step, *self._restore_part(step, target_of)
+            return step, *self._restore(step, target_of, advice, False)
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # not about the files
             raise
         except Exception as error:
@@ -240,36 +243,22 @@ class Checkpointer:
             raise ValueError("its description is of another step")
         return content
 
-    def _restore(self, step: int, target):
-        """(state, meta) of one step. Raises UserError where it does not fit `target`, anything else
-        where it is damaged.
+    def _restore(self, step: int, target_of: Callable[[dict], Any], advice: str, whole: bool):
+        """(what `target_of(meta)` describes, meta) of one step. Raises UserError where it does not
+        fit, or, with `whole`, holds more; anything else where it is damaged.
         """
         content = self.description(step)
-        saved = {
-            path: f"{dtype} {tuple(shape)}" for path, (dtype, shape, _) in content["leaves"].items()
-        }
-        advice = "Use its flags, or another --workdir."
-        require_same_shapes(saved, shapes(target), self._directory / str(step), advice)
-        leaves = content["leaves"]
-        arrays = read_arrays(self._orbax_directory / str(step), leaves, leaves)
-        state = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: put(arrays[jax.tree_util.keystr(path)], leaf), target
-        )
-        return state, content["meta"]
-
-    def _restore_part(self, step: int, target_of: Callable[[dict], dict]):
-        """({"params": ...}, meta) of one step; raises as `_restore`."""
-        content = self.description(step)
-        target = target_of(content["meta"])
+        leaves, target = content["leaves"], target_of(content["meta"])
         wanted = {plain_path(path): shape for path, shape in shapes(target).items()}
-        paths = {plain_path(path): path for path in content["leaves"]}
-        there = {}
-        for names in wanted.keys() & paths.keys():
-            dtype, shape, _ = content["leaves"][paths[names]]
-            there[names] = f"{dtype} {tuple(shape)}"
-        require_same_shapes(there, wanted, self._directory / str(step), "Its config was changed.")
-        folder, chosen = self._orbax_directory / str(step), [paths[names] for names in wanted]
-        arrays = read_arrays(folder, content["leaves"], chosen)
+        paths = {plain_path(path): path for path in leaves}
+        there = {
+            name: f"{leaves[path][0]} {tuple(leaves[path][1])}"
+            for name, path in paths.items()
+            if whole or name in wanted
+        }
+        require_same_shapes(there, wanted, self._directory / str(step), advice)
+        chosen = [paths[name] for name in wanted]
+        arrays = read_arrays(self._orbax_directory / str(step), leaves, chosen)
 
         def find(path, leaf):
             return put(arrays[paths[plain_path(jax.tree_util.keystr(path))]], leaf)

@@ -49,6 +49,9 @@ def read_description(folder: Path) -> dict:
         raise ValueError("its description does not match its digest")
     if type(content["step"]) is not int or not isinstance(content["meta"], dict):
         raise ValueError("its description has no step or no meta")
+    names, settings = content["meta"].get("class_names") or (), content["meta"].get("settings", {})
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its description has odd settings or class names")
     if not content["leaves"]:
         raise ValueError("its description names no array")
     _require_same_names(folder, content["leaves"])

@@ -84,7 +84,7 @@ def define(config_class, flag_values: flags.FlagValues) -> None:
             flags.register_validator(
                 name,
                 lambda text: text.isprintable() and text == text.strip(),
-                f"--{name} must be one line without blanks around it.",
+                f"--{name} must be one line of printable characters, without blanks around it.",
                 flag_values=flag_values,
             )
 
@@ -291,8 +291,9 @@ def require_settings(config, meta: dict, workdir: Path) -> None:
     """
     changed = changes(meta["settings"], config) if "settings" in meta else ()
     for name, old, new in changed:
-        if name != "num_epochs" or config.rate_needs_length:  # else the run was made longer
+        made_longer = name == "num_epochs" and isinstance(old, int) and old < new
+        if not made_longer or config.rate_needs_length:
             raise UserError(
                 f"a checkpoint in {workdir}/checkpoints is of another run: it was trained with "
-                f"{name} {old}, and the run's config.json says {new}. Use that run's folder."
+                f"{name} {old!r}, and the run's config.json says {new!r}. Use that run's folder."
             )

@@ -40,6 +40,8 @@ def decode(content: bytes, shape: tuple[int | None, int | None, int]) -> np.ndar
     """
     image = open_image(content)
     _require_size((image.height, image.width), shape)
+    if image.mode.startswith("I"):  # Pillow would clip at 255
+        raise ValueError("more than 8 bits per channel")
     pixels = np.asarray(image.convert(PILLOW_MODES[shape[-1]]))
     return pixels.reshape(*pixels.shape[:2], shape[-1])
 

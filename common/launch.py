@@ -120,7 +120,9 @@ def run_tool(
     except OSError as error:
         if error.errno not in (errno.EPIPE, *STORAGE_ERRORS):
             raise
-        if sys.stdout is sys.__stdout__:  # the interpreter would flush it again
+        try:
+            sys.stdout.flush()
+        except OSError:  # it cannot be written, and the interpreter would flush it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:  # `| head -1`: its reader has what it wanted
             return 128 + signal.SIGPIPE

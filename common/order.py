@@ -72,8 +72,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """
     if batch_size > num_examples:
         raise UserError(
-            f"--batch_size={batch_size} is larger than the training set; it has {num_examples} "
-            f"examples, so that --batch_size={num_examples} is the largest"
+            f"--batch_size={batch_size} is larger than the training set of {num_examples} examples"
         )
     return num_examples // batch_size
 
@@ -87,8 +86,11 @@ def hold_out(examples, *, train_size: int, validation_size: int) -> tuple:
         raise UserError(
             f"{examples.name} has {len(examples)} training examples; "
             f"--validation_size={validation_size} leaves {max(available, 0)} to train on"
-            + (f", fewer than --train_size={train_size}" if train_size else "")
-            + f"; add a smaller one, such as --validation_size={len(examples) // 10}"
+            + (
+                f", fewer than --train_size={train_size}; together at most {len(examples)}"
+                if train_size
+                else f"; add a smaller one, such as --validation_size={len(examples) // 10}"
+            )
         )
     return examples[: train_size or available], examples[available:]
 

@@ -130,14 +130,14 @@ class PreparedSet:
 
     def __init__(self, dataset: str, data_dirs: Sequence[str | Path]):
         self.dataset, self.folder = dataset, find(dataset, data_dirs)
-        info = _read_json(self.folder / "dataset_info.json")
+        info = read_json(self.folder / "dataset_info.json")
         if info.get("fileFormat") != "array_record":
             raise DataError(
                 f"{self.folder} is in {info.get('fileFormat', 'tfrecord')} format; only "
                 "array_record is supported. Prepare the set again in another folder: "
                 f"`python -m scripts.prepare_data --dataset={dataset} --data_dir=DIR`"
             )
-        features = _read_json(self.folder / "features.json")
+        features = read_json(self.folder / "features.json")
         try:
             self._read_splits(info.get("splits", []))
             self._read_features(features.get("featuresDict", {}).get("features", {}))
@@ -221,7 +221,8 @@ class PreparedSet:
         return [(part.splitname, part.from_, part.to) for part in parts]
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A file of a set's description. Raises DataError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

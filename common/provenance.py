@@ -88,7 +88,7 @@ def machine() -> dict:
         raise UserError(f"JAX finds no device: {reason}") from error
     return {
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "accelerator": device.device_kind,
         "devices": jax.device_count(),
     }
@@ -102,7 +102,8 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

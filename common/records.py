@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import DataError, one_line
+from common.errors import DataError, StorageError, one_line
 from common.images import decode_into
 from common.prepared import PreparedSet
 from common.processes import all_gather_text, is_first_process
@@ -223,8 +223,9 @@ class Records:
             split, filename, skip, *_ = self.slices[number]
             record = skip + index - int(self._ends[number])
             # A lack of memory or file handles is no property of the record.
-            scarce = isinstance(error, MemoryError) or getattr(error, "errno", None)
-            if scarce or not self.damaged.allowed:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):
+                raise StorageError(f"cannot read {filename} ({one_line(error)})") from error
+            if not self.damaged.allowed:
                 raise damaged_data(self.name, split, filename, record, error) from error
             return 0, Damage(split, Path(filename).name, record, one_line(error))
 

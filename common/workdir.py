@@ -23,6 +23,7 @@ from common.errors import LockedError, StorageError, UserError, one_line
 from common.processes import broadcast, is_first_process
 from common.storage import make_folder
 
+METRICS = {"step", "epoch", "split", "loss", "error_pct"}  # in each line of metrics.jsonl
 SMALLER_RATE = "A rerun would fail again: try a smaller learning rate in another --workdir."
 
 
@@ -44,19 +45,22 @@ def read_metrics(workdir: Path) -> list[dict]:
     path = workdir / "metrics.jsonl"
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError, OverflowError, RecursionError):
             if _is_record(record := json.loads(line)):
                 records.append(record)
     return records
 
 
 def _is_record(record) -> bool:
-    """Whether this may be a line of metrics: a step, a split, and finite numbers."""
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
+    """Whether a run may have written this: a split, a step from 1 on, and finite numbers."""
+    if not isinstance(record, dict) or not record.keys() >= METRICS:
         return False
     numbers = [value for name, value in record.items() if name != "split"]
-    return isinstance(record.get("split"), str) and all(
-        isinstance(value, int | float) and math.isfinite(value) for value in numbers
+    return (
+        isinstance(record["split"], str)
+        and type(record["step"]) is int
+        and record["step"] > 0
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
     )
 
 
@@ -166,7 +170,7 @@ def require_same_config(config, workdir: Path) -> int | None:
     )
     match changed:
         case [("num_epochs", int(old), new)] if new > old and not config.rate_needs_length:
-            if not any(workdir.glob("checkpoints/*")) and (workdir / "result.json").exists():
+            if not saved_steps(workdir) and (workdir / "result.json").exists():
                 raise StorageError(f"{workdir} has no checkpoint to train longer from.")
             return old
     if changed and trained:
@@ -177,8 +181,10 @@ def require_same_config(config, workdir: Path) -> int | None:
             case [("num_epochs", int(old), new)]:
                 reason = "A run cannot be shortened. "
                 if new > old:
-                    rates = f"With --schedule={config.schedule} all learning rates depend on it"
-                    reason = f"{rates}: train longer from the start. "
+                    reason = (
+                        f"With --schedule={config.schedule} all learning rates depend on "
+                        "--num_epochs: train longer from the start. "
+                    )
         raise UserError(
             f"{workdir} holds a run with other settings:\n{table}\n{reason}"
             "Resume with the old settings, or choose another --workdir (add "
@@ -289,7 +295,9 @@ def headline(workdir: Path) -> str:
         )
         chance = " (NO BETTER THAN GUESSING)" * ("is_chance" in result)
         return f"complete: {errors}{result['num_steps']:,} steps{chance}; {path}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(
             f"{path} is corrupt; remove it and rerun the same command to write it again."
         ) from error

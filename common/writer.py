@@ -201,7 +201,6 @@ class Writer:
         to its step.
         """
         self._write_pending()
-        self._file.flush()
         if not self._silent:  # the null device cannot be synchronized
             os.fsync(self._file.fileno())
             self._events.flush()

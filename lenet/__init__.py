@@ -6,10 +6,11 @@ def load(workdir, step=None):
 
     Args:
       workdir: the folder of a LeNet-5 run, a str or Path.
-      step: a checkpoint's step; None or "newest" for the newest intact one.
+      step: a checkpoint's step; None or "newest" for the newest intact one; "best" for the
+        one with the least validation error.
 
     Returns:
-      A `common.network.Trained`: predict, activations, params, config, class_names.
+      A `common.network.Trained`: predict, classify, activations, params, config, class_names.
 
     Raises:
       UserError: the folder holds no LeNet-5 run, or no such checkpoint.

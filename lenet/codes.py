@@ -48,8 +48,3 @@ def digit_codes(name: str = "distance13") -> Float32[np.ndarray, "10 84"]:
         [[list(bitmap) for bitmap in line.split()] for line in BITMAPS[name].split("\n") if line]
     )  # (12, 10, 7)
     return np.where(rows.transpose(1, 0, 2).reshape(10, 84) == "#", 1.0, -1.0).astype(np.float32)
-
-
-def smallest_distance(codes: Float32[np.ndarray, "classes 84"]) -> int:
-    """The smallest Hamming distance between two of the codes, in pixels."""
-    return int(min((a != b).sum() for i, a in enumerate(codes) for b in codes[:i]))

@@ -74,15 +74,12 @@ def ls(workdir: Path, checkpointer: Checkpointer) -> None:
 
 
 def scores_of(workdir: Path, split: str) -> dict[int, tuple[str, str]]:
-    """Step -> loss and error on the tracked split. Raises StorageError for what no run writes."""
-    try:
-        return {
-            record["step"]: (f"{record['loss']:.4f}", f"{record['error_pct']:.2f}%")
-            for record in read_metrics(workdir)
-            if record["split"] == split
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{workdir / 'metrics.jsonl'} is not of a run, or damaged.") from error
+    """Step -> loss and error on the tracked split."""
+    return {
+        record["step"]: (f"{record['loss']:.4f}", f"{record['error_pct']:.2f}%")
+        for record in read_metrics(workdir)
+        if record["split"] == split
+    }
 
 
 def state_of(step: int, name: str, checkpointer: Checkpointer) -> str:

@@ -37,13 +37,13 @@ from pathlib import Path
 
 from absl import flags
 
-from common import launch
+from common import launch, provenance
 from common.errors import DataError, StorageError, UserError
 from common.prepared import data_dirs
 from common.refusals import suggestion
 from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
-from scripts.prepare.entries import official_tars, printable
+from scripts.prepare.entries import official_tars
 from scripts.prepare.idx import find_pairs, prepare_idx
 from scripts.prepare.layouts import OTHER_ENDING, Source, draw_test_split, find_images, synsets
 from scripts.prepare.progress import ShardProgress
@@ -106,7 +106,10 @@ def prepare(flag_values: flags.FlagValues) -> None:
     data_dir = data_dirs(flag_values.data_dir)[0]
     text = str(data_dir)
     if not text.isprintable() or text != text.strip():  # bytes that are not UTF-8, too
-        raise UserError(f"{printable(text)!a} cannot be a folder of sets: choose --data_dir")
+        raise UserError(
+            f"{text!a} cannot be a folder of sets: it has characters that cannot be printed, or "
+            "blanks around it; choose another with --data_dir"
+        )
     if dataset == "mnist10k":
         print("mnist10k is embedded in the project: nothing to prepare")
     elif own or dataset == imagenet.NAME:
@@ -232,9 +235,7 @@ def write(found: Source, prepared: Path, form: Form, num_workers: int) -> Path:
     dataset, data_dir = prepared.parent.name, prepared.parents[1]
     sizes = ", ".join(f"{len(files):,} files of {split}" for split, files in found.splits.items())
     print(f"{sizes}, {len(found.class_names):,} classes; {described(form)}", flush=True)
-    num_workers = num_workers or (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
+    num_workers = num_workers or provenance.cores()
     try:
         with ShardProgress(dataset, sum(map(len, found.splits.values()))) as progress:
             shards = imagenet.prepare(found, prepared, form, num_workers, progress)

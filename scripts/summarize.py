@@ -103,11 +103,9 @@ def lenet_geometry(model: lenet.model.LeNet5, row: dict, inputs: list[int]) -> d
     name, layer = row["name"], getattr(model, row["name"])
     kernel = stride = padding = None
     if isinstance(layer, lenet.model.Subsampling):
-        kernel = [inputs[0] // row["output"][0], inputs[1] // row["output"][1]]
-        stride, padding = kernel[0], [0, 0]
+        kernel, stride, padding = [2, 2], 2, [0, 0]
     elif isinstance(layer, lenet.model.Convolution):
-        kernel, padding = list(layer.kernel.shape[:2]), [0, 0]
-        stride = max((inputs[0] - kernel[0]) // max(row["output"][0] - 1, 1), 1)
+        kernel, stride, padding = list(layer.kernel.shape[:2]), 1, [0, 0]
     function = model.before_pooling if name in ("c1", "c3") else model.activation
     names = {f: name for name, f in lenet.model.ACTIVATIONS.items()}
     activation = names.get(function)

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+from common import provenance
+
+CORES = provenance.cores()
 
 
 def seconds(run: Callable[[], Any]) -> float:

@@ -38,10 +38,13 @@ from scripts.faults.saving import save
 from scripts.faults.stranger import stranger
 
 # Each is called with (full, an empty folder, a random generator) and yields rows.
-FAULTS = dict(kill=kill, stop=stop, damage=damage, disk=disk, nonfinite=nonfinite)
-FAULTS |= dict(locked=locked, restart=restart, devices=devices, save=save, messages=messages)
-FAULTS |= dict(paths=paths, failed_save=failed_save, stranger=stranger, releases=releases)
-FAULTS |= dict(data=data, environment=environment)
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        *(kill, stop, damage, disk, nonfinite, locked, restart, devices, save, messages, paths),
+        *(failed_save, stranger, releases, data, environment),
+    )
+}
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

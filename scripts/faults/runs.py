@@ -1,7 +1,9 @@
 """The runs that faults are injected into, and what a run without faults leaves behind."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,13 +78,15 @@ class Start:
                 env=os.environ | {"XLA_FLAGS": devices},
                 stdout=log if output is None else output,
                 stderr=log if output is None else output,
+                process_group=0,
             )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # what `prefix` started, too
         self.process.wait()
 
     def _metrics_file(self) -> int | None:

@@ -238,6 +238,8 @@ DEMONSTRATIONS = {
     "no meta": odd_description(meta=None),
     "odd classes": odd_meta(num_classes="ten", in_channels=-3),
     "too many classes": odd_meta(num_classes=10**30),
+    "class names that are none": odd_meta(class_names=5),
+    "settings that are none": odd_meta(settings=[]),
     "nested description": nested_description,
 }
 

@@ -114,7 +114,11 @@ def _transfer(address: str, part: Path, received: int, size: int) -> int:
                 received += stream.write(chunk)
                 bar.update(task, completed=received)
                 if bar.disable and received * 10 // size > tenths:
-                    print(f"{part.stem}: {received / 1e6:.1f} of {size / 1e6:.1f} MB", flush=True)
+                    print(
+                        f"{part.stem}: {received / 1e6:.1f} of {size / 1e6:.1f} MB",
+                        file=sys.stderr,
+                        flush=True,
+                    )
     return received
 
 

@@ -68,7 +68,7 @@ def entries(source: Path, left_out: dict[str, list[str]]) -> Iterator[File]:
         raise DataError(f"--source={source} is neither a folder nor a tar file")
     for prefix, path in tars:
         with tarfile.open(path, "r:") as archive:
-            yield from _tar_entries(archive, str(path), prefix, 0)
+            yield from _tar_entries(archive, str(path), prefix, 0, left_out)
 
 
 def official_tars(source: Path) -> list[tuple[str, Path]]:
@@ -104,9 +104,11 @@ def _folder_entries(folder: Path, left_out: dict[str, list[str]]) -> Iterator[Fi
                 left_out[NO_FILE].append(printable(prefix + name))
 
 
-def _tar_entries(archive: tarfile.TarFile, path: str, prefix: str, start: int) -> Iterator[File]:
+def _tar_entries(
+    archive: tarfile.TarFile, path: str, prefix: str, start: int, left_out: dict[str, list[str]]
+) -> Iterator[File]:
     """Where the members lie in the file at `path`, in which `archive` begins at byte `start`; inner
-    tars count as folders.
+    tars count as folders. What is no file is added to `left_out`.
     """
     for member in archive:
         inside = "/".join(part for part in member.name.split("/") if part not in ("", "."))
@@ -118,9 +120,12 @@ def _tar_entries(archive: tarfile.TarFile, path: str, prefix: str, start: int) -
             folder = name.removesuffix(".tar") + "/"
             yield File(folder, "", 0, 0)
             with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
-                yield from _tar_entries(inner, path, folder, start + member.offset_data)
+                yield from _tar_entries(inner, path, folder, start + member.offset_data, left_out)
+        elif member.isfile() or member.islnk():  # a hard link has the content of another member
+            content = archive.getmember(member.linkname) if member.islnk() else member
+            yield File(name, path, start + content.offset_data, content.size)
         else:
-            yield File(name, path, start + member.offset_data, member.size)
+            left_out[NO_FILE].append(printable(name))
 
 
 def is_hidden(name: str) -> bool:

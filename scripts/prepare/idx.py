@@ -112,11 +112,12 @@ def _read_pair(
     except OSError as error:
         raise DataError(f"cannot read {image_file} and {label_file} ({error})") from error
     images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+    is_color = images.ndim == 4 and images.shape[-1] in (1, 3)
+    if not images.size or not is_color or images.dtype != np.uint8:
         raise DataError(
             f"{image_file} has no images of 8 bits: {images.dtype} of shape {images.shape}"
         )
-    if not images.size or labels.shape != images.shape[:1]:
+    if labels.shape != images.shape[:1]:
         raise DataError(
             f"{image_file} and {label_file} do not match: {len(images):,} images and labels of "
             f"shape {labels.shape}"
@@ -125,5 +126,6 @@ def _read_pair(
     if size is None and (channels == 1 or not grey):
         return images, labels
     form = Form(size=size or min(height, width), grey=grey or channels == 1)
-    squares = [resized(Image.fromarray(image.squeeze()), form) for image in images]
+    pixels = images[..., 0] if channels == 1 else images
+    squares = [resized(Image.fromarray(image), form) for image in pixels]
     return np.stack(squares), labels

@@ -4,7 +4,6 @@ read them.
 
 import dataclasses
 import gzip
-import json
 import math
 import struct
 import sys
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from common.errors import DataError, StorageError
+from common.prepared import read_json
 from common.storage import make_folder
 from scripts.prepare.builders import write_prepared
 from scripts.prepare.download import download, verify
@@ -363,11 +363,9 @@ def prepared_before(
     if not prepared.exists():
         return None
     try:
-        info = json.loads((prepared / "dataset_info.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{prepared} is incomplete (no dataset_info.json); delete it and rerun the command"
-        ) from None
+        info = read_json(prepared / "dataset_info.json")
+    except DataError as error:
+        raise DataError(f"{prepared} is incomplete: delete it and rerun the command") from error
     if info.get("fileFormat") != "array_record":
         raise DataError(
             f"{prepared} is not in array_record format; choose another folder with --data_dir"

@@ -72,7 +72,7 @@ def read_pair(folder: Path, image_file: str, label_file: str) -> tuple[np.ndarra
             ) from error
     images, labels = arrays
     if images.shape != (NUM_EXAMPLES, 28, 28) or images.dtype != np.uint8:
-        raise DataError(f"{folder / image_file} has not {NUM_EXAMPLES:,} images: {images.shape}")
+        raise DataError(f"{folder / image_file} lacks {NUM_EXAMPLES:,} images: {images.shape}")
     if labels.shape not in ((NUM_EXAMPLES,), (NUM_EXAMPLES, 8)):
-        raise DataError(f"{folder / label_file} has not {NUM_EXAMPLES:,} labels: {labels.shape}")
+        raise DataError(f"{folder / label_file} lacks {NUM_EXAMPLES:,} labels: {labels.shape}")
     return images[..., None], labels.reshape(NUM_EXAMPLES, -1)[:, 0]

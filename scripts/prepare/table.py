@@ -26,7 +26,7 @@ def table(found: Source, corrupt: Collection[str] = ()) -> str:
         (found.class_names[label], [counts[split][label] for split in counts])
         for label in sorted(found_of)
     ]
-    lines, shown = [], rows
+    shown = rows
     if len(rows) > MAX_ROWS:
         rows.sort(key=lambda row: sum(row[1]))
         shown = [*rows[: MAX_ROWS // 2], ("...", []), *rows[-MAX_ROWS // 2 :]]
