@@ -38,7 +38,7 @@ from pathlib import Path
 from absl import flags
 
 from common import launch, provenance
-from common.errors import DataError, StorageError, UserError
+from common.errors import DataError, UserError
 from common.prepared import data_dirs
 from common.refusals import suggestion
 from scripts.prepare import imagenet, qmnist
@@ -47,7 +47,7 @@ from scripts.prepare.entries import official_tars
 from scripts.prepare.idx import find_pairs, prepare_idx
 from scripts.prepare.layouts import OTHER_ENDING, Source, draw_test_split, find_images, synsets
 from scripts.prepare.progress import ShardProgress
-from scripts.prepare.published import PUBLISHED_SETS, prepare_published
+from scripts.prepare.published import PUBLISHED_SETS, cannot_write, prepare_published
 from scripts.prepare.table import table
 
 DATASETS = ("mnist10k", *PUBLISHED_SETS, qmnist.NAME, imagenet.NAME)
@@ -240,9 +240,7 @@ def write(found: Source, prepared: Path, form: Form, num_workers: int) -> Path:
         with ShardProgress(dataset, sum(map(len, found.splits.values()))) as progress:
             shards = imagenet.prepare(found, prepared, form, num_workers, progress)
     except OSError as error:
-        raise StorageError(
-            f"cannot write to {data_dir} ({error}); choose another folder with --data_dir"
-        ) from error
+        raise cannot_write(data_dir, error) from error
     if not shards:
         print(f"{dataset} is already prepared in {prepared}")
         return prepared

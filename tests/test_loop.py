@@ -366,7 +366,9 @@ def test_a_changed_training_set_is_refused_by_what_differs(tmp_path):
     assert fit(toy(), tmp_path / "old")["num_train_examples"] == 22
 
 
-@pytest.mark.parametrize(("setting", "value"), [("track", "test"), ("reduction", "fixed")])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("track", "test"), ("reduction", "fixed"), ("num_epochs", 2)]
+)
 def test_a_checkpoint_of_a_run_with_other_settings_is_refused(setting, value, tmp_path):
     """Copied into the folder, or beside a config.json that was edited."""
     with pytest.raises(Interrupted):

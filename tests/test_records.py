@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import re
 import shutil
 import threading
 import time
@@ -21,7 +22,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from common import records
-from common.errors import DataError
+from common.errors import DataError, StorageError
 from common.examples import load
 from common.order import eval_batches, read_batches
 from common.records import Damage, DamagedRecords, Records, open_records
@@ -375,7 +376,8 @@ def test_what_the_machine_lacks_is_no_damage(seven, monkeypatch):
 
     monkeypatch.setattr(records, "parse", starved)
     for error in (MemoryError("no memory"), OSError(24, "Too many open files")):
-        assert str(error) in message_of(opened(seven[1], allowed=7).read, np.array([1]))
+        with pytest.raises(StorageError, match=re.escape(str(error))):
+            opened(seven[1], allowed=7).read(np.array([1]))
 
 
 def joined(batches) -> dict[str, np.ndarray]:

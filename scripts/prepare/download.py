@@ -72,6 +72,8 @@ def download(address: str, path: Path, size: int, sha256: str) -> None:
     if received < size:
         try:
             received = _transfer(address, part, received, size)
+        except BrokenPipeError:  # of the lines that it prints
+            raise
         except NETWORK_ERRORS as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it is also the server's response
@@ -114,11 +116,7 @@ def _transfer(address: str, part: Path, received: int, size: int) -> int:
                 received += stream.write(chunk)
                 bar.update(task, completed=received)
                 if bar.disable and received * 10 // size > tenths:
-                    print(
-                        f"{part.stem}: {received / 1e6:.1f} of {size / 1e6:.1f} MB",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    print(f"{part.stem}: {received / 1e6:.1f} of {size / 1e6:.1f} MB", flush=True)
     return received
 
 

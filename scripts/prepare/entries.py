@@ -110,6 +110,7 @@ def _tar_entries(
     """Where the members lie in the file at `path`, in which `archive` begins at byte `start`; inner
     tars count as folders. What is no file is added to `left_out`.
     """
+    files = {}
     for member in archive:
         inside = "/".join(part for part in member.name.split("/") if part not in ("", "."))
         name = prefix + inside
@@ -121,8 +122,11 @@ def _tar_entries(
             yield File(folder, "", 0, 0)
             with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
                 yield from _tar_entries(inner, path, folder, start + member.offset_data, left_out)
-        elif member.isfile() or member.islnk():  # a hard link has the content of another member
-            content = archive.getmember(member.linkname) if member.islnk() else member
+        elif member.isfile():
+            files[member.name] = member
+            yield File(name, path, start + member.offset_data, member.size)
+        elif member.islnk() and member.linkname in files:  # a file before it, by another name
+            content = files[member.linkname]
             yield File(name, path, start + content.offset_data, content.size)
         else:
             left_out[NO_FILE].append(printable(name))

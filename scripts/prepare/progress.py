@@ -54,6 +54,4 @@ class ShardProgress:
         is_due = now - self._last_line > LINE_EVERY_S or self._done == self._num_files
         if self._bar.disable and is_due:
             self._last_line = now
-            print(
-                f"{self._done:,} of {self._num_files:,} files, {speed}", file=sys.stderr, flush=True
-            )
+            print(f"{self._done:,} of {self._num_files:,} files, {speed}", flush=True)

@@ -309,7 +309,7 @@ def prepare_published(dataset: str, data_dir: Path, source: str = "", mirror: st
             else:
                 download(mirror + file_name, folder / file_name, size, sha256)
     except OSError as error:
-        raise _cannot_write(data_dir, error) from error
+        raise cannot_write(data_dir, error) from error
     return write_published(
         data_dir,
         dataset,
@@ -342,12 +342,15 @@ def write_published(
             data_dir, dataset, version, pairs, image_shape, class_names, **options
         )
     except OSError as error:
-        raise _cannot_write(data_dir, error) from error
+        raise cannot_write(data_dir, error) from error
     print(f"{dataset} is ready: --dataset={dataset} --data_dir={data_dir}")
     return folder
 
 
-def _cannot_write(data_dir: Path, error: OSError) -> StorageError:
+def cannot_write(data_dir: Path, error: OSError) -> StorageError:
+    """What to say of an error of writing there; raises one of the lines that are printed."""
+    if isinstance(error, BrokenPipeError):
+        raise error
     return StorageError(
         f"cannot write to {data_dir} ({error}); choose another folder with --data_dir"
     )
