@@ -401,7 +401,7 @@ def restore_part(workdir: Path, config, target_of: Callable, step: int | str | N
         restored = checkpointer.restore_part(target_of, step)
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet")
-    require_settings(config, restored[2], workdir)
+    require_settings(config, restored[2], workdir / "checkpoints")
     return restored
 
 

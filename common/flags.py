@@ -280,20 +280,20 @@ def changes(old: dict[str, Any], config) -> list[tuple[str, Any, Any]]:
 
 
 def settings_of(config) -> dict:
-    """{"settings": {name: value}} of those that change the result, saved with each checkpoint."""
+    """{"settings": {name: value}} of those that change the result; saved with what they gave."""
     names = [f.name for f in dataclasses.fields(config) if f.metadata["changes_result"]]
     return {"settings": {name: getattr(config, name) for name in names}}
 
 
-def require_settings(config, meta: dict, workdir: Path) -> None:
-    """Raises UserError where a checkpoint in `workdir` was saved by a run of other settings: it was
-    copied there, or config.json was edited. Older checkpoints do not say.
+def require_settings(config, saved: dict, path: Path) -> None:
+    """Raises UserError where what was saved in `path` is of a run of other settings: it was copied
+    there, or config.json was edited. Older runs did not save them.
     """
-    changed = changes(meta["settings"], config) if "settings" in meta else ()
+    changed = changes(saved["settings"], config) if "settings" in saved else ()
     for name, old, new in changed:
         made_longer = name == "num_epochs" and isinstance(old, int) and old < new
         if not made_longer or config.rate_needs_length:
             raise UserError(
-                f"a checkpoint in {workdir}/checkpoints is of another run: it was trained with "
-                f"{name} {old!r}, and the run's config.json says {new!r}. Use that run's folder."
+                f"{path} is of another run: it was trained with {name} {old!r}, and the run's "
+                f"config.json says {new!r}. Use that run's folder."
             )

@@ -19,6 +19,7 @@ from absl import flags
 import common.flags
 from common import provenance, runtime
 from common.errors import INTERRUPTED, Interrupted, StorageError, UserError, one_line
+from common.flags import settings_of
 from common.processes import (
     Processes,
     agreed,
@@ -211,7 +212,7 @@ def _run(config, workdir: Path, processes: Processes, train: Callable) -> int:
             if not finished:
                 _train(config, workdir, train)
             if is_first_process():
-                print(headline(workdir))
+                print(headline(config, workdir))
             return 0
     except Interrupted as interrupted:
         number = interrupted.args[0]
@@ -253,7 +254,7 @@ def _train(config, workdir: Path, train: Callable) -> None:
             print(provenance.summary(source), file=sys.stderr, flush=True)
         result = train(config, workdir, agreed(stop_requested))
         if is_first_process():
-            write_result(workdir, result | source)
+            write_result(workdir, result | source | settings_of(config))
 
 
 def _fail(message: str, exit_code: int, kind: str = "error: ") -> int:

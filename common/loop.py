@@ -235,7 +235,7 @@ def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> t
     task.placement.state_shardings(target)  # refuses what cannot be split, before compiling
     if restored := checkpointer.restore_newest(target):
         step, state, meta = restored
-        require_settings(task.config, meta, workdir)
+        require_settings(task.config, meta, workdir / "checkpoints")
         names = list(task.facts.get("class_names") or ())
         for name, value in (task.training_set | {"class_names": names}).items():
             if value and (meta.get(name) or value) != value:  # older checkpoints lack some

@@ -112,6 +112,9 @@ def _relative(text: str) -> str:
     if not path.is_absolute():
         return text
     home = os.path.expanduser("~")  # as it stands where a container's user has no home
-    if path.is_relative_to(home) and not path.is_relative_to(Path.cwd()):
-        return f"~/{path.relative_to(home)}"
-    return os.path.relpath(path)
+    try:
+        if path.is_relative_to(home) and not path.is_relative_to(Path.cwd()):
+            return f"~/{path.relative_to(home)}"
+        return os.path.relpath(path)
+    except FileNotFoundError:  # the working directory was removed
+        return text

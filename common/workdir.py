@@ -209,9 +209,7 @@ def claimed(config, workdir: Path):
             try:
                 stack.enter_context(_locked(workdir))
                 if shorter := require_same_config(config, workdir):
-                    with contextlib.suppress(FileNotFoundError):
-                        kept = workdir / f"result_after_{shorter}_epochs.json"
-                        (workdir / "result.json").rename(kept)
+                    stack.enter_context(_made_longer(workdir, shorter))
                 finished = (workdir / "result.json").exists()
                 if not finished:
                     _require_checkpoints(workdir)
@@ -222,6 +220,27 @@ def claimed(config, workdir: Path):
         if refused:
             raise refusal or UserError("process 0 refuses this run; its message says why.")
         yield finished
+
+
+@contextlib.contextmanager
+def _made_longer(workdir: Path, num_epochs: int):
+    """Renames the result after `num_epochs`. An error puts back what was there, unless training has
+    gone on and saved: a longer run that is refused changes nothing.
+    """
+    names = ("config.json", "flags.txt")
+    before = {name: (workdir / name).read_bytes() for name in names}, saved_steps(workdir)
+    result, kept = workdir / "result.json", workdir / f"result_after_{num_epochs}_epochs.json"
+    with contextlib.suppress(FileNotFoundError):
+        result.rename(kept)
+    try:
+        yield
+    except BaseException:
+        if saved_steps(workdir)[-1:] == before[1][-1:]:
+            for name, content in before[0].items():
+                write_atomic(workdir / name, content)
+            with contextlib.suppress(FileNotFoundError):
+                kept.rename(result)
+        raise
 
 
 def _require_checkpoints(workdir: Path) -> None:
@@ -277,8 +296,10 @@ def write_result(workdir: Path, result: dict) -> None:
     write_atomic(workdir / "result.json", text + "\n")
 
 
-def headline(workdir: Path) -> str:
-    """result.json on one line. Raises StorageError if it is corrupt."""
+def headline(config, workdir: Path) -> str:
+    """result.json on one line. Raises StorageError if it is corrupt, UserError if it is not of
+    `config`.
+    """
     path = workdir / "result.json"
     names = {
         "test_error_pct": "test error",
@@ -290,6 +311,7 @@ def headline(workdir: Path) -> str:
     }
     try:
         result = json.loads(path.read_text())
+        common.flags.require_settings(config, result, path)
         errors = "".join(
             f"{what} {result[name]:.2f}%, " for name, what in names.items() if name in result
         )

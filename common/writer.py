@@ -325,7 +325,8 @@ class _Events:
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-        self._records = RecordWriter(str(workdir / name))
+        # Absolute, as it takes gs: and s3: at the beginning for a cloud's storage.
+        self._records = RecordWriter(str(workdir.absolute() / name))
         self._add(file_version="brain.Event:2")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(step=purge_step, session_log=start)

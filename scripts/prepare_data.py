@@ -81,6 +81,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     share = "Of each class of a source without test and validation images, the share to test on. "
     share += f"Default: {TEST_SHARE}; imagenet_256: 0."
     define(flags.DEFINE_float, "test_share", None, share, lower_bound=0, upper_bound=0.9)
+    is_number = "--test_share must be a number."  # NaN is within all bounds
+    flags.register_validator("test_share", lambda x: x == x, is_number, flag_values=flag_values)
     define(flags.DEFINE_integer, "seed", 0, "Draws these images.", lower_bound=0)
     record_format = "Larger images: JPEG of quality 95, or uncompressed pixels, which load faster."
     define(flags.DEFINE_enum, "record_format", RECORD_FORMATS[0], RECORD_FORMATS, record_format)

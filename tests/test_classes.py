@@ -78,7 +78,7 @@ def train(net: str, workdir, stop=False, **changes) -> dict | None:
 
 def headline_of(workdir, result: dict) -> str:
     write_result(workdir, result)
-    return headline(workdir)
+    return headline(None, workdir)
 
 
 def forget_names(net: str, workdir, copy) -> None:

@@ -101,9 +101,9 @@ def test_runs_side_by_side(tmp_path, capsys):
         settings = {"learning_rate": rate, "seed": 0}
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
         lines = [
-            {"step": 1, "epoch": 1.0, "split": "train", "error_pct": 20.0},
-            {"step": 1, "epoch": 1.0, "split": "validation", "error_pct": 3.0},
-            {"step": 2, "epoch": 2.0, "split": "validation", "error_pct": 2.0},
+            {"step": 1, "epoch": 1.0, "split": "train", "loss": 1.0, "error_pct": 20.0},
+            {"step": 1, "epoch": 1.0, "split": "validation", "loss": 1.0, "error_pct": 3.0},
+            {"step": 2, "epoch": 2.0, "split": "validation", "loss": 1.0, "error_pct": 2.0},
         ]
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         (tmp_path / name / "metrics.jsonl").write_text(text)

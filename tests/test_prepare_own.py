@@ -274,7 +274,9 @@ def test_a_number_of_more_digits_than_python_reads(tmp_path, tiny_imagenet):
 # ---- names
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", "Käse ü".encode(), b"a[1] %s 'x'"])
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9", b"two\nlines", b"two\\nlines", "Käse ü".encode(), b"a[1] %s 'x'"]
+)
 def test_names_of_folders(tmp_path, name, capsys):
     """Names that are not UTF-8 get escapes, as does what would break a line."""
     source = tree(tmp_path / "tree", "train/b/1.jpg", "test/b/1.jpg")
@@ -286,7 +288,8 @@ def test_names_of_folders(tmp_path, name, capsys):
     Path(os.fsdecode(os.path.join(folder, b"\xfe.txt"))).write_bytes(b"left out")
     assert prepare(tmp_path, source) == 0
     output = capsys.readouterr().out.encode().decode()
-    expected = name.decode(errors="backslashreplace").replace("\n", "\\n")
+    text = name.replace(b"\\", b"\\\\").decode(errors="backslashreplace")
+    expected = text.replace("\n", "\\n")
     assert expected in output
     assert labels_of(tmp_path, "test") == labels_of(tmp_path, "train") == sorted(["b", expected])
 
@@ -408,6 +411,7 @@ def test_idx_files(tmp_path, capsys):
         ("pets", ["--size=28", "--record_format=raw"], 2, "--record_format"),
         ("pets", ["--mirror=http://a"], 2, "--mirror"),
         ("pets", ["--test_share=1"], 2, "test_share"),
+        ("pets", ["--test_share=nan"], 2, "test_share"),
     ],
 )
 def test_wrong_flags(tmp_path, capsys, dataset, flags, exit_code, named):

@@ -24,9 +24,10 @@ from common import examples as in_memory
 from common import launch, runtime
 from common.curves import mean_by_epoch
 from common.digests import state_sha256
+from common.errors import UserError
 from common.evaluation import evaluate
 from common.metrics import summarize
-from common.workdir import read_metrics, saved_steps
+from common.workdir import claimed, read_metrics, saved_steps, write_config
 from lenet.data import DIGITS
 from scripts.prepare.builders import write_prepared
 
@@ -289,6 +290,36 @@ def test_nothing_is_trained_longer_without_a_checkpoint(finished, here, tmp_path
     flags = [*TINY["lenet"], "--schedule=constant", "--num_epochs=3"]
     code, _, errors = here("lenet", workdir, *flags)
     assert code == 74 and "no checkpoint" in errors and (workdir / "result.json").exists()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_longer_run_that_is_refused_changes_nothing(tmp_path, saved):
+    """Unless it has trained."""
+    config = lenet.config.Config(schedule="constant", num_epochs=2)
+    write_config(config, tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    files = {path.name: path.read_bytes() for path in tmp_path.glob("[!.]*.*")}
+    longer = dataclasses.replace(config, num_epochs=3)
+    with pytest.raises(UserError, match="refused"), claimed(longer, tmp_path) as finished:
+        assert not finished
+        if saved:
+            (tmp_path / "checkpoints" / "15").mkdir()
+        raise UserError("refused")
+    after = {path.name: path.read_bytes() for path in tmp_path.glob("[!.]*.*")}
+    assert (after == files) is not saved
+    assert ("result_after_2_epochs.json" in after) is saved
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("finished", ["lenet"], indirect=True)
+def test_a_result_of_another_run_is_not_this_ones(finished, here, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"seed": 7}))
+    code, output, errors = here("lenet", workdir, *TINY["lenet"], "--seed=7")
+    assert code == 2 and "result.json" in errors and "seed" in errors and "complete" not in output
 
 
 @pytest.mark.commands

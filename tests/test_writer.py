@@ -54,6 +54,16 @@ def test_lines_are_the_contract(tmp_path):
     ]
 
 
+def test_a_folder_named_like_a_clouds_is_a_folder(tmp_path, monkeypatch):
+    """tensorboardX would open gs:/run elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("gs://run")
+    folder.mkdir(parents=True)
+    with open_writer(folder) as log:
+        log.write(5, "train", sums())
+    assert steps_and_splits(folder) and any(folder.glob("events*"))
+
+
 def test_training_is_written_one_call_behind_and_flush_catches_up(tmp_path):
     with open_writer(tmp_path) as log:
         log.write(1, "train", sums())

@@ -32,9 +32,10 @@ class File(NamedTuple):
 
 def printable(name: str) -> str:
     """The name of a file as text that can be printed and stored in lines of UTF-8: bytes that are
-    not UTF-8, and line breaks, as escapes such as \\xe9.
+    not UTF-8, and line breaks, as escapes such as \\xe9, and so a backslash as two.
     """
-    text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    text = name.replace("\\", "\\\\").encode(errors="surrogateescape")
+    text = text.decode(errors="backslashreplace")
     breaks = ("Cc", "Zl", "Zp")  # control characters, separators of lines and paragraphs
     return "".join(
         char.encode("unicode_escape").decode() if unicodedata.category(char) in breaks else char

@@ -27,6 +27,7 @@ from scripts.report.faults import faults_table
 from scripts.report.results import Results
 
 ROOT = Path(__file__).parents[2]
+WHOLE = {"epoch": 1.0, "split": "train", "loss": 1.0, "error_pct": 9.0}  # a line of metrics
 CLEAN = Clean("state", [], start_up_s=1, training_s=1, num_steps=40, epoch_steps=10, save_steps=10)
 
 
@@ -86,12 +87,13 @@ def test_every_fault_is_survived(tmp_path, name):
 def test_the_workdir_shows_the_phase(tmp_path, monkeypatch, lines, folders, phase):
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 10, "split": "train"}\n{"step": 13, "split": "train"}\n'
+        "".join(json.dumps(WHOLE | {"step": step}) + "\n" for step in (10, 13))
     )
     monkeypatch.setattr(Case, "command", lambda *_: ["true"])
     run = Start(DECK, tmp_path)
     assert interruptions.phase_of(run, CLEAN) == "start-up" and run.resumed == 10
-    text = "".join(json.dumps({"step": step, "split": split}) + "\n" for step, split in lines)
+    written = [WHOLE | {"step": step, "split": split} for step, split in lines]
+    text = "".join(json.dumps(line) + "\n" for line in written)
     write_atomic(tmp_path / "metrics.jsonl", text + '{"step": 2')  # truncated
     for folder in folders:
         (tmp_path / "checkpoints" / folder).mkdir(exist_ok=True)
@@ -100,7 +102,7 @@ def test_the_workdir_shows_the_phase(tmp_path, monkeypatch, lines, folders, phas
 
 
 def test_verdict(tmp_path):
-    lines = [{"step": step, "split": "train", "loss": 1 / step} for step in (1, 2)]
+    lines = [WHOLE | {"step": step, "loss": 1 / step} for step in (1, 2)]
     assert CLEAN.verdict(tmp_path) == "none"
     for state, written, verdict in (
         ("state", lines, "same"),
