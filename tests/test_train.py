@@ -221,7 +221,7 @@ def test_the_same_command_is_complete_and_another_is_refused(finished, here):
     assert "workdir" not in (workdir / "flags.txt").read_text()
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "flags"),
     [
@@ -412,7 +412,7 @@ def test_the_best_checkpoint_has_a_name(finished, score):
     assert state_sha256(given) == state_sha256(params)
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_alexnet_on_the_embedded_digits(tmp_path, score):
     """Without any download: gray, smaller than the crop, and not mirrored."""
     flags = ["--preset=small", "--dataset=mnist10k", "--train_size=256", "--validation_size=100"]
