@@ -312,6 +312,18 @@ def test_names_of_paths(tmp_path):
         assert (done.returncode, done.stderr.count("\n")) == (2, 1) and flag in done.stderr
 
 
+@pytest.mark.commands
+def test_a_pipe_whose_reader_has_ended_is_no_fault_of_the_folder(tmp_path):
+    source = tree(tmp_path / "tree", *(f"{c}/{i}.jpg" for c in "ab" for i in range(2)))
+    command = [sys.executable, "-m", "scripts.prepare_data", "--dataset=pets", "--size=16"]
+    command += [f"--source={source}", f"--data_dir={tmp_path / 'sets'}"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 # ---- images
 
 

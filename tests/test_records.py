@@ -24,6 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from common import records
 from common.errors import DataError, StorageError
 from common.examples import load
+from common.images import decode
 from common.order import eval_batches, read_batches
 from common.records import Damage, DamagedRecords, Records, open_records
 from scripts.prepare import builders
@@ -368,6 +369,13 @@ def test_reading_ends_where_more_are_damaged_than_allowed(seven):
     message = message_of(chosen.read, np.array([1, 2]))
     assert "--max_bad_records=3" in message
     assert [f"record {number} (" in message for number in range(7)] == [0, 1, 1, 1, 1, 0, 0]
+
+
+def test_sixteen_bits_are_not_clipped_to_eight():
+    content = io.BytesIO()
+    Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000).save(content, "PNG")
+    with pytest.raises(ValueError, match="8 bits"):
+        decode(content.getvalue(), (4, 4, 1))
 
 
 def test_what_the_machine_lacks_is_no_damage(seven, monkeypatch):
