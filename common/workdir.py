@@ -227,16 +227,16 @@ def _made_longer(workdir: Path, num_epochs: int):
     """Renames the result after `num_epochs`. An error puts back what was there, unless training has
     gone on and saved: a longer run that is refused changes nothing.
     """
-    names = ("config.json", "flags.txt")
-    before = {name: (workdir / name).read_bytes() for name in names}, saved_steps(workdir)
+    before = {name: (workdir / name).read_bytes() for name in ("config.json", "flags.txt")}
+    steps = saved_steps(workdir)
     result, kept = workdir / "result.json", workdir / f"result_after_{num_epochs}_epochs.json"
     with contextlib.suppress(FileNotFoundError):
         result.rename(kept)
     try:
         yield
     except BaseException:
-        if saved_steps(workdir)[-1:] == before[1][-1:]:
-            for name, content in before[0].items():
+        if saved_steps(workdir) == steps:
+            for name, content in before.items():
                 write_atomic(workdir / name, content)
             with contextlib.suppress(FileNotFoundError):
                 kept.rename(result)
@@ -319,7 +319,14 @@ def headline(config, workdir: Path) -> str:
         return f"complete: {errors}{result['num_steps']:,} steps{chance}; {path}"
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}.") from error
-    except (ValueError, OverflowError, KeyError, TypeError, RecursionError) as error:
+    except (
+        ValueError,
+        OverflowError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise StorageError(
             f"{path} is corrupt; remove it and rerun the same command to write it again."
         ) from error

@@ -263,7 +263,14 @@ def test_files_of_a_run_that_somebody_edited(finished, here, score, tmp_path):
     """One line; and lines of metrics that no run wrote are dropped."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[1], workdir)
-    for content in ('{"num_steps": "x"}', '{"num_steps": null}', "[" * 100_000, "[]", "{"):
+    for content in (
+        '{"settings": []}',
+        '{"num_steps": "x"}',
+        '{"num_steps": null}',
+        "[" * 100_000,
+        "[]",
+        "{",
+    ):
         (workdir / "result.json").write_text(content)
         code, _, errors = here("lenet", workdir, *TINY["lenet"])
         assert (code, errors.count("\n")) == (74, 1) and "result.json" in errors
@@ -279,13 +286,18 @@ def test_files_of_a_run_that_somebody_edited(finished, here, score, tmp_path):
     assert score(workdir)[0] == 2
 
 
+def copy_with_settings(run: Path, workdir: Path, **settings) -> Path:
+    """A copy of a run whose config.json was edited."""
+    shutil.copytree(run, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | settings))
+    return workdir
+
+
 @pytest.mark.commands
 @pytest.mark.parametrize("finished", ["lenet"], indirect=True)
 def test_nothing_is_trained_longer_without_a_checkpoint(finished, here, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(finished[1], workdir)
-    config = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps(config | {"schedule": "constant"}))
+    workdir = copy_with_settings(finished[1], tmp_path / "run", schedule="constant")
     shutil.rmtree(workdir / "checkpoints")
     flags = [*TINY["lenet"], "--schedule=constant", "--num_epochs=3"]
     code, _, errors = here("lenet", workdir, *flags)
@@ -314,10 +326,7 @@ def test_a_longer_run_that_is_refused_changes_nothing(tmp_path, saved):
 @pytest.mark.commands
 @pytest.mark.parametrize("finished", ["lenet"], indirect=True)
 def test_a_result_of_another_run_is_not_this_ones(finished, here, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(finished[1], workdir)
-    config = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps(config | {"seed": 7}))
+    workdir = copy_with_settings(finished[1], tmp_path / "run", seed=7)
     code, output, errors = here("lenet", workdir, *TINY["lenet"], "--seed=7")
     assert code == 2 and "result.json" in errors and "seed" in errors and "complete" not in output
 
