@@ -11,16 +11,16 @@ MAX_PIXELS = 89_478_485  # per image, Pillow's limit: a quarter of a gigabyte as
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
 
-def open_image(content: bytes) -> Image.Image:
-    """A JPEG or PNG file, of which only the header has been read.
+def open_image(content: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image file, of which only the header has been read.
 
-    Raises ValueError for other formats, and for more than MAX_PIXELS pixels.
+    Raises ValueError for formats that are not allowed, and for more than MAX_PIXELS pixels.
     """
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=formats)
         too_large = image.width * image.height > MAX_PIXELS
     except UnidentifiedImageError as error:
-        raise ValueError("neither JPEG nor PNG") from error
+        raise ValueError(f"neither {', '.join(formats[:-1])} nor {formats[-1]}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         too_large = True
     if too_large:

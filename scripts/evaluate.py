@@ -27,6 +27,7 @@ from common.overlap import trained_on_digits
 from common.prepared import data_dirs, find_test_split
 from common.records import DamagedRecords
 from common.workdir import require_run
+from scripts.runs import is_alexnet
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -65,14 +66,6 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
     print(f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, {steps}")
     if "confusion" in sums:
         print(classes.error_pcts(sums["confusion"], names))
-
-
-def is_alexnet(workdir: Path) -> bool:
-    """Whether the run is one of alexnet.train; what is no run is left to the networks' messages."""
-    try:
-        return "net" in json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
 
 
 def score_lenet(

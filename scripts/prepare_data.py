@@ -46,9 +46,9 @@ from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
 from scripts.prepare.entries import official_tars
 from scripts.prepare.idx import find_pairs, prepare_idx
 from scripts.prepare.layouts import OTHER_ENDING, Source, draw_test_split, find_images, synsets
-from scripts.prepare.progress import ShardProgress
 from scripts.prepare.published import PUBLISHED_SETS, cannot_write, prepare_published
 from scripts.prepare.table import table
+from scripts.progress import FileProgress
 
 DATASETS = ("mnist10k", *PUBLISHED_SETS, qmnist.NAME, imagenet.NAME)
 NEW_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
@@ -232,6 +232,13 @@ def with_test_split(found: Source, flag_values: flags.FlagValues, own: bool) -> 
     return draw_test_split(found, share, seed)
 
 
+def report_shard(progress: FileProgress, shard: imagenet.Shard) -> None:
+    """Prints the corrupt files of a finished shard, and advances."""
+    for name, reason in shard.damaged:
+        progress.print(f"corrupt: {name} ({reason})")
+    progress.advance(shard.count + len(shard.damaged), resumed=shard.resumed)
+
+
 def write(found: Source, prepared: Path, form: Form, num_workers: int) -> Path:
     """Writes the set in the folder `prepared`, and prints what it has; returns the folder."""
     dataset, data_dir = prepared.parent.name, prepared.parents[1]
@@ -239,8 +246,10 @@ def write(found: Source, prepared: Path, form: Form, num_workers: int) -> Path:
     print(f"{sizes}, {len(found.class_names):,} classes; {described(form)}", flush=True)
     num_workers = num_workers or provenance.cores()
     try:
-        with ShardProgress(dataset, sum(map(len, found.splits.values()))) as progress:
-            shards = imagenet.prepare(found, prepared, form, num_workers, progress)
+        num_files = sum(map(len, found.splits.values()))
+        with FileProgress(dataset, num_files, sys.stdout) as progress:
+            report = functools.partial(report_shard, progress)
+            shards = imagenet.prepare(found, prepared, form, num_workers, report)
     except OSError as error:
         raise cannot_write(data_dir, error) from error
     if not shards:

@@ -15,7 +15,7 @@ from flax import nnx
 
 import lenet.network
 import scripts.checkpoint
-import scripts.evaluate
+import scripts.runs
 from common import launch
 from common.checkpoint import Checkpointer
 from common.errors import UserError
@@ -101,7 +101,7 @@ def test_a_config_that_no_run_writes_is_refused_on_one_line(tmp_path, text):
     workdir = tmp_path / "run"
     shutil.copytree(GOLDEN, workdir)
     (workdir / "config.json").write_text(text)
-    assert not scripts.evaluate.is_alexnet(workdir)
+    assert not scripts.runs.is_alexnet(workdir)
     with pytest.raises(UserError) as caught:
         lenet.network.load(workdir)
     assert str(caught.value).isprintable()

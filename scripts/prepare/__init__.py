@@ -11,5 +11,4 @@ imagenet.py   writes imagenet_256, or a set of one's own, from such a list, in p
 idx.py        a set of one's own from IDX files
 table.py      what each split and class got
 workers.py    its processes
-progress.py   its progress bar
 """

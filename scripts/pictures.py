@@ -1,0 +1,145 @@
+"""Pictures that people have, made into images as a network's training set stores them."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.errors import DataError, UserError, one_line
+from common.images import MAX_PIXELS, PILLOW_MODES, open_image
+from common.network import Network
+from common.overlap import MNIST_TRAINING_DIGITS
+from lenet.normalize import normalize_digit
+from scripts.prepare.encode import Form, resized
+from scripts.prepare.entries import is_hidden, printable
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # case-insensitive
+MAX_BYTES = 4 * MAX_PIXELS  # of a file
+STDIN = "-"
+
+
+def find_pictures(words: Sequence[str]) -> Iterator[str]:
+    """The files that the words name, in order: a file or `-` is itself; a folder is the pictures in
+    it and in the folders below, by name.
+
+    Raises DataError for a folder without pictures, or one that cannot be read.
+    """
+    for word in words:
+        if not os.path.isdir(word):
+            yield word
+            continue
+        found = False
+        for place, folders, names in os.walk(word, onerror=_fail):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            for name in sorted(names):
+                if name.lower().endswith(ENDINGS) and not is_hidden(name):
+                    found = True
+                    yield os.path.join(place, name)
+        if not found:
+            endings = ", ".join(ENDINGS)
+            raise DataError(f"{printable(word)} has no pictures: no file ends in {endings}")
+
+
+def _fail(error: OSError) -> None:
+    raise DataError(one_line(error))
+
+
+def read_picture(path: str | Path, channels: int) -> np.ndarray:
+    """A picture as a viewer shows it: rotated as its EXIF orientation says, and transparent parts
+    white.
+
+    Args:
+      path: a JPEG, PNG, WebP, BMP or TIFF file, whatever its name; `-`: standard input.
+      channels: 1 for gray, or 3.
+
+    Returns:
+      (H, W, channels) uint8; of 16 bits per channel the upper 8.
+
+    Raises DataError for what is not one picture of at most MAX_PIXELS.
+    """
+    name = printable(str(path))
+    try:
+        if str(path) == STDIN:
+            content = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with open(path, "rb") as file:
+                content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise DataError(f"{name}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{name}: more than {MAX_BYTES:,} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata
+            return _decoded(content, channels)
+    except Exception as error:  # Pillow raises many kinds for a corrupt file
+        raise DataError(f"{name}: {one_line(error)}") from error
+
+
+def _decoded(content: bytes, channels: int) -> np.ndarray:
+    if not content:
+        raise ValueError("an empty file")
+    image = open_image(content, FORMATS)
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ValueError(f"{frames} pictures in one file, animated or pages")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits per channel")
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), shown)
+    pixels = np.asarray(image.convert(PILLOW_MODES[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def has_digits(network: Network, digit: str, shape: tuple[int, int, int]) -> bool:
+    """Whether a picture of this shape is one of a digit that has to be found on it.
+
+    Args:
+      digit: `on`, `off`, or `auto`: on for a network that was trained on MNIST's digits, unless the
+        picture has the size of those already.
+
+    Raises UserError for `on` and a network that takes other images than digits of 28x28 pixels.
+    """
+    takes_digits = (28, 28, 1) in network.image_shapes
+    if digit == "on" and not takes_digits:
+        raise UserError(
+            "--digit=on is for networks of gray images of 28x28 pixels; this one was trained on "
+            f"{network.config.dataset}"
+        )
+    is_mnist = takes_digits and network.config.dataset in MNIST_TRAINING_DIGITS
+    return digit == "on" or (digit == "auto" and is_mnist and shape not in network.image_shapes)
+
+
+def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.ndarray:
+    """A picture as the network's training set would store it.
+
+    One of a stored size is left as it is. A digit is found and normalized; of another picture the
+    shorter side is rescaled and the center cropped, as `scripts.prepare_data` does.
+
+    Args:
+      picture: (H, W, C) uint8, C as in `network.image_shapes`.
+      digit: see `has_digits`.
+
+    Returns:
+      an image of one of `network.image_shapes`, uint8.
+
+    Raises DataError where no digit is found.
+    """
+    if has_digits(network, digit, picture.shape):
+        found = normalize_digit(picture[..., 0])
+        if found is None:
+            raise DataError("no digit: no ink on it, or hardly any contrast")
+        return found[..., None]
+    if picture.shape in network.image_shapes:
+        return picture
+    height, _, channels = network.image_shapes[0]
+    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+    return resized(image, Form(size=height, grey=channels == 1))
