@@ -118,6 +118,19 @@ def has_digits(network: Network, digit: str, shape: tuple[int, int, int]) -> boo
     return digit == "on" or (digit == "auto" and is_mnist and shape not in network.image_shapes)
 
 
+def read_fitted(
+    path: str | Path, network: Network, digit: str = "auto"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the picture, what the network's training set would store of it), of `read_picture` and
+    `fitted`; raises DataError as they do, with the file's name.
+    """
+    picture = read_picture(path, network.image_shapes[0][-1])
+    try:
+        return picture, fitted(picture, network, digit)
+    except DataError as error:
+        raise DataError(f"{printable(str(path))}: {error}") from error
+
+
 def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.ndarray:
     """A picture as the network's training set would store it.
 

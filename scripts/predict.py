@@ -25,7 +25,7 @@ from common.classes import name_of
 from common.errors import DataError, UserError
 from common.network import PREDICT_BATCH_SIZE, Network, Trained
 from common.order import NUM_THREADS
-from scripts.pictures import find_pictures, fitted, has_digits, read_picture
+from scripts.pictures import find_pictures, has_digits, read_fitted
 from scripts.prepare.entries import printable
 from scripts.progress import FileProgress
 from scripts.runs import is_alexnet, load_run
@@ -118,9 +118,8 @@ def predict(
 
     def read(file: str) -> tuple[np.ndarray | None, np.ndarray] | DataError:
         try:
-            picture = read_picture(file, network.image_shapes[0][-1])
-            small = thumbnail(picture) if flag_values.show else None
-            return small, fitted(picture, network, flag_values.digit)
+            picture, image = read_fitted(file, network, flag_values.digit)
+            return thumbnail(picture) if flag_values.show else None, image
         except DataError as error:
             return error
 

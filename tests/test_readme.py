@@ -17,7 +17,7 @@ import lenet.config
 from common import launch
 from common.errors import UserError
 from common.processes import Processes
-from scripts import ablate, compare_with_torch, evaluate, prepare_data, summarize
+from scripts import ablate, compare_with_torch, evaluate, predict, prepare_data, summarize
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
@@ -70,8 +70,8 @@ def test_every_flag_named_exists():
     known = {"workdir", "flagfile", "preset", "help", *Processes._fields, *OF_TEST_SH}
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
-    tools = (ablate, benchmark, claims, compare_with_torch, evaluate, faults, prepare_data, report)
-    for tool in (*tools, summarize):
+    tools = (ablate, benchmark, claims, compare_with_torch, evaluate, faults, predict, prepare_data)
+    for tool in (*tools, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in LINKED_PAGES:
