@@ -96,11 +96,11 @@ def read(workdir: Path) -> dict:
         }
         for split, points in mean_by_epoch(read_metrics(workdir), "error_pct").items()
     }
-    places = {"network": network[1], "preset": _preset(command)}
+    places = {"network": network[1], "preset": preset_of(command)}
     return places | result | {"seed": seed, "settings": settings, "curves": curves}
 
 
-def _preset(command: str) -> str | None:
+def preset_of(command: str) -> str | None:
     """The preset that a command line names last; None if it names none."""
     flagfile, preset = r"--?flagfile[= ]\S*?\bpresets/(\w+)\.flags", r"--?preset[= ](\w+)"
     names = [by_file or by_name for by_file, by_name in re.findall(f"{flagfile}|{preset}", command)]

@@ -34,13 +34,18 @@ def style():
     return matplotlib.rc_context(_STYLE)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes an SVG without a background, or a PNG on white."""
-    svg = path.suffix == ".svg"
+def content(figure: Figure, form: str) -> bytes:
+    """The file: 'svg' without a background, or 'png' on white."""
+    svg = form == "svg"
     options = dict(transparent=True, metadata={"Date": None}) if svg else dict(facecolor="white")
     image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:], dpi=150, **options)
-    write_atomic(path, image.getvalue())
+    figure.savefig(image, format=form, dpi=150, **options)
+    return image.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes an SVG without a background, or a PNG on white."""
+    write_atomic(path, content(figure, path.suffix[1:]))
 
 
 def scale_error(axes: Axes) -> None:
