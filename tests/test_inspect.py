@@ -20,7 +20,7 @@ from common import launch, runtime
 from common.errors import UserError
 from scripts.faults.releases import GOLDEN, write_noise10
 from scripts.inspect import __main__ as tool
-from scripts.inspect import about, page, pixels, seen, slides, studied
+from scripts.inspect import about, opened, page, pixels, seen, slides, studied
 from scripts.inspect.parts import Bar, Cell, Drawing, Gallery, Grid, Item, Subject, Table, percent
 from scripts.report.results import RESULTS
 
@@ -267,6 +267,13 @@ def test_a_folder_without_a_study_is_none(tmp_path):
 
 
 @pytest.fixture
+def few_examples(monkeypatch):
+    """Reports look at 200 digits of each split, to save time."""
+    monkeypatch.setattr(opened, "TEST_PX", 200 * 28 * 28)
+    monkeypatch.setattr(opened, "TRAIN_PX", 200 * 28 * 28)
+
+
+@pytest.fixture
 def inspect(monkeypatch, capsys):
     """inspect(*arguments): the command here: its exit code, output and errors."""
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
@@ -289,7 +296,7 @@ def finished(folder: Path, name: str, **result) -> Path:
 
 
 @pytest.mark.commands
-def test_a_run_that_is_not_finished(inspect, tmp_path, compiled_quickly):
+def test_a_run_that_is_not_finished(inspect, tmp_path):
     out = tmp_path / "report.html"
     assert inspect(GOLDEN / "lenet_deck", f"--out={out}")[0] == 0
     html = out.read_text()
@@ -307,7 +314,7 @@ def test_a_run_that_is_not_finished(inspect, tmp_path, compiled_quickly):
 
 
 @pytest.mark.commands
-def test_a_finished_run_with_a_picture_of_ones_own(inspect, tmp_path, compiled_quickly):
+def test_a_finished_run_with_a_picture_of_ones_own(inspect, tmp_path, few_examples):
     digits = np.zeros((28, 28), np.uint8)
     digits[4:24, 12:16] = 255
     Image.fromarray(digits).save(tmp_path / "one.png")
@@ -338,7 +345,7 @@ def test_a_finished_run_with_a_picture_of_ones_own(inspect, tmp_path, compiled_q
 
 
 @pytest.mark.commands
-def test_a_run_without_its_data_and_one_with_it(inspect, tmp_path, monkeypatch, compiled_quickly):
+def test_a_run_without_its_data_and_one_with_it(inspect, tmp_path, monkeypatch, few_examples):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     run, out = GOLDEN / "alexnet_cifar18", tmp_path / "report.html"
     assert inspect(run, f"--out={out}")[0] == 0
@@ -406,7 +413,7 @@ def browser():
 
 
 @pytest.mark.slow
-def test_the_report_in_a_browser(browser, inspect, tmp_path, compiled_quickly):
+def test_the_report_in_a_browser(browser, inspect, tmp_path, few_examples):
     out = tmp_path / "report.html"
     assert inspect(GOLDEN / "lenet_paper", "c3_table", f"--out={out}")[0] == 0
     backgrounds = set()

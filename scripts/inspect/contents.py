@@ -74,11 +74,13 @@ def picture_of(run: Run, image: str) -> Picture | None:
     if image:
         network = run.trained.network
         channels = network.image_shapes[0][-1]
-        stored = fitted(read_picture(Path(image).expanduser(), channels), network)
+        original = read_picture(Path(image).expanduser(), channels)
+        stored = fitted(original, network)
         title, label = Path(image).name, None
     elif run.test:
-        stored, label = run.test.images[0], int(run.test.labels[0])
+        original = stored = run.test.images[0]
+        label = int(run.test.labels[0])
         title = f"test example {run.test.places[0]}"
     else:
         return None
-    return Picture(stored, title, label, layers_of(run.trained, stored))
+    return Picture(original, stored, title, label, layers_of(run.trained, stored))

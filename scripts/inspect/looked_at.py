@@ -24,12 +24,14 @@ class Picture(NamedTuple):
     """What is looked at.
 
     Attributes:
-      image: (H, W, C) uint8, as the network stores images.
+      original: (H, W, C) uint8 of any size.
+      image: (H, W, C) uint8, as the training set stores images.
       title: which it is.
       label: None where it is not known.
       layers: what each passes on, by its paper name, the output last.
     """
 
+    original: np.ndarray
     image: np.ndarray
     title: str
     label: int | None
@@ -55,15 +57,13 @@ class Picture(NamedTuple):
 def what_it_says(run: Run, picture: Picture) -> Gallery:
     """The picture with its most probable classes."""
     probabilities = picture.probabilities
-    lines = (picture.title, said(run, probabilities))
-    item = Item(
-        reduced(picture.image),
-        lines,
-        "the picture as the network gets it",
-        bars(run, probabilities, picture.label),
-    )
-    note = "As the network gets it, with the most probable classes."
-    return Gallery("picture", "The picture looked at", note, [item])
+    top = bars(run, probabilities, picture.label)
+    items = [Item(reduced(picture.image), (picture.title, said(run, probabilities)), bars=top)]
+    if picture.original.shape != picture.image.shape:
+        items[0] = items[0]._replace(lines=("what the network gets", said(run, probabilities)))
+        items.insert(0, Item(reduced(picture.original), (picture.title,)))
+    note = "With the most probable classes."
+    return Gallery("picture", "The picture looked at", note, items)
 
 
 def feature_maps(run: Run, picture: Picture) -> Gallery:

@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import alexnet.data
-import alexnet.network
 import lenet.data
-import lenet.network
 from common.classes import name_of, renumbered
 from common.errors import DataError, UserError
 from common.network import Trained
 from common.records import DamagedRecords
-from common.workdir import read_metrics, require_run
-from scripts.evaluate import is_alexnet
+from common.workdir import read_metrics
+from scripts.runs import is_alexnet, load_run
 
 # Stored pixels that are read of a split: all of MNIST's test digits, 305 photos of 256x256.
 TEST_PX, TRAIN_PX = 20_000_000, 10_000_000
@@ -77,11 +75,7 @@ class Run(NamedTuple):
 
 def open_run(folder: Path, data_dir: str) -> Run:
     """Raises UserError where there is no run, or none with weights."""
-    require_run(folder)
-    network, load = "lenet", lenet.network.load
-    if is_alexnet(folder):
-        network, load = "alexnet", alexnet.network.load
-    trained = load(folder)
+    trained, network = load_run(folder), "alexnet" if is_alexnet(folder) else "lenet"
     result, missing = read_result(folder)
     train = test = None
     try:

@@ -33,14 +33,14 @@ def render(subjects: list[Subject]) -> str:
     return template.render(subjects=subjects, command=provenance.command())
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """Text without control characters and marks that reverse it."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def filled_in(value):
-    """What the template prints: text made printable, its own HTML as it is."""
-    return value if isinstance(value, markupsafe.Markup) else printable(str(value))
+    """What the template prints: text without controls, its own HTML as it is."""
+    return value if isinstance(value, markupsafe.Markup) else without_controls(str(value))
 
 
 def as_base64(content: bytes) -> str:

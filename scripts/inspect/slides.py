@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from common.storage import make_folder
 from common.workdir import write_atomic
-from scripts.inspect.page import printable
+from scripts.inspect.page import without_controls
 from scripts.inspect.parts import Drawing, Gallery, Grid, Item, Subject, percent
 from scripts.inspect.pixels import image_of
 from scripts.report.style import COLORS, content, style
@@ -74,13 +74,18 @@ def text(axes: Axes, x: float, y: float, *lines: str, width: int = NAME_WIDTH, *
     """Lines as they stand, of at most `width` characters: a name may be long, and have dollars."""
     short = [textwrap.wrap(line, width, max_lines=3, placeholder="…") for line in lines]
     words = "\n".join(part for parts in short for part in parts)
-    axes.text(x, y, printable(words), parse_math=False, **look)
+    axes.text(x, y, without_controls(words), parse_math=False, **look)
 
 
 def grid(part: Grid) -> Figure:
     """A colored matrix with its numbers, right ones blue and wrong ones orange."""
     rows, columns = len(part.rows), len(part.columns)
-    figure = Figure(figsize=(2 + 0.42 * columns, 1.4 + 0.36 * rows), layout="constrained")
+    left, above = (
+        0.5 + 0.09 * min(max(map(len, names)), NAME_WIDTH)  # inches for the names
+        for names in ([part.corner, *(name for name, _ in part.rows)], part.columns)
+    )
+    size = left + 0.42 * columns + above / 2, above + 0.36 * rows
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for y, (_, cells) in enumerate(part.rows):
         for x, cell in enumerate(cells):
