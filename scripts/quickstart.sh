@@ -11,6 +11,7 @@ settings=(--dataset=mnist10k --validation_size=500 --distortions=elastic --disto
   --batch_size=64 --num_epochs=60)
 .venv/bin/python -m scripts.summarize --model=lenet --preset=deck
 .venv/bin/python -m lenet.train --workdir=$workdir --preset=deck "${settings[@]}"
+.venv/bin/python -m scripts.inspect $workdir --out=$workdir/report.html
 
 .venv/bin/python - $workdir <<'PYTHON'
 import json, sys
@@ -20,5 +21,6 @@ with open(f"{workdir}/result.json") as file:
 print(f"""
 {result["test_error_pct"]:.2f}% error on the {result["num_test_examples"]:,} held-out digits of mnist10k.
 The 1998 paper's 0.95% is on another test set: MNIST's 10,000, after training on 60,000.
-The run is in {workdir}: result.json, curves.png, metrics.jsonl, checkpoints; flags.txt replays it.""")
+The run is in {workdir}: result.json, curves.png, metrics.jsonl, checkpoints; flags.txt replays it.
+What it learned and where it errs: open {workdir}/report.html in a browser.""")
 PYTHON

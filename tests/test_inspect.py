@@ -25,7 +25,7 @@ from scripts.inspect.parts import Bar, Cell, Drawing, Gallery, Grid, Item, Subje
 from scripts.report.results import RESULTS
 
 ROOT = Path(__file__).parents[1]
-HOSTILE = "<script>alert('$x_1$')</script>\" onload=\x1b[31m\u202e&amp;"
+HOSTILE = "<script>alert('$x_1$')</script>\" onload=\x1b[31m\u202e\ud800&amp;"
 
 # ---- what a network makes of images
 

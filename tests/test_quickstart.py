@@ -170,6 +170,8 @@ def test_quickstart_from_nothing_then_again(tmp_path):
         result = json.loads(written)
         assert result["num_test_examples"] == 2000 and result["test_error_pct"] <= 2.0
         assert (tree / "runs/quickstart/curves.png").exists()
+        assert "Mistakes" in (tree / "runs/quickstart/report.html").read_text()
+        assert first.stdout.rstrip().endswith("open runs/quickstart/report.html in a browser.")
         assert f"{result['test_error_pct']:.2f}%" in first.stdout and "2,000" in first.stdout
         assert "0.95%" in first.stdout and "runs/quickstart" in first.stdout
 

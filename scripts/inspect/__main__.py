@@ -45,9 +45,12 @@ def main(flag_values: flags.FlagValues, *targets: str) -> None:
             run = open_run(Path(target).expanduser(), flag_values.data_dir)
             subjects.append(contents.of_run(run, name, flag_values.image))
     report = page.render(subjects).encode()
-    if figures:
-        print(f"{figures}: {slides.write(subjects, figures)} pictures written")
-    write_atomic(out, report)
+    try:
+        if figures:
+            print(f"{figures}: {slides.write(subjects, figures)} pictures written")
+        write_atomic(out, report)
+    except OSError as error:
+        raise StorageError(f"cannot write {error.filename or out}: {error.strerror}") from error
     print(f"{out} written ({len(report) / 1000:,.0f} KB)")
 
 

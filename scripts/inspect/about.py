@@ -84,9 +84,8 @@ def preset_name(run: Run) -> str:
 def what_was_run(run: Run) -> Table:
     """Command, commit, data, machine."""
     config, result = run.trained.config, run.result
-    command = result.get(
-        "command", "not known before the run ends; flags.txt in its folder replays it"
-    )
+    unknown = "not known before the run ends; flags.txt in its folder replays it"
+    command = f"{result.get('command', unknown)}"
     network = run.trained.network
     about = f"{network.num_parameters:,} parameters, {network.num_classes:,} classes"
     rows = [

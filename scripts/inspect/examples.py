@@ -9,14 +9,17 @@ from scripts.inspect.parts import Bar, Gallery, Item, percent
 from scripts.inspect.pixels import SMALL_PX, reduced
 from scripts.inspect.seen import mistakes, neighbors
 
-MANY, FEW = 60, 24  # mistakes shown of small and of large images
+SHOWN_SMALL, SHOWN_LARGE = 60, 24  # mistakes, of small and of large images
 NEIGHBORS = 5  # of each picture
 
 
 def bars(run: Run, probabilities: np.ndarray, label: int | None) -> tuple[Bar, ...]:
     """The five most probable classes of (num_classes,)."""
     top = np.argsort(-probabilities, kind="stable")[:5].tolist()
-    return tuple(Bar(run.name_of(n), float(probabilities[n]), n == label) for n in top)
+    return tuple(
+        Bar(run.name_of(n), float(probabilities[n]), None if label is None else n == label)
+        for n in top
+    )
 
 
 def said(run: Run, probabilities: np.ndarray) -> str:
@@ -51,7 +54,8 @@ def mistakes_of(run: Run, probabilities: np.ndarray) -> Gallery | None:
     wrong = mistakes(probabilities, examples.labels)
     if not len(wrong):
         return None
-    limit = MANY if max(examples.images.shape[1:3]) <= SMALL_PX else FEW
+    is_small = max(examples.images.shape[1:3]) <= SMALL_PX
+    limit = SHOWN_SMALL if is_small else SHOWN_LARGE
     items = [
         Item(
             reduced(examples.images[n], 96),

@@ -14,10 +14,8 @@ from scripts.inspect.seen import occlusion
 
 MAPS, MAPS_PX = 64, 100_000  # of a layer, at most
 WHITE_PERCENTILE = 99
-SMALL_MAP, FEW_MAPS = (
-    16,
-    32,
-)  # more maps than these, of so many pixels: sixteen in a row, else eight
+# Sixteen maps in a row where they are small, in pixels, and more than a few; else eight.
+SMALL_MAP, FEW_MAPS = 16, 32
 
 
 class Picture(NamedTuple):

@@ -65,7 +65,7 @@ class Run(NamedTuple):
 
     def name_of(self, label: int | np.integer) -> str:
         """The name of a class."""
-        return name_of(int(label), self.trained.class_names)
+        return f"{name_of(int(label), self.trained.class_names)}"
 
     def layer_title(self, name: str) -> str:
         """As the papers write it."""
@@ -134,13 +134,16 @@ def read_some(examples, trained: Trained, folder: Path, pixels: int) -> Examples
     found = examples.read_into(places, images, labels, intact)
     if examples.damaged is not None:
         examples.damaged.add(found)
+    if not intact.any():
+        raise DataError(f"{examples.name}: none of {count:,} records is intact")
     if numbers is not None:
         labels = numbers[labels]
     return Examples(images[intact], labels[intact], places[intact], len(examples))
 
 
 def number(result: dict, name: str) -> float | None:
-    """A finite number of result.json; None where there is none."""
+    """A number of result.json that a run may have written; None where there is none."""
     value = result.get(name)
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_one and math.isfinite(value) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if abs(value) < 1e15 else None  # false for NaN

@@ -96,11 +96,13 @@ class Item(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """The probability of a class. `is_true`: the class is the example's own label."""
+    """The probability of a class. `is_true`: the class is the example's own label; None where that
+    is not known.
+    """
 
     name: str
     share: float
-    is_true: bool
+    is_true: bool | None
 
     @property
     def words(self) -> str:

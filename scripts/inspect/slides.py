@@ -158,6 +158,6 @@ def show(axes: Axes, item: Item, inches: float) -> None:
 def draw_bars(axes: Axes, item: Item) -> None:
     """The probabilities of a picture, that of its own label blue."""
     for y, bar in enumerate(item.bars):
-        axes.barh(y, bar.share, color=COLORS[0] if bar.is_true else COLORS[1], alpha=0.55)
+        axes.barh(y, bar.share, color=COLORS[bar.is_true is False], alpha=0.55)
         text(axes, 0.02, y, f"{bar.words}  {percent(bar.share)}", va="center", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(len(item.bars) - 0.5, -0.5))
