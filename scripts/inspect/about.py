@@ -130,9 +130,11 @@ def errors(run: Run) -> Table | None:
     rows, head = [], ("measure", "this run")
     if published:
         head += (published.source,)
-    for name, value in found.items():
-        others = (published.errors.get(name, "–"),) if published else ()
-        rows.append((MEASURES[name], f"{value:.2f}%", *others))
+    others = published.errors if published else {}
+    for name in (name for name in MEASURES if name in found or name in others):
+        ours = f"{found[name]:.2f}%" if name in found else "–"
+        theirs = (others.get(name, "–"),) if published else ()
+        rows.append((MEASURES[name], ours, *theirs))
     return Table("errors", "Errors", note, head, rows)
 
 
@@ -186,6 +188,7 @@ def curves(run: Run) -> Drawing | None:
             scale_error(axes)
         panels[0].legend(frameon=False)
         panels[1].set_xlabel("epoch")
+        panels[1].set_xlim(left=0)
         panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
         svg, png = (content(figure, form) for form in ("svg", "png"))
     alt = f"Error and loss over the epochs. At the end: {'; '.join(ends)}."
@@ -206,7 +209,7 @@ def confusions(run: Run, predicted: np.ndarray | None) -> Grid | Table | None:
     matrix, note = stored_matrix(run), ""
     if matrix is None and predicted is not None:
         matrix = confusion_matrix(predicted, run.test.labels, size)
-        note = f"Of {len(predicted):,} of {run.test.total:,} test examples. "
+        note = f"Of {run.test.count} test examples. "
     if matrix is None:
         return None
     wrong = matrix - np.diag(np.diag(matrix))

@@ -65,10 +65,7 @@ def mistakes_of(run: Run, probabilities: np.ndarray) -> Gallery | None:
         for n in wrong[:limit].tolist()
     ]
     count, total = len(wrong), len(examples.labels)
-    looked = f"{total:,} test examples"
-    if total < examples.total:
-        looked = f"{total:,} of {examples.total:,} test examples, evenly spread"
-    note = f"{count:,} of {looked}: {100 * count / total:.2f}% error. "
+    note = f"{count:,} of {examples.count} test examples: {100 * count / total:.2f}% error. "
     note += "The most confident first" + (f", {limit} of them." if count > limit else ".")
     return Gallery("mistakes", "Mistakes", note, items)
 
@@ -86,11 +83,8 @@ def neighbors_of(
             distance = float(np.sqrt(((train_features[n] - features) ** 2).sum()))
             lines = (f"{label}", f"distance {distance:.2f}")
             items.append(Item(reduced(examples.images[n], 96), lines, f"training example {place}"))
-    count = f"{len(examples.labels):,}"
-    if len(examples.labels) < examples.total:
-        count += f" of {examples.total:,}"
     note = (
-        f"Each row: a picture, then the nearest of {count} training examples, by the distance "
+        f"Each row: a picture, then the nearest of {examples.count} training examples, by the distance "
         f"between what {title} makes of them ({train_features.shape[1]:,} numbers each)."
     )
     return Gallery("neighbors", f"Nearest neighbors in the space of {title}", note, items)

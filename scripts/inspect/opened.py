@@ -37,6 +37,12 @@ class Examples(NamedTuple):
     places: np.ndarray
     total: int
 
+    @property
+    def count(self) -> str:
+        """How many these are, and of how many."""
+        some = f"{len(self.labels):,}"
+        return some if len(self.labels) == self.total else f"{some} of {self.total:,}"
+
 
 class Run(NamedTuple):
     """A run.

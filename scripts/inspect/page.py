@@ -13,6 +13,7 @@ from scripts.inspect.pixels import data_uri
 
 # CSS pixels that a picture gets, about: a layer's, one of a few, one of many, any other.
 LAYER_PX, FEW_PX, MANY_PX, PICTURE_PX = 640, 168, 84, 112
+LAYER_HEIGHT_PX = 480
 FEW, MANY = 3, 30
 
 
@@ -49,8 +50,8 @@ def as_base64(content: bytes) -> str:
 
 def shown_width(image: np.ndarray, gallery: Gallery) -> int:
     """CSS pixels: a whole multiple of a small picture's own."""
-    width, count = image.shape[1], len(gallery.items)
+    (height, width, _), count = image.shape, len(gallery.items)
     if gallery.wide:
-        return width * min(max(LAYER_PX // width, 1), 12)
+        return width * min(max(min(LAYER_PX // width, LAYER_HEIGHT_PX // height), 1), 12)
     largest = MANY_PX if count > MANY else FEW_PX if count <= FEW else PICTURE_PX
     return width * max(largest // width, 1)
