@@ -69,6 +69,15 @@ def test_occlusion_finds_the_pixel_that_matters(shape, places):
     assert changed.sum() <= found.side**2 and changed[y, x]
 
 
+@pytest.mark.commands
+def test_responses_are_those_of_the_loaded_network():
+    trained = lenet.network.load(GOLDEN / "lenet_deck")
+    images = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1)).astype(np.uint8)
+    probabilities, features = seen.respond(trained, images, "f6")
+    np.testing.assert_allclose(probabilities, trained.predict(images), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(features, trained.activations(images)["f6"], rtol=1e-4, atol=1e-5)
+
+
 # ---- pictures
 
 
@@ -110,8 +119,8 @@ def test_units_lie_as_the_codes_do():
 
 def test_percent_does_not_round_up_to_certainty():
     assert [percent(share) for share in (1, 0.9996, 0.999, 0)] == [
-        "> 99.9%",
-        "> 99.9%",
+        ">99.9%",
+        ">99.9%",
         "99.9%",
         "0.0%",
     ]

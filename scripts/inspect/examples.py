@@ -84,7 +84,7 @@ def neighbors_of(
             lines = (f"{label}", f"distance {distance:.2f}")
             items.append(Item(reduced(examples.images[n], 96), lines, f"training example {place}"))
     note = (
-        f"Each row: a picture, then the nearest of {examples.count} training examples, by the distance "
-        f"between what {title} makes of them ({train_features.shape[1]:,} numbers each)."
+        f"Each row: a picture, then the nearest of {examples.count} training examples, by the "
+        f"distance between what {title} makes of them ({train_features.shape[1]:,} numbers each)."
     )
     return Gallery("neighbors", f"Nearest neighbors in the space of {title}", note, items)

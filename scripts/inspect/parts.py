@@ -112,7 +112,7 @@ class Bar(NamedTuple):
 def percent(share: float) -> str:
     """A probability; 99.96% is not 100%."""
     text = f"{100 * share:.1f}%"
-    return "> 99.9%" if text == "100.0%" else text
+    return ">99.9%" if text == "100.0%" else text
 
 
 class Drawing(NamedTuple):

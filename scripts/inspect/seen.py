@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import scipy.special
 
 from common.network import Network, Trained
 from scripts.inspect.pixels import SMALL_PX
@@ -21,12 +22,12 @@ POSITIONS = 32, 16  # of an occluder along each side: of small images, and of th
 def _respond(network: Network, layer: str, params, images):
     found = network.activations(params, network.prepare(images))
     *_, logits = found.values()
-    return jax.nn.softmax(logits), found[layer].reshape(len(images), -1)
+    return logits, found[layer].reshape(len(images), -1)
 
 
 def respond(trained: Trained, images: np.ndarray, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """The probabilities (N, num_classes), as `Trained.predict` has them, and what the layer passes
-    on (N, units), of stored images (N, H, W, C) uint8.
+    """The probabilities (N, num_classes), in float64, which tells great confidence from greater
+    still, and what the layer passes on (N, units), of stored images (N, H, W, C) uint8.
     """
     size = min(BATCH_SIZE, max(BATCH_PX // (images.shape[1] * images.shape[2]), 1), len(images))
     found = []
@@ -36,8 +37,8 @@ def respond(trained: Trained, images: np.ndarray, layer: str) -> tuple[np.ndarra
         padded[: len(batch)] = batch
         response = jax.device_get(_respond(trained.network, layer, trained.params, padded))
         found.append([each[: len(batch)] for each in response])
-    probabilities, features = (np.concatenate(each) for each in zip(*found, strict=True))
-    return probabilities, features
+    logits, features = (np.concatenate(each) for each in zip(*found, strict=True))
+    return scipy.special.softmax(logits.astype(np.float64), axis=1), features
 
 
 def layers_of(trained: Trained, image: np.ndarray) -> dict[str, np.ndarray]:
