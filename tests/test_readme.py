@@ -22,6 +22,7 @@ from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
 from scripts.faults import campaign as faults
+from scripts.inspect import __main__ as inspect
 from scripts.report import __main__ as report
 from scripts.report import results, studies, verdicts
 
@@ -71,7 +72,7 @@ def test_every_flag_named_exists():
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
     tools = (ablate, benchmark, claims, compare_with_torch, evaluate, faults, predict, prepare_data)
-    for tool in (*tools, report, summarize):
+    for tool in (*tools, inspect, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in LINKED_PAGES:
