@@ -259,6 +259,17 @@ def test_what_is_no_study_is_refused(tmp_path, text):
         studied.subject(tmp_path, "study")
 
 
+@pytest.mark.parametrize("odd", [None, 5, [], {}, [None], {"a": None}, "a"])
+def test_odd_studies_are_shown_or_refused(tmp_path, odd):
+    study = json.loads((RESULTS / "c3_table" / "study.json").read_text())
+    for name in study:
+        (tmp_path / "study.json").write_text(json.dumps(study | {name: odd}))
+        try:
+            check(page.render([studied.subject(tmp_path, "study")]))
+        except UserError as error:
+            assert "study.json" in str(error)
+
+
 def test_a_figure_that_is_a_link_is_not_followed(tmp_path):
     shutil.copy(RESULTS / "c3_table" / "study.json", tmp_path)
     (tmp_path / "figure.svg").symlink_to(RESULTS / "c3_table" / "figure.svg")
@@ -302,6 +313,21 @@ def finished(folder: Path, name: str, **result) -> Path:
     made = {"command": "python -m lenet.train --preset=paper --dataset=mnist10k", "seed": 0}
     (folder / "result.json").write_text(json.dumps(made | result))
     return folder
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 5, -1e308, 10**30, True, [], {}, [[1]], {"a": None}, HOSTILE]
+)
+def test_odd_results_do_no_harm(tmp_path, odd):
+    trained = lenet.network.load(GOLDEN / "lenet_deck")
+    names = [*about.MEASURES, "command", "commit", "version", "machine", "versions"]
+    names += ["wall_time_s", "images_per_s", "state_sha256", "num_test_examples"]
+    names += ["num_train_examples", "confusion_matrix", "class_names"]
+    result = dict.fromkeys(names, odd)
+    run = opened.Run(tmp_path, "lenet", trained, result, [], None, None, [])
+    made = about.what_was_run(run), about.errors(run), about.confusions(run, None)
+    parts = [part for part in made if part is not None]
+    check(page.render([Subject("run", "run", about.summary(run), parts, [])]))
 
 
 @pytest.mark.commands

@@ -170,18 +170,20 @@ def published_of(run: Run) -> tuple[Published | None, str]:
 
 def curves(run: Run) -> Drawing | None:
     """Error and loss over the epochs; None where no metrics were written yet."""
+    metrics = {"error (%)": "error_pct", "loss": "loss"}
+    try:
+        found = {name: mean_by_epoch(run.records, metric) for name, metric in metrics.items()}
+    except ZeroDivisionError:  # steps that go back, which no run wrote
+        return None
     if not run.records:
         return None
     with style():
         figure = Figure(figsize=(4.8, 5.2), layout="constrained")
         panels = figure.subplots(2, sharex=True, height_ratios=(3, 2))
         ends = []
-        for axes, metric, name in zip(
-            panels, ("error_pct", "loss"), ("error (%)", "loss"), strict=True
-        ):
-            found = mean_by_epoch(run.records, metric)
+        for axes, (name, curves_of) in zip(panels, found.items(), strict=True):
             for split in LOOKS:
-                if points := found.get(split):
+                if points := curves_of.get(split):
                     draw_curve(axes, points, split)
                     ends.append(f"{name} of {LOOKS[split][0]}: {points[-1][1]:.3g}")
             axes.set_ylabel(name)

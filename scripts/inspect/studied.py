@@ -30,13 +30,14 @@ def subject(folder: Path, name: str) -> Subject:
         about = [
             ("the claim", f"{study['claim']} ({study['source']})"),
             ("runs", f"{study['pairs']} pairs, {study['hours_trained']:.1f} hours of training"),
-            ("command", study["command"]),
+            ("command", f"{study['command']}"),
             ("commits", ", ".join(study["commits"])),
             ("machines", "; ".join(study["machines"])),
         ]
         if study["others"]:
             about.insert(1, ("others measured", study["others"]))
         title = " ".join([study["question"], *study["added"]])
+        summary = f"Study {study['name']}: {'; '.join(sentences)}."
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (
@@ -60,7 +61,7 @@ def subject(folder: Path, name: str) -> Subject:
         parts.insert(1, Drawing("figure", "Every run", "", alt, min_width=640, **figure))
     else:
         missing.append("figure.svg is not there, is a link, or is too large.")
-    return Subject(name, title, f"Study {study['name']}: {'; '.join(sentences)}.", parts, missing)
+    return Subject(name, title, summary, parts, missing)
 
 
 def read_figure(folder: Path) -> dict[str, bytes]:
