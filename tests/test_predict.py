@@ -63,7 +63,8 @@ def test_a_picture_is_as_a_viewer_shows_it(photo, tmp_path):
     rotated = Image.Exif()
     rotated[EXIF_ORIENTATION] = 6
     photo.save(tmp_path / "rotated.png", exif=rotated)
-    expected = ImageOps.exif_transpose(Image.open(tmp_path / "rotated.png"))
+    with Image.open(tmp_path / "rotated.png") as image:
+        expected = ImageOps.exif_transpose(image)
     assert expected.size == (30, 40)
     np.testing.assert_array_equal(read_picture(tmp_path / "rotated.png", 3), expected)
     Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(tmp_path / "clear.png")
@@ -149,7 +150,7 @@ def test_lenet_names_digits_as_it_does_in_an_evaluation(named, tmp_path):
 def test_alexnet_takes_one_crop_or_ten(named, photo, tmp_path):
     trained = alexnet.load(GOLDEN / "alexnet_cifar18")
     photo.resize((32, 32)).save(tmp_path / "photo.png")
-    stored = np.asarray(Image.open(tmp_path / "photo.png"))[None]
+    stored = np.asarray(photo.resize((32, 32)))[None]
     views = [trained.network.prepare(stored, view=view) for view in range(10)]
     logits = np.stack([trained.network.logits(trained.params, view)[0] for view in views])
     of_each = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
@@ -182,7 +183,8 @@ def test_the_bad_ones_of_many_are_named_and_the_rest_is_done(named, tmp_path):
     assert first.split(": ")[1] == last.split(": ")[1]  # the same digit
     assert all(name in errors for name in ("b_blank.png", "c_text.jpg", "3 of 5"))
     assert "\x1b" not in errors and "Traceback" not in errors
-    assert Image.open(shown).format == "PNG"
+    with Image.open(shown) as image:
+        assert image.format == "PNG"
     code, out, errors = named(GOLDEN / "lenet_deck", tmp_path / "b_blank.png")
     assert (code, out, errors.count("\n")) == (DataError.exit_code, "", 1)
     assert "b_blank.png" in errors
