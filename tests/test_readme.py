@@ -6,6 +6,7 @@ And what results/ holds, and how a run gets there.
 import dataclasses
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -314,3 +315,23 @@ def test_the_command_refuses_in_one_line(capsys, tmp_path, arguments):
     argv = ["report", *(word.replace("NO_RUN", str(tmp_path)) for word in arguments)]
     assert launch.run_tool(report.define_flags, report.main, argv, ("[RUN ...]",)) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.commands
+def test_the_command_checks_the_pages_and_writes_them(monkeypatch, tmp_path, capsys):
+    def run(*arguments) -> tuple[int, str]:
+        argv = ["report", *arguments]
+        code = launch.run_tool(report.define_flags, report.main, argv, ("[RUN ...]",))
+        return code, "".join(capsys.readouterr())
+
+    for page in report.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / page, tmp_path / page)
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert run("--check") == (0, "")
+    old = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(old.replace("| LeNet-5 `deck`", "| LeNet-6 `deck`"))
+    code, said = run("--check")
+    assert code == 2 and said.startswith("error: README.md ")
+    assert run() == (0, "README.md written\n")
+    assert (tmp_path / "README.md").read_text() == old

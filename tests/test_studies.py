@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
+from common.errors import LockedError, NonFiniteError, StorageError, UserError
 from scripts import ablate
 from scripts.report import results
-from scripts.studies import conduct, outcome, plan
+from scripts.studies import conduct, outcome, plan, runner
 from scripts.studies.catalog import STUDIES
 from scripts.studies.plan import Study
 
@@ -311,3 +311,104 @@ def test_an_arm_that_reached_the_error_nowhere_is_left_out(tmp_path):
     assert list(study.arms) == ["tanh", "relu"] and {run.arm for run in runs} == {"tanh", "relu"}
     with pytest.raises(UserError, match="tanh"):
         conduct.final_runs(three, tmp_path, {"tanh": {"reached": False, "chosen": "0.1"}})
+
+
+# ---- the choice of a setting
+
+
+def trainer(errors: dict[str, float | None], exit_code: int = NonFiniteError.exit_code):
+    """What `conduct.choose` calls to train: each run ends with the validation error of its rate;
+    None: it fails.
+    """
+
+    def train(todo, metric, keep):
+        assert metric == "validation_error_pct" and not keep
+        failed = {}
+        for run in todo:
+            error = errors[run.flags[-1].removeprefix("--learning_rate=")]
+            if error is None:
+                failed[run] = runner.Failure(exit_code, "the loss is nan")
+            elif not run.workdir.exists():
+                finished_run(run, plan.config(CHOOSING, run))
+                result = json.loads((run.workdir / "result.json").read_text())
+                result["validation_error_pct"] = error + run.seed  # 0 to 2
+                (run.workdir / "result.json").write_text(json.dumps(result))
+        return failed
+
+    return train
+
+
+CHOOSING = OWN._replace(choose={"tanh": "learning_rate=0.1,0.2,0.4"})
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen", "tried", "at_edge"),
+    [
+        ({"0.1": 5.0, "0.2": 4.0, "0.4": 6.0}, "0.2", 3, False),
+        ({"0.1": 5.0, "0.2": 4.0, "0.4": 3.0, "0.8": 7.0}, "0.4", 4, False),
+        ({"0.1": 5.0, "0.2": 4.0, "0.4": 3.0, "0.8": 2.0, "1.6": 1.0}, "1.6", 5, True),
+        ({"0.05": None, "0.1": 5.0, "0.2": None, "0.4": None}, "0.1", 4, False),
+    ],
+)
+def test_the_value_with_the_least_mean_error_is_chosen(tmp_path, errors, chosen, tried, at_edge):
+    choice = conduct.choose(CHOOSING, "tanh", tmp_path, tmp_path / "kept", trainer(errors))
+    assert choice["chosen"] == chosen and choice["at_edge"] == at_edge
+    assert len(choice["values"]) == tried and choice["reached"]
+    for value, numbers in choice["values"].items():
+        error = errors[value]
+        assert numbers == [None if error is None else error + seed for seed in (0, 1, 2)]
+
+
+def test_a_choice_needs_every_run(tmp_path):
+    with pytest.raises(UserError, match=r"learning_rate=0\.2.*75"):
+        errors = {"0.1": 5.0, "0.2": None, "0.4": 6.0}
+        conduct.choose(CHOOSING, "tanh", tmp_path, tmp_path, trainer(errors, exit_code=75))
+
+
+# ---- what a person reads, and a cluster
+
+
+def test_the_state_of_a_run(tmp_path):
+    run = plan.runs(OWN, tmp_path, {})[0]
+    assert conduct.state(OWN, run, tmp_path / "kept") == "waiting"
+    run.workdir.mkdir(parents=True)
+    record = {"step": 4, "epoch": 1.0, "split": "train", "loss": 0.5, "error_pct": 20.0}
+    (run.workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    assert conduct.state(OWN, run, tmp_path / "kept") == "epoch 1.0 of 2"
+
+
+@pytest.mark.commands
+def test_an_array_job_has_every_run(tmp_path):
+    flags = (*AD_HOC, "--workdir=act", "--sbatch=job.sh")
+    done = program(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    script = (tmp_path / "job.sh").read_text()
+    assert "--array=0-3" in script and list(tmp_path.iterdir()) == [tmp_path / "job.sh"]
+    shown = script.replace("eval ", "echo ")
+    for number, (arm, seed) in enumerate([("tanh", 10), ("relu", 10), ("tanh", 11), ("relu", 11)]):
+        one = os.environ | {"SLURM_ARRAY_TASK_ID": str(number)}
+        out = subprocess.run(["bash", "-c", shown], env=one, capture_output=True, text=True).stdout
+        assert f"--seed={seed}" in out and f"act/{arm}/seed{seed}" in out
+    done = program(*AD_HOC, "--workdir=act", "--sbatch=absent/job.sh", cwd=tmp_path)
+    assert done.returncode == StorageError.exit_code and "absent/job.sh" in done.stderr
+
+
+def test_a_study_has_its_folder_to_itself(tmp_path):
+    folder = tmp_path / "study"
+    with ablate.locked(folder), pytest.raises(LockedError, match="study"), ablate.locked(folder):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"), ablate.locked(tmp_path / "file"):
+        pass
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_stops_no_other_and_is_named(tmp_path):
+    options = ("--vary=learning_rate=0.1,1e30", "--seeds=1", "--name=rates", "--workdir=rates")
+    done = program("--model=lenet", *TINY, "--activation=relu", *options, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"exit code {NonFiniteError.exit_code}" in done.stderr.splitlines()[-1]
+    study = json.loads((tmp_path / "rates" / "study.json").read_text())
+    (missing,) = study["missing"]
+    assert "1e30" in missing or "1e+30" in missing
+    assert [numbers["n"] for numbers in study["arms_measured"].values()] == [1]
