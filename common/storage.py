@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import StorageError, UserError
 
 # When reading fails with one of these, it says nothing about the files: they may be whole, and are
 # left as they are.
@@ -60,6 +60,16 @@ def make_folder(folder: Path) -> None:
                 said = f"{place} is a link to {os.readlink(place)}, which does not exist"
                 raise FileNotFoundError(errno.ENOENT, said) from error
         raise
+
+
+def require_place(path: Path, flag: str, ending: str) -> None:
+    """Raises UserError where no file that ends in `ending` can be written at `path`."""
+    if path.is_dir() or path.suffix.lower() != ending:
+        raise UserError(f"{flag}={path} must name a file that ends in {ending}")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag}={path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise StorageError(f"{flag}={path}: {path.parent} is not writable")
 
 
 def storage_error(error: BaseException | None) -> OSError | None:

@@ -62,7 +62,7 @@ def read_picture(path: str | Path, channels: int) -> np.ndarray:
 
     Raises DataError for what is not one picture of at most MAX_PIXELS.
     """
-    name = printable(str(path))
+    name = printable(str(path)) or "''"
     try:
         if str(path) == STDIN:
             content = sys.stdin.buffer.read(MAX_BYTES + 1)

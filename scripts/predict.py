@@ -25,6 +25,7 @@ from common.classes import name_of
 from common.errors import DataError, UserError
 from common.network import PREDICT_BATCH_SIZE, Network, Trained
 from common.order import NUM_THREADS
+from common.storage import require_place
 from scripts.pictures import find_pictures, has_digits, read_fitted
 from scripts.prepare.entries import printable
 from scripts.progress import FileProgress
@@ -79,8 +80,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues, *words: str) -> None:
     if not flag_values.workdir:
         raise UserError("--workdir is missing: the run's folder, such as --workdir=runs/first")
-    if flag_values.show and Path(flag_values.show).suffix.lower() != ".png":
-        raise UserError(f"--show={printable(flag_values.show)} must end in .png")
+    show_at = Path(flag_values.show).expanduser()
+    if flag_values.show:
+        require_place(show_at, "--show", ".png")
     workdir = Path(flag_values.workdir).expanduser()
     step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step or None
     files = list(find_pictures(words))
@@ -105,7 +107,7 @@ def main(flag_values: flags.FlagValues, *words: str) -> None:
         if flag_values.show and len(shown) < MAX_SHOWN:
             shown.append(found)
     if shown:
-        show(shown, trained.network, Path(flag_values.show).expanduser())
+        show(shown, trained.network, show_at)
     if refused:
         raise DataError(f"{len(refused):,} of {len(files):,} pictures could not be used: see above")
 

@@ -197,6 +197,8 @@ def test_the_bad_ones_of_many_are_named_and_the_rest_is_done(named, tmp_path):
         ("lenet_deck", ["--crops=ten", "x.png"], "--crops"),
         ("alexnet_cifar18", ["--digit=on", "x.png"], "--digit"),
         ("lenet_deck", ["--show=x.svg", "x.png"], "--show"),
+        ("lenet_deck", ["--show=absent/x.png", "x.png"], "absent"),
+        ("lenet_deck", [""], "''"),
         ("lenet_deck", ["--top_k=0", "x.png"], "top_k"),
         ("lenet_deck", [], "PICTURE"),
         ("lenet_deck", ["--step=7", "x.png"], "7"),

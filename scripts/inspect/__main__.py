@@ -14,7 +14,7 @@ from absl import flags
 
 from common import launch, runtime
 from common.errors import StorageError, UserError
-from common.storage import make_folder
+from common.storage import make_folder, require_place
 from common.workdir import write_atomic
 from scripts.inspect import contents, page, slides, studied
 from scripts.inspect.opened import open_run
@@ -56,10 +56,7 @@ def main(flag_values: flags.FlagValues, *targets: str) -> None:
 
 def require_writable(out: Path, figures: Path | None) -> None:
     """Makes the folder `figures`. Raises UserError where the files cannot be written."""
-    if out.is_dir() or out.suffix != ".html":
-        raise UserError(f"--out={out} must name a file that ends in .html")
-    if not out.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.parent}")
+    require_place(out, "--out", ".html")
     try:
         if figures:
             make_folder(figures)
