@@ -29,8 +29,14 @@ class Config:
     test_split: str = setting(
         "", "Split scored at the end; if empty `test`, or `validation` if the set has no `test`."
     )
+    classes: str = setting(
+        "", "Names of the classes to use, in this order: cat,dog; all if empty. For sets in memory."
+    )
     train_size: int = setting(
         0, "Train on the first N examples only; 0: all that are not held out.", lower_bound=0
+    )
+    train_per_class: int = setting(
+        0, "Of these the first N of each class only; 0: all. For sets in memory.", lower_bound=0
     )
     validation_size: int = setting(
         10_000, "Hold out the last N training examples for validation.", lower_bound=0
@@ -136,7 +142,10 @@ class Config:
     init_from: str = setting(
         "",
         "Run folder of the same network: start from the weights it is evaluated with; RUN@best or "
-        "RUN@600: from those of that checkpoint.",
+        "RUN@600: from those of that checkpoint. Outputs for classes it does not know are new.",
+    )
+    freeze: str = setting(
+        "none", "Layers that do not learn: none, conv, all_but_head, or their names: conv1,fc6."
     )
 
     label_smoothing: float = setting(
@@ -148,6 +157,9 @@ class Config:
         choices=("paper", "sgd", "adamw"),
     )
     learning_rate: float = setting(0.01, "Initial (cosine: peak) learning rate.", lower_bound=0.0)
+    head_rate: float = setting(
+        1.0, "Factor on the learning rate of the last layer.", lower_bound=0.0
+    )
     schedule: str = setting(
         "plateau",
         "Rate divided by 10 when the validation error stops improving (plateau) or at "

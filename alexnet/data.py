@@ -5,6 +5,7 @@ jitted step (`alexnet/augment.py`).
 """
 
 import contextlib
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from common.order import NUM_THREADS, hold_out, order_of_uses, read_batches
 from common.overlap import record_numbers, shared_records
 from common.prepared import DIGITS, PreparedSet, about_test_split, data_dirs, split_sizes
 from common.records import DamagedRecords, Records, open_records
+from common.subset import of_classes, require_in_memory
 
 NOISE = {"train": 1280, "test": 256}  # examples of the splits of `fake`
 IN_MEMORY_PX = 64  # sets of larger images are read record by record
@@ -36,19 +38,28 @@ def load_splits(
 
     Raises:
       DataError: the set or a split cannot be read, images are neither gray nor RGB.
-      UserError: the set is smaller than the settings ask for.
+      UserError: the set has not the classes or examples that the settings ask for.
     """
     dataset, folder, size = config.dataset, config.data_dir, config.crop_size
     test_split = find_test_split(dataset, folder, config.test_split)
-    train, test = (
+    opened = (
         open_split(dataset, folder, split, crop_size=size, seed=config.seed, damaged=damaged)
         for split in (config.train_split, test_split)
     )
+    train, test = (of_classes(examples, config.classes) for examples in opened)
     require_fit(train)
     if not len(test):
         raise UserError(f"{dataset} has no examples in --test_split={test_split}")
-    sizes = dict(train_size=config.train_size, validation_size=held_out(config))
-    return *hold_out(train, **sizes), test
+    return *_hold_out(train, config), test
+
+
+def _hold_out(train, config: Config) -> tuple:
+    return hold_out(
+        train,
+        train_size=config.train_size,
+        validation_size=held_out(config),
+        train_per_class=config.train_per_class,
+    )
 
 
 def held_out(config: Config) -> int:
@@ -59,7 +70,7 @@ def held_out(config: Config) -> int:
 def overlaps(config: Config) -> list[str]:
     """A sentence for each two of the training, validation and test examples that share records.
 
-    Raises DataError as `load_splits` does.
+    Raises DataError and UserError as `load_splits` does.
     """
     dataset, folder = config.dataset, config.data_dir
     test_split = find_test_split(dataset, folder, config.test_split)
@@ -69,15 +80,25 @@ def overlaps(config: Config) -> list[str]:
         folders = data_dirs(folder, DIGITS)
         sizes = split_sizes(dataset, folders)
         intervals = PreparedSet(dataset, folders).intervals
-    train = record_numbers(sizes, intervals(config.train_split))
-    test = record_numbers(sizes, intervals(test_split))
-    available = max(len(train) - held_out(config), 0)
-    parts = {
-        "training": train[:available][: config.train_size or None],
-        "validation": train[available:],
-        "test": test,
-    }
-    return shared_records(sizes, parts)
+    splits = config.train_split, test_split
+    train, test = (record_numbers(sizes, intervals(split)) for split in splits)
+    if config.classes or config.train_per_class:
+        train, test = (
+            _numbered(config, split, numbers)
+            for split, numbers in zip(splits, (train, test), strict=True)
+        )
+        parts = [each.images for each in (*_hold_out(train, config), test)]
+    else:
+        available = max(len(train) - held_out(config), 0)
+        parts = [train[:available][: config.train_size or None], train[available:], test]
+    return shared_records(sizes, dict(zip(("training", "validation", "test"), parts, strict=True)))
+
+
+def _numbered(config: Config, split: str, numbers: np.ndarray) -> Examples:
+    """The examples of a split that the config chooses, with record numbers in place of images."""
+    examples = open_split(config.dataset, config.data_dir, split)
+    require_in_memory(examples, "--classes" if config.classes else "--train_per_class")
+    return of_classes(dataclasses.replace(examples, images=numbers), config.classes)
 
 
 def require_disjoint(config: Config) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from alexnet.noise import Noise
-from common.errors import DataError
+from common.errors import DataError, UserError
 from common.examples import cache_file, cached
 from common.order import NUM_THREADS, eval_batches
 from common.records import DamagedRecords, Records
@@ -54,6 +54,27 @@ def statistics(examples, num_threads: int = NUM_THREADS) -> Statistics:
             return _stored(examples) or _cached(examples, num_threads)
         case _:
             return _measure(examples, _batches(examples, num_threads=0))
+
+
+def fitted(
+    statistics: Statistics, image_shape: tuple[int, int, int], scaling: str, whose: str
+) -> Statistics:
+    """The statistics of one set for images of another: the same for the same (H, W, C). Images that
+    are standardized may have another size: of the mean image only the mean of each channel counts.
+
+    Raises UserError for other shapes, which names the run `whose` statistics they are.
+    """
+    mean_image = statistics.mean_image
+    if mean_image.shape == image_shape:
+        return statistics
+    if scaling != "standardized" or mean_image.shape[-1] != image_shape[-1]:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (mean_image.shape, image_shape))
+        raise UserError(
+            f"{whose} has a mean image of {theirs}, and the images here are {ours}: prepare them "
+            "like its own (scripts.prepare_data)"
+        )
+    mean = mean_image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+    return statistics._replace(mean_image=np.broadcast_to(mean, image_shape).copy())
 
 
 def _stored(records: Records) -> Statistics | None:

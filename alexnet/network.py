@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,10 @@ from flax import nnx
 from alexnet.augment import prepare_function
 from alexnet.cifar import CifarNet
 from alexnet.config import Config
-from alexnet.image_statistics import Statistics
+from alexnet.image_statistics import Statistics, fitted
 from alexnet.model import AlexNet, loss_function
-from common import checkpoint, conv, parallel
-from common.network import Network, Trained, class_names, load_init_from, num_elements
+from common import checkpoint, conv, parallel, transfer
+from common.network import Network, Trained, class_names, num_elements
 from common.workdir import read_config
 
 
@@ -63,8 +62,9 @@ def assemble(
     """What `config` means for stored images of the shape that the `statistics` have.
 
     `before_fc` is applied before the fully connected layers: in training with a model axis, what
-    gathers its inputs (common/parallel.py).
+    gathers its inputs (common/parallel.py). Raises UserError: --freeze does not fit.
     """
+    head = "fc8" if config.net == "alexnet" else "fc10"
     graphdef, params = nnx.split(
         nnx.eval_shape(lambda: build_model(config, num_classes, before_fc))
     )
@@ -86,6 +86,8 @@ def assemble(
             seed=config.seed,
         ),
         loss=loss_function(config.label_smoothing),
+        head=head,
+        frozen=transfer.frozen_layers(config.freeze, nnx.to_pure_dict(params), head),
     )
 
 
@@ -118,15 +120,25 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     step, state, meta = checkpoint.restore_part(workdir, config, target, step)
     statistics = jax.device_get(state["statistics"])
     network = assemble(config, meta["num_classes"], statistics)
-    return Trained(network, state[weights], step, class_names(meta))
+    return Trained(network, state[weights], step, class_names(meta), statistics)
 
 
-def given_params(config: Config, names: tuple[str, ...] | None, target) -> Any:
-    """The weights of the run --init_from for the classes `names`, of the shapes of `target`; None
-    without it.
+def given_params(network: Network, names: tuple[str, ...] | None, target) -> tuple:
+    """`common.transfer.given_params` of this network's runs. Raises UserError."""
+    return transfer.given_params(network, load, names, target)
 
-    Raises UserError if there is no such run, or its network is another one.
+
+def given_statistics(
+    config: Config, image_shape: tuple[int, int, int], resumed: Path | None
+) -> Statistics | None:
+    """What a run --init_from prepares images of this shape with: what that run did. A run that goes
+    on in `resumed` has it there. None without --init_from.
+
+    Raises UserError if there is no such run, or its images have another shape.
     """
-    output = "fc8" if config.net == "alexnet" else "fc10"
-    source = load_init_from(config, load, target, names, output)
-    return source.params if source else None
+    if not config.init_from:
+        return None
+    if resumed:
+        return load(resumed).statistics
+    statistics = transfer.load_init_from(config, load).statistics
+    return fitted(statistics, image_shape, config.scaling, f"--init_from={config.init_from}")

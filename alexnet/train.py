@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 if find_spec("common") is None:  # python alexnet/train.py in a clone that is not installed
@@ -20,7 +21,6 @@ if find_spec("common") is None:  # python alexnet/train.py in a clone that is no
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from alexnet.augment import VIEWS, views_differ
 from alexnet.config import Config
@@ -33,7 +33,7 @@ from alexnet.data import (
     training_batches,
 )
 from alexnet.image_statistics import Statistics, statistics
-from alexnet.network import assemble, given_params
+from alexnet.network import assemble, given_params, given_statistics
 from alexnet.optimizer import (
     Plateau,
     build_optimizer,
@@ -78,7 +78,7 @@ def initial_state(network: Network, tx, statistics: Statistics, params) -> Train
     return TrainState(
         jnp.zeros((), jnp.int32),
         params,
-        tx.init(params),
+        tx.init(network.learning(params)),
         average=params if network.config.average_decay else (),
         plateau=new_plateau() if network.config.schedule == "plateau" else (),
         statistics=statistics,
@@ -95,14 +95,7 @@ def make_train_step(network: Network, tx) -> Callable:
     def train_step(state: TrainState, batch, add_up):
         grads, sums = step.gradients(network, state.params, batch, add_up, dropout_key)
         drops = state.plateau.drops if state.plateau != () else 0
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, drops=drops)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            average=step.average(state, params, config.average_decay),
-        ), sums
+        return state._replace(**step.update(network, tx, state, grads, drops=drops)), sums
 
     return train_step
 
@@ -129,8 +122,10 @@ def eval_batch_size(config: Config, num_views: int = 1) -> int:
     return min(max(EVAL_VALUES // (num_views * 3 * config.crop_size**2), 1), 1000)
 
 
-def make_task(config: Config) -> Task:
-    """The training that `config` describes. Raises UserError before anything is compiled."""
+def make_task(config: Config, resumed: Path | None = None) -> Task:
+    """The training that `config` describes; that of a run which goes on in the folder `resumed`
+    needs the run --init_from no more. Raises UserError before anything is compiled.
+    """
     modes = dict(
         mode=config.parallel,
         reduction=config.reduction,
@@ -152,7 +147,9 @@ def make_task(config: Config) -> Task:
     for examples in (train, validation, test):
         require_first_batch(examples, config.batch_size, config.seed)
     shared = overlaps(config)
-    measured = jax.tree.map(np.float32, statistics(train, config.num_workers))
+    measured = given_statistics(config, train.image_shape, resumed)
+    if measured is None:
+        measured = jax.tree.map(np.float32, statistics(train, config.num_workers))
 
     # ---- network, optimizer, steps
     before_fc = parallel.gather_before_split_layers(config.mesh)
@@ -215,7 +212,7 @@ def make_task(config: Config) -> Task:
         save_every_steps=config.save_every_steps,
         placement=placement,
         initial_state=partial(initial_state, network, tx, measured),
-        given_params=partial(given_params, config, train.class_names),
+        given_params=partial(given_params, network, train.class_names),
         chunks=chunks,
         train=train_batch,
         after_epoch=update_plateau if config.schedule == "plateau" else lambda state, *_: state,

@@ -10,9 +10,10 @@ LISTED = 10  # names in a message
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names for a message; of many the first."""
+    """The names for a message; of many the first. A set may call its classes anything."""
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    text = ", ".join(names[:LISTED]) + more
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def renumbered(examples, known: tuple[str, ...] | None, whose: str) -> np.ndarray | None:
@@ -34,31 +35,32 @@ def renumbered(examples, known: tuple[str, ...] | None, whose: str) -> np.ndarra
     if unknown := [name for name in names if name not in set(known)]:
         raise DataError(
             f"{examples.name} has classes that {whose} does not know: {listed(unknown)}; it knows "
-            f"{listed(known)}"
+            f"{listed(known)} (--classes=... scores some classes of a set)"
         )
     numbers = {name: number for number, name in enumerate(known)}
     return np.array([numbers[name] for name in names], np.int32)
 
 
-def moved(
-    names: tuple[str, ...] | None, source: tuple[str, ...] | None, num_outputs: int
-) -> np.ndarray | None:
-    """(num_outputs,) int64: which output of another network is for the class of each of ours.
+def matched(
+    names: tuple[str, ...] | None,
+    known: tuple[str, ...] | None,
+    num_outputs: int,
+    num_known: int,
+) -> list[int | None]:
+    """For each of `num_outputs`, the one of another network's `num_known` that is for the same
+    class; None where it has none.
 
-    Outputs without a class on either side are paired in order.
+    Outputs without a class are paired in order. Where either has no names, outputs go by their
+    position if they are as many.
 
     Args:
-      names, source: the classes of our outputs and of its; there may be fewer than outputs.
-
-    Returns:
-      None where they are in the same order, or where either has no names.
+      names, known: the classes of our outputs and of its; there may be fewer than outputs.
     """
-    if names is None or source is None or names == source:
-        return None
-    numbers = {name: number for number, name in enumerate(source)}
-    chosen = [numbers.get(name) for name in names] + [None] * (num_outputs - len(names))
-    rest = iter(sorted(set(range(num_outputs)) - set(chosen)))
-    return np.array([next(rest) if number is None else number for number in chosen])
+    if names is None or known is None:
+        return [place if num_outputs == num_known else None for place in range(num_outputs)]
+    numbers = {name: number for number, name in enumerate(known)}
+    without_class = [*range(len(known), num_known), *[None] * num_outputs]
+    return [*map(numbers.get, names), *without_class][:num_outputs]
 
 
 def error_pcts(confusion: np.ndarray, names: Sequence[str] | None) -> str:

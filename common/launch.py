@@ -53,8 +53,8 @@ def main(
     Args:
       config_class: a frozen dataclass of `common.flags.setting` fields, with `seed`, `dataset` and
         `reduction` among them.
-      make_task: of a config, the training that it describes. The docstring of its module is the
-        description in --help.
+      make_task: called as (config, resumed), the folder of a run that goes on or None: the training
+        that it describes. The docstring of its module is the description in --help.
       fit: called as (task, workdir, stop_requested), `common.loop.fit`; stop_requested() is None or
         the signal's number. Returns the metrics of result.json; raises Interrupted after saving.
       before_new: called with the config of a run that has no checkpoint yet; may refuse it.
@@ -72,7 +72,7 @@ def main(
         (is_new,) = broadcast(not saved_steps(workdir))  # as the first process sees it
         if is_new:
             before_new(config)
-        return fit(make_task(config), workdir, stop_requested)
+        return fit(make_task(config, None if is_new else workdir), workdir, stop_requested)
 
     sys.exit(_run(*parsed, train) if parsed else 0)
 

@@ -18,6 +18,7 @@ from common.metrics import is_chance, summarize
 from common.network import Network
 from common.parallel import Placement
 from common.start_up import remarks, start_up_lines
+from common.transfer import table
 from common.workdir import best_of, saved_steps
 from common.writer import Writer
 
@@ -34,7 +35,8 @@ class Task(NamedTuple):
       save_every_steps: a checkpoint after so many steps as well; 0: at the ends of epochs alone.
       placement: where everything lies.
       initial_state: params -> the state before the first update; traced.
-      given_params: (their shapes) -> the params to start from; None for new ones.
+      given_params: (their shapes) -> (the params of layers that do not start anew, what to say of
+        all layers in the result, or None).
       chunks: (first step) -> (count, chunk) without end; closed at the end.
       train: (state, chunk, count) -> (state, sums {"loss", "errors", "count"}); donates the state.
       before_epoch: (state, epoch from 0) -> the state that the epoch starts with.
@@ -61,7 +63,7 @@ class Task(NamedTuple):
     save_every_steps: int
     placement: Placement
     initial_state: Callable[[Any], Any]
-    given_params: Callable[[Any], Any]
+    given_params: Callable[[Any], tuple[dict, dict | None]]
     chunks: Callable[[int], Iterator[tuple[int, Any]]]
     train: Callable
     eval_step: Callable
@@ -132,6 +134,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
 
     with contextlib.closing(Checkpointer(workdir, config.keep)) as checkpointer:
         step, state, meta = restore_or_start(task, checkpointer, workdir)
+        transfer = {"transfer": meta["transfer"]} if meta.get("transfer") else {}
         unlogged = meta.get("unlogged", [])  # sums of the steps since the last line of metrics
         log = Writer(
             workdir,
@@ -147,7 +150,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         def save() -> None:
             log.flush()
             notes = {"totals": log.totals, "unlogged": [numbers(sums) for sums in unlogged]}
-            notes |= task.notes() | task.facts | task.training_set | settings_of(config)
+            notes |= task.notes() | task.facts | task.training_set | settings_of(config) | transfer
             checkpointer.save(step, placement.replicate(state), notes, errors_of_saved())
 
         def errors_of_saved() -> dict[int, float]:
@@ -171,7 +174,8 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             return False
 
         with log, contextlib.closing(task.chunks(step)) as chunks:
-            log.say("\n".join([*start_up_lines(task, step), *remarks(task)]))
+            lines = [*start_up_lines(task, step), *remarks(task)]
+            log.say("\n".join(lines + table(meta.get("transfer"), task.network)))
             try:
                 sums = ()
                 finished = step > 0 and step % task.epoch_steps == 0 and end_epoch()
@@ -218,6 +222,7 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
         **({"confusion_matrix": on_test["confusion"]} if "confusion" in on_test else {}),
         **({"class_names": names} if "confusion" in on_test and names else {}),
         **stopping.entries(config, stopped_by, step // task.epoch_steps),
+        **transfer,
         "num_steps": step,
         "state_sha256": state_sha256(placement.replicate(state)),
         "images_per_s": log.images_per_s,
@@ -228,10 +233,10 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
 def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> tuple:
     """(step, state, what was saved with it) of the newest checkpoint, or of a new run."""
 
-    def new_state(params):
-        return task.initial_state(task.network.init() if params is None else params)
+    def new_state(params):  # those of the layers that do not start anew
+        return task.initial_state({**task.network.init(), **params})
 
-    target = task.placement.abstract(lambda: new_state(None))
+    target = task.placement.abstract(lambda: new_state({}))
     task.placement.state_shardings(target)  # refuses what cannot be split, before compiling
     if restored := checkpointer.restore_newest(target):
         step, state, meta = restored
@@ -243,7 +248,8 @@ def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> t
         task.restored(state, meta)
     else:
         start = jax.jit(new_state, out_shardings=task.placement.replicated)
-        step, state, meta = 0, start(task.given_params(target.params)), {}
+        given, transfer = task.given_params(target.params)
+        step, state, meta = 0, start(given), {"transfer": transfer}
     return step, task.placement.place_state(state), meta
 
 

@@ -6,21 +6,14 @@ Shapes: B images; stored ones are (B, H, W, C) uint8, as the files have them, pr
 
 import functools
 import math
-import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from common.classes import listed, moved, name_of
-from common.digests import require_fit
-from common.errors import UserError
-from common.overlap import trained_on_digits
-from common.processes import is_first_process
+from common.classes import name_of
 
 PREDICT_BATCH_SIZE = 256
 
@@ -38,6 +31,8 @@ class Network(NamedTuple):
       prepare: stored images -> prepared ones; with `draw` (B,), for training, distorted or
         augmented by the numbers that (seed, draw) gives.
       loss: (B, num_classes) logits and (B,) labels -> (B,).
+      head: the last layer, which has an output for each class.
+      frozen: the layers that do not learn.
     """
 
     config: Any
@@ -48,6 +43,12 @@ class Network(NamedTuple):
     bind: Callable[[Any], nnx.Module]
     prepare: Callable
     loss: Callable
+    head: str = ""
+    frozen: tuple[str, ...] = ()
+
+    def learning(self, params) -> dict:
+        """The part of {layer: {parameter: array}} that learns."""
+        return {layer: params[layer] for layer in params if layer not in self.frozen}
 
     def logits(self, params, images, keys=None) -> jax.Array:
         """(B, num_classes) of prepared images; `keys` (B,), in training, are for dropout."""
@@ -67,12 +68,14 @@ class Trained(NamedTuple):
       params: {layer: {parameter: array}}.
       step: updates done when they were saved.
       class_names: the name of each label; None where the run has none.
+      statistics: of the images it was trained on, where `prepare` uses any; else ().
     """
 
     network: Network
     params: Any
     step: int
     class_names: tuple[str, ...] | None
+    statistics: Any = ()
 
     def __repr__(self) -> str:
         network = self.network
@@ -129,54 +132,6 @@ class Trained(NamedTuple):
                 f"{images.shape} of {images.dtype}"
             )
         return images
-
-
-def load_init_from(
-    config, load: Callable, target, names: tuple[str, ...] | None, output: str
-) -> Trained | None:
-    """The run --init_from, its weights on the host; None without it.
-
-    Classes that both runs have keep what was learned of them, whatever their order: the weights of
-    the layer `output` are moved. A line on stderr names the others, and another one says if the
-    run has learned the digits that the new one is scored on.
-
-    Args:
-      target: the shapes that its weights must have.
-      names: the classes of the new run.
-
-    Raises:
-      UserError: there is no such run, its weights do not have those shapes, or its classes are in
-        another order and the layer has no weights.
-    """
-    if not config.init_from:
-        return None
-    folder, step = config.init_from, "newest"
-    named = re.fullmatch(r"(.+)@(best|newest|\d+)", folder, re.DOTALL)
-    if named and not Path(folder).expanduser().exists():
-        folder, step = named[1], int(named[2]) if named[2].isdecimal() else named[2]
-    source = load(folder, step)
-    require_fit(source.params, target, Path(folder))
-    params, known = jax.device_get(source.params), source.class_names
-    unknown = [name for name in names or () if known and name not in known]
-    order = moved(names, known, source.network.num_classes)
-    if order is not None and output in params:
-        params[output] = jax.tree.map(lambda leaf: leaf[..., order], params[output])
-    elif order is not None and (order != np.arange(len(order))).any():
-        raise UserError(
-            f"--init_from={config.init_from} has its classes in another order ({listed(known)}), "
-            "which --output=rbf with its fixed codes cannot follow"
-        )
-    lines = [trained_on_digits(source.config.dataset, config.dataset, "test")]
-    if not known:
-        lines.append(f"--init_from={config.init_from} has no class names: outputs go by position")
-    if unknown:
-        lines.append(
-            f"--init_from={config.init_from} does not know the classes {listed(unknown)}: their "
-            "outputs start from weights of others"
-        )
-    for line in filter(None, lines if is_first_process() else ()):
-        print(line, file=sys.stderr, flush=True)
-    return source._replace(params=params)
 
 
 def class_names(meta: dict) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.records import REPLACED, SKIPPED
+from common.subset import first_of_each_class
 
 NUM_THREADS = 2  # that read, where the caller does not say
 READ_AHEAD = 2  # batches that are read while one is used
@@ -77,9 +78,10 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-def hold_out(examples, *, train_size: int, validation_size: int) -> tuple:
+def hold_out(examples, *, train_size: int, validation_size: int, train_per_class: int = 0) -> tuple:
     """(training, validation): the last `validation_size` examples validate; of the others the first
-    `train_size`, or all of them (0), train. Raises UserError if there are too few.
+    `train_size`, or all of them (0), train; of these the first `train_per_class` of each class, or
+    all of them (0). Raises UserError if there are too few.
     """
     available = len(examples) - validation_size
     if available < max(train_size, 1):
@@ -92,7 +94,8 @@ def hold_out(examples, *, train_size: int, validation_size: int) -> tuple:
                 else f"; add a smaller one, such as --validation_size={len(examples) // 10}"
             )
         )
-    return examples[: train_size or available], examples[available:]
+    training = first_of_each_class(examples[: train_size or available], train_per_class)
+    return training, examples[available:]
 
 
 def eval_batches(

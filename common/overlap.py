@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+LISTED = 4  # intervals in a message
 # Set -> the split of it that consists of digits from MNIST's training set; "": every split.
 MNIST_TRAINING_DIGITS = {"mnist": "train", "qmnist": "train", "mnist10k": ""}
 
@@ -61,10 +62,11 @@ def _starts(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _spans(sizes: dict[str, int], numbers: np.ndarray) -> str:
-    """Record numbers as slices: `train[0:40] and test[5:9]`."""
+    """Record numbers as slices: `train[0:40] and test[5:9]`; of many the first."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     starts, words = _starts(sizes), []
-    for first, last in ((int(run[0]), int(run[-1])) for run in runs):
+    for first, last in ((int(run[0]), int(run[-1])) for run in runs[:LISTED]):
         split = max((name for name in sizes if starts[name] <= first), key=starts.get)
         words.append(f"{split}[{first - starts[split]}:{last - starts[split] + 1}]")
-    return " and ".join(words)
+    more = f" and {len(runs) - LISTED:,} more" if len(runs) > LISTED else ""
+    return " and ".join(words) + more

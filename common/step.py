@@ -14,7 +14,8 @@ MAX_CONFUSION_CLASSES = 100  # a confusion matrix is kept up to here
 def gradients(
     network: Network, params, batch, add_up: Callable, dropout_key: Callable | None = None
 ) -> tuple:
-    """(gradients of the mean loss, sums {"loss", "errors", "count"}) of a global batch.
+    """(gradients of the mean loss, sums {"loss", "errors", "count"}) of a global batch, for the
+    layers that learn.
 
     Args:
       batch: {"image": (B, H, W, C) stored, "label": (B,), "draw": (B,)}.
@@ -27,11 +28,12 @@ def gradients(
         images, label = network.prepare(part["image"], part["draw"]), part["label"]
         keys = jax.vmap(dropout_key)(part["draw"]) if dropout_key else None  # (B,)
 
-        def sum_of_losses(params):
-            logits = network.logits(params, images, keys)
+        def sum_of_losses(learning):
+            logits = network.logits(params | learning, images, keys)
             return network.loss(logits, label).sum(), logits
 
-        (loss, logits), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(params)
+        learning = network.learning(params)
+        (loss, logits), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(learning)
         errors = jnp.sum(logits.argmax(-1) != label)
         return grads, {"loss": loss, "errors": errors, "count": len(label)}
 
@@ -40,12 +42,34 @@ def gradients(
     return jax.tree.map(lambda grad: grad * scale, grads), sums
 
 
-def average(state, params, decay: float):
-    """The exponential average of the weights after an update to `params`; () where decay is 0."""
+def update(network: Network, tx, state, grads, **schedule) -> dict:
+    """The fields of `state` after an update of the layers that learn. The others keep their bits:
+    no sum is made with them, as -0.0 + 0.0 is 0.0.
+
+    Args:
+      state: a NamedTuple with `step`, `params`, `opt_state` and `average`.
+      schedule: more arguments of `tx.update`.
+    """
+    config, head, learning = network.config, network.head, network.learning(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, learning, **schedule)
+    if config.head_rate != 1 and head in updates:  # all optimizers are linear in the rate
+        scaled = jax.tree.map(lambda each: config.head_rate * each, updates[head])
+        updates = updates | {head: scaled}
+    learning = optax.apply_updates(learning, updates)
+    averaged = average(state, learning, config.average_decay)
+    params = state.params | learning
+    return dict(step=state.step + 1, params=params, opt_state=opt_state, average=averaged)
+
+
+def average(state, learning, decay: float):
+    """The exponential average of the weights after an update to `learning`, those that learn; ()
+    where decay is 0.
+    """
     if not decay:
         return state.average
     decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))  # forgets the start sooner
-    return optax.incremental_update(params, state.average, 1 - decay)
+    before = {layer: state.average[layer] for layer in learning}
+    return state.average | optax.incremental_update(learning, before, 1 - decay)
 
 
 def make_eval_step(network: Network, scores: Callable, *, top5: bool = False) -> Callable:

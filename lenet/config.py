@@ -20,8 +20,14 @@ class Config:
     data_dir: str = setting(
         "", "Folder of the prepared sets; $TFDS_DATA_DIR if empty.", changes_result=False
     )
+    classes: str = setting(
+        "", "Names of the classes to use, in this order: cat,dog; all if empty. For sets in memory."
+    )
     train_size: int = setting(
         0, "Train on the first N examples only; 0: all that are not held out.", lower_bound=0
+    )
+    train_per_class: int = setting(
+        0, "Of these the first N of each class only; 0: all. For sets in memory.", lower_bound=0
     )
     validation_size: int = setting(
         5000, "Hold out the last N training examples for validation.", lower_bound=0
@@ -95,7 +101,10 @@ class Config:
     init_from: str = setting(
         "",
         "Run folder of the same network: start from the weights it is evaluated with; RUN@best or "
-        "RUN@600: from those of that checkpoint.",
+        "RUN@600: from those of that checkpoint. Outputs for classes it does not know are new.",
+    )
+    freeze: str = setting(
+        "none", "Layers that do not learn: none, conv, all_but_head, or their names: c1,s2."
     )
 
     loss: str = setting(
@@ -117,6 +126,9 @@ class Config:
     )
     learning_rate: float = setting(
         0.1, "Peak learning rate; a factor with --schedule=paper.", lower_bound=0.0
+    )
+    head_rate: float = setting(
+        1.0, "Factor on the learning rate of the last layer.", lower_bound=0.0
     )
     schedule: str = setting(
         "cosine",
@@ -207,6 +219,9 @@ class Config:
         if self.codes != "distance13" and self.output != "rbf":
             ways = ("--output=rbf", "--codes=distance13")
             raise conflict(f"--codes={self.codes} needs --output=rbf", *ways)
+        if self.output == "rbf" and self.head_rate != 1:
+            ways = ("--head_rate=1", "--output=softmax")
+            raise conflict("--head_rate is not for --output=rbf, whose codes do not learn", *ways)
         if self.output == "squashed" and self.loss != "mse":
             ways = ("--loss=mse", "--output=softmax")
             raise conflict(f"--output=squashed has no --loss={self.loss}", *ways)

@@ -11,6 +11,7 @@ from common.errors import DataError
 from common.examples import Examples, load
 from common.order import epoch_order, hold_out, order_of_uses, steps_per_epoch
 from common.prepared import DIGITS, about_test_split, data_dirs, find_test_split
+from common.subset import of_classes
 from lenet.config import Config
 
 Stored = UInt8[Array | np.ndarray, "B side side C"]  # 28x28 or 32x32 pixels
@@ -33,18 +34,24 @@ def load_splits(config: Config) -> tuple[Examples, Examples, Examples]:
 
     Raises:
       DataError: the set cannot be read, or its images have a shape that LeNet-5 does not take.
-      UserError: the set is smaller than the settings ask for.
+      UserError: the set has not the classes or examples that the settings ask for.
     """
     folders = data_dirs(config.data_dir, DIGITS)
     splits = "train", find_test_split(config.dataset, folders)
-    train, test = (load(config.dataset, split, folders) for split in splits)
+    train, test = (
+        of_classes(load(config.dataset, split, folders), config.classes) for split in splits
+    )
     require_fit(train)
     if train.image_shape != test.image_shape:
         raise DataError(
             f"{config.dataset}: training images have shape {train.image_shape}, test images "
             f"{test.image_shape}"
         )
-    sizes = dict(train_size=config.train_size, validation_size=config.validation_size)
+    sizes = dict(
+        train_size=config.train_size,
+        validation_size=config.validation_size,
+        train_per_class=config.train_per_class,
+    )
     return *hold_out(train, **sizes), test
 
 

@@ -2,15 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from common import checkpoint, conv
+from common import checkpoint, conv, transfer
 from common.errors import UserError
-from common.network import Network, Trained, class_names, load_init_from, num_elements
+from common.network import Network, Trained, class_names, num_elements
 from common.workdir import read_config
 from lenet.codes import digit_codes
 from lenet.config import Config
@@ -40,7 +39,7 @@ def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> 
 def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Network:
     """What `config` means for images of 28x28 or 32x32 pixels with `in_channels` channels.
 
-    Raises UserError: --output=rbf, and not ten classes.
+    Raises UserError: --output=rbf, and not ten classes; --freeze does not fit.
     """
     if config.output == "rbf" and num_classes != 10:
         raise UserError(
@@ -69,6 +68,8 @@ def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Net
             map_constant=config.map_constant,
             label_smoothing=config.label_smoothing,
         ),
+        head="output",
+        frozen=transfer.frozen_layers(config.freeze, nnx.to_pure_dict(params), "output"),
     )
 
 
@@ -98,19 +99,18 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     return Trained(network_of(meta), state[weights], step, class_names(meta))
 
 
-def given_params(config: Config, names: tuple[str, ...] | None, target) -> Any:
-    """The weights of the run --init_from for the classes `names`, of the shapes of `target`; None
-    without it.
+def given_params(network: Network, names: tuple[str, ...] | None, target) -> tuple:
+    """`common.transfer.given_params` of this network's runs. Raises UserError."""
+    config = network.config
 
-    Raises UserError if there is no such run, or its network is another one.
-    """
-    source = load_init_from(config, load, target, names, "output")
-    if source is None:
-        return None
-    theirs = source.config
-    if c3_connections(theirs.c3, theirs.seed) != c3_connections(config.c3, config.seed):
-        raise UserError(
-            f"--init_from={config.init_from} has other connections in C3 (--c3={theirs.c3}); "
-            "use its --c3 and --seed"
-        )
-    return source.params
+    def load_same_table(folder: str, step: int | str) -> Trained:
+        source = load(folder, step)
+        theirs = source.config
+        if c3_connections(theirs.c3, theirs.seed) != c3_connections(config.c3, config.seed):
+            raise UserError(
+                f"--init_from={config.init_from} has other connections in C3 (--c3={theirs.c3}); "
+                "use its --c3 and --seed"
+            )
+        return source
+
+    return transfer.given_params(network, load_same_table, names, target)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 if find_spec("common") is None:  # python lenet/train.py in a clone that is not installed
@@ -17,7 +18,6 @@ if find_spec("common") is None:  # python lenet/train.py in a clone that is not 
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from common import launch, parallel, step
@@ -45,7 +45,7 @@ class TrainState(NamedTuple):
 def initial_state(network: Network, tx, params) -> TrainState:
     """The state before the first update."""
     average = params if network.config.average_decay else ()
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(network.learning(params)), average)
 
 
 def make_train_steps(network: Network, tx) -> Callable:
@@ -55,10 +55,7 @@ def make_train_steps(network: Network, tx) -> Callable:
 
     def train_step(state: TrainState, batch, add_up):
         grads, sums = step.gradients(network, state.params, batch, add_up)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = step.average(state, params, network.config.average_decay)
-        return TrainState(state.step + 1, params, opt_state, average), sums
+        return TrainState(**step.update(network, tx, state, grads)), sums
 
     def train_steps(state: TrainState, chunk, num_steps, add_up):
         def one_step(k, carry):
@@ -82,7 +79,8 @@ def make_curvature_step(network: Network) -> Callable:
     @jax.jit
     def curvature_step(state: TrainState, images, labels) -> TrainState:
         h = curvature(network.bind(state.params), network.prepare(images), labels, loss)
-        return state._replace(opt_state=state.opt_state._replace(curvature=h))
+        opt_state = state.opt_state._replace(curvature=network.learning(h))
+        return state._replace(opt_state=opt_state)
 
     return curvature_step
 
@@ -96,8 +94,10 @@ def make_eval_step(network: Network) -> Callable:
     return step.make_eval_step(network, logits)
 
 
-def make_task(config: Config) -> Task:
-    """The training that `config` describes. Raises UserError before anything is compiled."""
+def make_task(config: Config, resumed: Path | None = None) -> Task:
+    """The training that `config` describes; of a run that goes on in the folder `resumed` nothing
+    more is needed. Raises UserError before anything is compiled.
+    """
     modes = dict(mode=config.parallel, reduction=config.reduction, batch_size=config.batch_size)
     parallel.require_possible(**modes)  # before minutes go into the data
 
@@ -125,7 +125,7 @@ def make_task(config: Config) -> Task:
         save_every_steps=0,
         placement=placement,
         initial_state=partial(initial_state, network, tx),
-        given_params=partial(given_params, config, train.class_names),
+        given_params=partial(given_params, network, train.class_names),
         chunks=partial(training_chunks, train, config, placement.rows(config.batch_size)),
         train=train_chunk,
         before_epoch=estimate_curvature if config.optimizer == "sdlm" else lambda state, _: state,

@@ -26,6 +26,7 @@ from common.network import Trained
 from common.overlap import trained_on_digits
 from common.prepared import data_dirs, find_test_split
 from common.records import DamagedRecords
+from common.subset import of_classes
 from common.workdir import require_run
 from scripts.runs import is_alexnet
 
@@ -37,6 +38,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("data_dir", "Folder of the prepared sets; the run's own if empty."),
         ("step", "A checkpoint: its step, best (by validation error), or the newest if empty."),
         ("split", "A split or a slice: test, train[55000:]; the run's test split if empty."),
+        ("classes", "Names of the set's classes to score; of the run's own set its own if empty."),
     ):
         flags.DEFINE_string(name, "", what, flag_values=flag_values)
     crops = "AlexNet: the part of an image that it sees."
@@ -79,7 +81,9 @@ def score_lenet(
     dataset = flag_values.dataset or config.dataset
     folders = data_dirs(flag_values.data_dir or config.data_dir, lenet.data.DIGITS)
     split = flag_values.split or find_test_split(dataset, folders)
-    examples = in_memory.load(dataset, split, folders)
+    examples = of_classes(
+        in_memory.load(dataset, split, folders), chosen_classes(flag_values, config)
+    )
     lenet.data.require_fit(examples)
     eval_step = lenet.train.make_eval_step(trained.network)
     eval_step, names = by_name(eval_step, examples, trained, workdir, split)
@@ -102,6 +106,7 @@ def score_alexnet(
     examples = alexnet.data.open_split(
         dataset, data_dir, split, crop_size=config.crop_size, seed=config.seed, damaged=damaged
     )
+    examples = of_classes(examples, chosen_classes(flag_values, config))
     ten, size = flag_values.crops == "ten", config.crop_size
     if ten and not alexnet.augment.views_differ(examples.image_shape, size, config.mirror):
         raise UserError(
@@ -120,6 +125,12 @@ def score_alexnet(
     )
     about = {"dataset": dataset, "split": split, "crops": flag_values.crops, "step": trained.step}
     return about | {"damaged_records": damaged.count, "class_names": names}, sums
+
+
+def chosen_classes(flag_values: flags.FlagValues, config) -> str:
+    """The classes to score: of another set all, unless --classes names some."""
+    own = flag_values.dataset in ("", config.dataset)
+    return flag_values.classes or (config.classes if own else "")
 
 
 def by_name(
