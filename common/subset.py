@@ -58,7 +58,7 @@ def first_of_each_class(examples, count: int):
         if len(of_class) < count:
             raise UserError(
                 f"--train_per_class={count}: {examples.name} has {len(of_class):,} training "
-                f"examples of class {name_of(label, examples.class_names)}"
+                f"examples of class {listed([name_of(label, examples.class_names)])}"
             )
     kept = np.sort(np.concatenate([of_class[:count] for of_class in places]))
     return dataclasses.replace(examples, images=examples.images[kept], labels=examples.labels[kept])

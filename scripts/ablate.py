@@ -150,23 +150,29 @@ def locked(workdir: Path):
 
 
 def runs_of(study: Study, workdir: Path, kept: Path) -> list[Run]:
-    """Those by which values are chosen, as long as one is not; then those of the arms."""
+    """Those by which values are chosen, as long as one is not; then those of the arms. Before
+    either, the runs from which they start, as long as one is not finished.
+    """
     choice = conduct.choice_made(study, workdir, kept)
     open_choices = [arm for arm in study.choose if arm not in choice]
-    if not open_choices:
-        return conduct.final_runs(study, workdir, choice)[1]
-    return [
-        run
-        for arm in open_choices
-        for run in plan.choice_runs(study, arm, plan.choices(study, arm), workdir)
-    ]
+    if open_choices:
+        found = [
+            run
+            for arm in open_choices
+            for run in plan.choice_runs(study, arm, plan.choices(study, arm), workdir)
+        ]
+    else:
+        found = conduct.final_runs(study, workdir, choice)[1]
+    todo = [run for run in found if outcome.read(study, run, kept) is None]
+    return outcome.unfinished_pretraining(study, todo, workdir) or found
 
 
 def print_status(study: Study, workdir: Path, kept: Path) -> None:
     """A row for each seed, a column for each arm: the result, or how far a run is."""
     cells: dict[int, dict[str, str]] = {}
     for run in runs_of(study, workdir, kept):
-        own = [flag for flag in run.flags if flag not in study.arms[run.arm]]
+        common = (*study.arms.get(run.arm, ()), *study.pretraining)
+        own = [flag for flag in run.flags if flag not in common and "--init_from" not in flag]
         column = " ".join([run.arm, *own])
         cells.setdefault(run.seed, {})[column] = conduct.state(study, run, kept)
     columns = list(next(iter(cells.values())))

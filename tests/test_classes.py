@@ -196,9 +196,10 @@ def test_other_classes_than_those_of_init_from_are_named(finished, sets, capsys)
     network, config = NETWORKS[net]
     config = dataclasses.replace(config, dataset=f"{dataset}_fruits", init_from=str(workdir))
     task = network.train.make_task(config)
-    task.given_params(jax.eval_shape(task.network.init))
-    lines = [line for line in capsys.readouterr().err.splitlines() if "--init_from" in line]
-    assert len(lines) == 1 and "apple, kiwi" in lines[0]
+    params, about = task.given_params(jax.eval_shape(task.network.init))
+    assert about["new_classes"] == ["apple", "kiwi"] and about["known_classes"] == ["green"]
+    assert about["new"] == [task.network.head] and params.keys() == set(about["loaded"])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.commands
@@ -212,7 +213,7 @@ def test_codes_of_digits_cannot_be_put_in_another_order(tmp_path, sets):
     write_run(task, tmp_path / "source", config)
     again = dataclasses.replace(config, init_from=str(tmp_path / "source"))
     params = jax.eval_shape(task.network.init)
-    assert lenet.train.make_task(again).given_params(params) is not None
+    assert "f6" in lenet.train.make_task(again).given_params(params)[0]
     turned = dataclasses.replace(again, dataset="backwards")
     with pytest.raises(UserError, match="--output=rbf"):
         lenet.train.make_task(turned).given_params(params)

@@ -61,7 +61,7 @@ class Config:
             raise UserError("--averaging excludes --mode=bug")
 
 
-def make_task(config):
+def make_task(config, resumed):
     return config
 
 

@@ -142,7 +142,7 @@ def toy(rate: float = 0.3, chunk_steps: int = 2, config: ToyConfig = TOY) -> loo
         save_every_steps=0,
         placement=placement,
         initial_state=initial_state,
-        given_params=lambda target: None,
+        given_params=lambda target: ({}, None),
         chunks=chunks,
         train=lambda state, chunk, count: placement.run(state, placement.place_training(chunk)),
         eval_step=placement.over_devices(
@@ -328,7 +328,7 @@ def test_it_starts_from_given_params(tmp_path):
     given = {"layer": {"kernel": np.ones((4, 3), np.float32)}}
     seen = []
     task = toy()._replace(
-        given_params=lambda target: seen.append(target) or given,
+        given_params=lambda target: (seen.append(target) or given, None),
         before_epoch=lambda state, epoch: seen.append(jax.device_get(state)) or state,
     )
     with pytest.raises(Interrupted):

@@ -72,10 +72,11 @@ def train(network, config, workdir, stop=False):
     """The result of a run to its end, or None of one that is stopped as soon as possible."""
     workdir.mkdir(exist_ok=True)
     write_config(config, workdir)
+    task = network.make_task(config, workdir if saved_steps(workdir) else None)
     if not stop:
-        return fit(network.make_task(config), workdir, lambda: None)
+        return fit(task, workdir, lambda: None)
     with pytest.raises(Interrupted):
-        fit(network.make_task(config), workdir, lambda: 15)
+        fit(task, workdir, lambda: 15)
 
 
 def command(net, workdir, config, before="pass"):
@@ -148,7 +149,7 @@ def test_what_is_no_run_of_the_network_is_named(net, tmp_path):
 
 OTHER_MODELS = {
     "lenet": [({"pooling": "trainable"}, "['s2']['bias']"), ({"c3": "random"}, "--c3=random")],
-    "alexnet": [({"num_classes": 12}, "['fc8']['bias']")],
+    "alexnet": [({"widths": "half_small"}, "['conv1']['bias']")],
 }
 
 

@@ -53,14 +53,14 @@ def test_gradients_are_means_and_scores_sums_over_the_examples():
     x, labels = draw.normal(size=(5, 4)).astype(np.float32), np.array([0, 1, 2, 0, 1], np.int32)
     w = jnp.asarray(draw.normal(size=(4, 3)), jnp.float32)
     network = Network(
-        None, 3, 12, (), dict, lambda w: lambda x, keys=None: x @ w, prepare, cross_entropy
+        None, 3, 12, (), dict, lambda w: lambda x, keys=None: x @ w["w"], prepare, cross_entropy
     )
     batch = {"image": x, "label": labels, "draw": np.arange(5)}
-    grads, sums = step.gradients(network, w, batch, on_one_device)
+    grads, sums = step.gradients(network, {"w": w}, batch, on_one_device)
     logits = x.astype(np.float64) @ np.asarray(w, np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     mean = x.T @ (p - np.eye(3)[labels]) / 5
-    np.testing.assert_allclose(grads, mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(grads["w"], mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(sums["loss"], -np.log(p[range(5), labels]).sum(), rtol=1e-5)
     assert sums["errors"] == (logits.argmax(-1) != labels).sum() and sums["count"] == 5
 

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
-from flax import nnx
 
 import lenet.network
 import scripts.checkpoint
@@ -20,7 +20,7 @@ from common import launch
 from common.checkpoint import Checkpointer
 from common.errors import UserError
 from lenet.config import Config
-from lenet.network import build_model, given_params
+from lenet.network import assemble, given_params
 from scripts.faults.stranger import (
     DEMONSTRATIONS,
     GOLDEN,
@@ -66,9 +66,9 @@ def test_a_strangers_checkpoint_is_refused(stranger, name, little_memory, capfd)
     assert message.isprintable() and len(message) < 600
     assert not capfd.readouterr().err
 
-    target = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: build_model(Config())), nnx.Param))
+    network = assemble(Config(init_from=str(workdir)))
     with pytest.raises(UserError):
-        given_params(Config(init_from=str(workdir)), None, target)
+        given_params(network, None, jax.eval_shape(network.init))
 
     assert tool("ls", str(workdir)) == 0
     assert tool("verify", str(workdir)) == (0 if name in ONLY_OF_ANOTHER_MODEL else 74)

@@ -417,8 +417,10 @@ def test_the_best_checkpoint_has_a_name(finished, score):
     params = at_best.params
     assert state_sha256(params) == state_sha256(NETWORKS[network].load(workdir, best).params)
     config = dataclasses.replace(at_best.config, init_from=f"{workdir}@best")
-    given = NETWORKS[network].network.given_params(config, at_best.class_names, params)
+    again = at_best.network._replace(config=config)
+    given, about = NETWORKS[network].network.given_params(again, at_best.class_names, params)
     assert state_sha256(given) == state_sha256(params)
+    assert about["loaded"] and about["new"] == about["frozen"] == [] and about["step"] == best
 
 
 @pytest.mark.slow

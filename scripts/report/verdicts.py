@@ -72,6 +72,10 @@ def _section(study: dict) -> list[str]:
         f"![{study['question']}]({name}/figure.svg)",
         markdown(rows(study)),
     ]
+    if study.get("pretraining"):
+        starting = [arm for arm, own in study["arms"].items() if "{pretrained}" in " ".join(own)]
+        flags = " ".join([*study["base"], *study["pretraining"]])
+        parts.append(f"{' and '.join(starting)}: from a run of the same seed, `{flags}`.")
     for arm, choice in study["choice"].items():
         tried = ", ".join(
             f"{value}: {'diverged' if None in numbers else f'{sum(numbers) / len(numbers):.3g}'}"

@@ -65,9 +65,15 @@ def conduct(
             return f"{'more than ' * censored}{value:g}{'%' * metric.endswith('pct')}"
 
         todo = [run for run in todo if outcome.read(study, run, results_dir) is None]
-        for run in todo:
+        first = outcome.unfinished_pretraining(study, todo, workdir)
+        for run in [*first, *todo]:
             require_same_config(plan.config(study, run), run.workdir)
-        return runner.train(study, todo, jobs=jobs, threads=threads, finished=finished)
+        options = dict(jobs=jobs, threads=threads)
+        failed = first and runner.train(study, first, **options, finished=lambda run: "pretrained")
+        if failed:
+            words = "; ".join(f"{run} ({failure})" for run, failure in failed.items())
+            raise UserError(f"missing: {words}")
+        return runner.train(study, todo, **options, finished=finished)
 
     write()
     for arm in study.choose:

@@ -1,7 +1,7 @@
 """What a study found: the results of its runs, compared in pairs of one seed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import common.flags
@@ -23,14 +23,15 @@ def record_file(study: Study, run: Run, folder: Path) -> Path:
 
 def read(study: Study, run: Run, folder: Path) -> dict | None:
     """The record of a finished run: from its folder, or from results/, where a run of any study has
-    the same settings; else None. Raises UserError if its folder holds a run with other settings.
+    the same settings, or one of this study if it starts from another run, whose settings they do
+    not tell; else None. Raises UserError if its folder holds a run with other settings.
     """
-    own = _own(run)
+    own = _own_of(study, run)
     if own is not None:
-        if not _is_of(own, study, run):
-            raise UserError(f"{run.workdir} holds a run with other settings; use another --workdir")
         return own
-    for path in sorted(folder.glob(f"*/*_seed{run.seed}.json")):
+    starts = bool(plan.config(study, run).init_from)
+    own_record = record_file(study, run, folder)
+    for path in [own_record] if starts else sorted(folder.glob(f"*/*_seed{run.seed}.json")):
         try:
             found = dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
@@ -38,6 +39,21 @@ def read(study: Study, run: Run, folder: Path) -> dict | None:
         if _is_of(found, study, run):
             return found
     return None
+
+
+def unfinished_pretraining(study: Study, todo: Iterable[Run], workdir: Path) -> list[Run]:
+    """The runs from which those in `todo` start, without those whose folder has a result. Raises
+    UserError as `read` does.
+    """
+    first = plan.pretraining_runs(study, todo, workdir)
+    return [run for run in first if _own_of(study, run) is None]
+
+
+def _own_of(study: Study, run: Run) -> dict | None:
+    own = _own(run)
+    if own is not None and not _is_of(own, study, run):
+        raise UserError(f"{run.workdir} holds a run with other settings; use another --workdir")
+    return own
 
 
 def _own(run: Run) -> dict | None:
@@ -138,7 +154,8 @@ def with_other_data(records: Mapping[Run, dict]) -> list[Run]:
     first, others = {}, []
     for run, record in records.items():
         settings = record["settings"]
-        place = settings["dataset"], settings["train_size"], settings["validation_size"]
+        names = ("dataset", "train_size", "validation_size", "classes", "train_per_class")
+        place = tuple(settings.get(name) for name in names)  # older ones lack the last two
         if first.setdefault(place, record["training_set"]) != record["training_set"]:
             others.append(run)
     return others

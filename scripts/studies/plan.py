@@ -23,6 +23,7 @@ CONFIGS: dict[str, ModuleType] = {"lenet": lenet.config, "alexnet": alexnet.conf
 FIRST_SEED = 10  # 0 to 2 are for choices
 CHOICE_SEEDS = (0, 1, 2)
 NONE: Mapping[str, str] = MappingProxyType({})
+PRETRAINED = "{pretrained}"  # in an arm's flags: the folder of its seed's pretraining
 
 
 class Study(NamedTuple):
@@ -44,6 +45,8 @@ class Study(NamedTuple):
       claim, source: the statement that is tested, and where it stands.
       others: what others measured, with sources.
       hours: how long it takes on two cores.
+      pretraining: flags, after those of the base, of a run for each seed that is trained first; an
+        arm with --init_from={pretrained} starts from it. () if none has.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Study(NamedTuple):
     source: str = ""
     others: str = ""
     hours: float = 0.0
+    pretraining: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> bool:
@@ -74,8 +78,8 @@ class Study(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training of a study: its arm, seed, the flags that it has beside the study's base, and
-    its folder.
+    """One training of a study: its arm ("pretrained" of what arms start from), seed, the flags that
+    it has beside the study's base, and its folder.
     """
 
     arm: str
@@ -96,9 +100,14 @@ def runs(study: Study, workdir: Path, chosen: dict[str, str]) -> list[Run]:
     seeds = range(FIRST_SEED, FIRST_SEED + study.pairs)
     own = {arm: (f"--{_setting(study, arm)}={value}",) for arm, value in chosen.items()}
     return [
-        Run(arm, seed, (*arm_flags, *own.get(arm, ())), workdir / arm / f"seed{seed}")
+        Run(
+            arm,
+            seed,
+            (*_flags(study, arm, seed, workdir), *own.get(arm, ())),
+            workdir / arm / f"seed{seed}",
+        )
         for seed in seeds
-        for arm, arm_flags in study.arms.items()
+        for arm in study.arms
     ]
 
 
@@ -108,12 +117,35 @@ def choice_runs(study: Study, arm: str, values: Iterable[str], workdir: Path) ->
         Run(
             arm,
             seed,
-            (*study.arms[arm], f"--{_setting(study, arm)}={value}"),
+            (*_flags(study, arm, seed, workdir), f"--{_setting(study, arm)}={value}"),
             workdir / "choice" / arm / value / f"seed{seed}",
         )
         for seed in CHOICE_SEEDS[: study.choice_seeds]
         for value in values
     ]
+
+
+def pretraining_runs(study: Study, todo: Iterable[Run], workdir: Path) -> list[Run]:
+    """Those that must be finished before the runs `todo`."""
+    seeds = {run.seed for run in todo if _starts_from_pretraining(study, run.arm)}
+    return [
+        Run("pretrained", seed, study.pretraining, _pretrained(workdir, seed))
+        for seed in sorted(seeds)
+    ]
+
+
+def _pretrained(workdir: Path, seed: int) -> Path:
+    return workdir / "pretrained" / f"seed{seed}"
+
+
+def _starts_from_pretraining(study: Study, arm: str) -> bool:
+    return any(PRETRAINED in flag for flag in study.arms[arm])
+
+
+def _flags(study: Study, arm: str, seed: int, workdir: Path) -> list[str]:
+    """An arm's own flags, for one seed."""
+    folder = str(_pretrained(workdir, seed))
+    return [flag.replace(PRETRAINED, folder) for flag in study.arms[arm]]
 
 
 def choices(study: Study, arm: str) -> list[str]:
@@ -158,12 +190,18 @@ def require_sound(study: Study) -> None:
     if len(study.arms) < 2:
         raise UserError(f"{study.name} has one arm, {next(iter(study.arms))}: nothing to compare.")
     configs = first_configs(study)
+    starting = {arm for arm in study.arms if _starts_from_pretraining(study, arm)}
+    if bool(starting) != bool(study.pretraining) or "pretrained" in study.arms:
+        raise UserError(f"--init_from={PRETRAINED} goes with pretraining, which no arm is called")
+    for run in pretraining_runs(study, runs(study._replace(pairs=1), Path(), {}), Path()):
+        config(study, run)
     for (a, one), (b, other) in itertools.combinations(configs.items(), 2):
         alike = study.network(a) == study.network(b)
         if alike and not common.flags.changes(dataclasses.asdict(one), other):
             raise UserError(f"arms {a} and {b} do not differ in what changes a result.")
-        if one.dataset != other.dataset:
-            raise UserError(f"arms {a} and {b} have other data: {one.dataset}, {other.dataset}.")
+        ours, theirs = (" ".join((each.dataset, each.classes)).strip() for each in (one, other))
+        if ours != theirs:
+            raise UserError(f"arms {a} and {b} have other data: {ours}, {theirs}.")
     waits = {(*stopping.criteria(each).items(), each.num_epochs) for each in configs.values()}
     if study.ratio and (len(waits) > 1 or any(len(each) == 1 for each in waits)):
         raise UserError(
@@ -264,7 +302,8 @@ def from_json(path: Path) -> Study:
     given = read_json(path)
     try:
         fields = {name: given[name] for name in Study._fields if name in given}
-        fields |= {name: tuple(fields[name]) for name in ("base", "added")}
+        listed = ("base", "added", "pretraining")  # the last one is younger than some files
+        fields |= {name: tuple(fields[name]) for name in listed if name in fields}
         arms = {arm: tuple(own) for arm, own in fields["arms"].items()}
         return Study(**fields | {"arms": arms})
     except (KeyError, TypeError, AttributeError) as error:
@@ -273,7 +312,7 @@ def from_json(path: Path) -> Study:
 
 def require_same(study: Study, old: Study, where: Path) -> None:
     """Raises UserError if `old`, which stands in the folder `where`, has other runs or arms."""
-    for name in ("base", "arms", "added", "model", "models", "choose", "metric"):
+    for name in ("base", "arms", "added", "pretraining", "model", "models", "choose", "metric"):
         before, now = old._asdict()[name], study._asdict()[name]
         if before != now or list(before) != list(now):  # the order of arms says which is the first
             raise UserError(
