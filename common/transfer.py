@@ -134,7 +134,7 @@ def table(about: dict | None, network: Network) -> list[str]:
             shown = [listed(about[classes]) for kind, classes in kinds if layer in about[kind]]
             start = [f"{each} ({of})" for each, of in zip(start, shown, strict=True)]
         rate = f"at {head_rate:g} times the rate" if layer == head and head_rate != 1 else "yes"
-        rows.add_row(layer, "; ".join(start), "no" if layer in about["frozen"] else rate)
+        rows.add_row(layer, "\n".join(start), "no" if layer in about["frozen"] else rate)
     console = Console(file=io.StringIO(), width=WIDTH, markup=False, highlight=False)
     console.print(rows)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]

@@ -14,6 +14,12 @@ FIGURE_1 = (
     ),
     *("--augmentation=none", "--num_epochs=120", "--stop_at_train_error_pct=25"),
 )
+# All epochs are short: 250 and 500 training images.
+FIVE_DIGITS = (*DECK, "--classes=5,6,7,8,9", "--train_per_class=50", "--batch_size=25")
+FIVE_PHOTOS = (
+    *("--preset=small", "--noten_crop", "--classes=dog,frog,horse,ship,truck"),
+    *("--train_per_class=100", "--batch_size=50", "--validation_size=2500", "--num_epochs=60"),
+)
 LECUN, KRIZHEVSKY = "LeCun et al. 1998", "Krizhevsky et al. 2012"
 CAFFENET = "on ImageNet at 128 pixels (ducha-aiki/caffenet-benchmark, top-1 accuracy)"
 
@@ -271,6 +277,43 @@ STUDIES = {
             claim="Rates of their own, from second derivatives, let the weights learn faster.",
             source=f"{LECUN}, appendix C",
             hours=4.0,
+        ),
+        Study(
+            "transfer_lenet",
+            "50 examples each of 5 to 9: does it help to know 0 to 4?",
+            FIVE_DIGITS,
+            {"scratch": (), "transfer": ("--init_from={pretrained}",)},
+            pretraining=(
+                *("--classes=0,1,2,3,4", "--train_per_class=0", "--batch_size=128"),
+                "--num_epochs=10",
+            ),
+            choose={
+                "scratch": "learning_rate=0.05,0.1,0.2",
+                "transfer": "learning_rate=0.05,0.1,0.2",
+            },
+            margin=0.5,
+            claim="Features learned for one task are reused for another.",
+            source="the lecture, transfer learning",
+            hours=0.4,
+        ),
+        Study(
+            "transfer_alexnet",
+            "100 photos each of five classes: does it help to know five others?",
+            FIVE_PHOTOS,
+            {"scratch": (), "transfer": ("--init_from={pretrained}", "--head_rate=10")},
+            model="alexnet",
+            pretraining=(
+                *("--classes=airplane,automobile,bird,cat,deer", "--train_per_class=0"),
+                *("--batch_size=128", "--num_epochs=20"),
+            ),
+            choose={
+                "scratch": "learning_rate=0.01,0.03,0.1",
+                "transfer": "learning_rate=0.001,0.003,0.01",
+            },
+            margin=1.0,
+            claim="Weights that were pre-trained on a large set help with a small one.",
+            source="the lecture, transfer learning",
+            hours=1.5,
         ),
         Study(
             "cifar13",

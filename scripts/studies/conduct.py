@@ -64,13 +64,15 @@ def conduct(
             value, censored = outcome.measured(results.read(run.workdir), metric)
             return f"{'more than ' * censored}{value:g}{'%' * metric.endswith('pct')}"
 
+        def test_error(run: Run) -> str:
+            return f"{results.read(run.workdir)['test_error_pct']:g}%"
+
         todo = [run for run in todo if outcome.read(study, run, results_dir) is None]
         first = outcome.unfinished_pretraining(study, todo, workdir)
         for run in [*first, *todo]:
             require_same_config(plan.config(study, run), run.workdir)
         options = dict(jobs=jobs, threads=threads)
-        failed = first and runner.train(study, first, **options, finished=lambda run: "pretrained")
-        if failed:
+        if first and (failed := runner.train(study, first, **options, finished=test_error)):
             words = "; ".join(f"{run} ({failure})" for run, failure in failed.items())
             raise UserError(f"missing: {words}")
         return runner.train(study, todo, **options, finished=finished)
