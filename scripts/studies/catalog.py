@@ -292,8 +292,8 @@ STUDIES = {
                 "transfer": "learning_rate=0.05,0.1,0.2",
             },
             margin=0.5,
-            claim="Features learned for one task are reused for another.",
-            source="the lecture, transfer learning",
+            claim="Pre-trained weights help with other tasks.",
+            source="the lecture, of AlexNet",
             hours=0.4,
         ),
         Study(
@@ -311,8 +311,8 @@ STUDIES = {
                 "transfer": "learning_rate=0.001,0.003,0.01",
             },
             margin=1.0,
-            claim="Weights that were pre-trained on a large set help with a small one.",
-            source="the lecture, transfer learning",
+            claim="Transfer from pre-trained weights achieves exceptional performance.",
+            source="the lecture, of ImageNet's weights",
             hours=1.5,
         ),
         Study(
