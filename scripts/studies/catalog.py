@@ -308,7 +308,7 @@ STUDIES = {
             ),
             choose={
                 "scratch": "learning_rate=0.01,0.03,0.1",
-                "transfer": "learning_rate=0.001,0.003,0.01",
+                "transfer": "learning_rate=0.003,0.01,0.03",
             },
             margin=1.0,
             claim="Transfer from pre-trained weights achieves exceptional performance.",
