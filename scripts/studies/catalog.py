@@ -294,7 +294,7 @@ STUDIES = {
             margin=0.5,
             claim="Pre-trained weights help with other tasks.",
             source="the lecture, of AlexNet",
-            hours=0.4,
+            hours=0.2,
         ),
         Study(
             "transfer_alexnet",
@@ -313,7 +313,7 @@ STUDIES = {
             margin=1.0,
             claim="Transfer from pre-trained weights achieves exceptional performance.",
             source="the lecture, of ImageNet's weights",
-            hours=1.5,
+            hours=1.0,
         ),
         Study(
             "cifar13",
