@@ -6,6 +6,7 @@ by jaxtyping, everything else by beartype.
 """
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -142,3 +143,58 @@ def score(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, that of the system or Playwright's own."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is missing: pip install -r requirements-dev.txt"
+    )
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as started:
+        try:
+            opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: apt-get install chromium ({str(error).splitlines()[0]})")
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def contrasts():
+    """contrasts(page): [text, contrast] of the elements of a page in the browser that have text of
+    their own, by WCAG 2's formula, lowest first; what is translucent is laid over what is below it.
+    """
+    return lambda page: page.evaluate(CONTRASTS)
+
+
+CONTRASTS = """
+() => {
+  const parse = color => {
+    const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = (top, below) => below.map((v, i) => top[i] * top[3] + v * (1 - top[3]));
+  const ground = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement)
+      layers.push(parse(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const light = color => {
+    const linear = v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+    const [r, g, b] = color.map(v => linear(v / 255));
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.checkVisibility()) continue;
+    const below = ground(e), text = over(parse(getComputedStyle(e).color), below);
+    const [low, high] = [light(below), light(text)].sort((a, b) => a - b);
+    found.push([e.textContent.trim().slice(0, 40), (high + .05) / (low + .05)]);
+  }
+  return found.sort((a, b) => a[1] - b[1]);
+}
+"""
