@@ -80,7 +80,7 @@ def encoded(values: np.ndarray) -> dict[str, Any]:
 
 
 def shown(name: str) -> str:
-    """The name of a class without control characters and marks that reverse it."""
+    """A name without control characters and marks that reverse it."""
     return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 

@@ -521,7 +521,7 @@ function update() {
   const computed = performance.now();
   showLayers();
   const [network_ms, all_ms] = [computed - began, performance.now() - began];
-  $("speed").textContent = `The network took ${network_ms.toFixed(1)} ms, this picture of it ${all_ms.toFixed(1)} ms.`;
+  $("speed").textContent = `The network took ${network_ms.toFixed(1)} ms, with all that is shown ${all_ms.toFixed(1)} ms.`;
   announce();
 }
 

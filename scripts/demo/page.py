@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import markupsafe
 
-from scripts.demo.contents import Contents
+from scripts.demo.contents import Contents, shown
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("network.js", "normalize.js", "view.js", "main.js")
@@ -33,6 +33,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["shown"] = shown
     script = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
     style = (FOLDER / "style.css").read_text()
     return environment.get_template("page.html.jinja").render(
