@@ -11,6 +11,7 @@ from absl import flags
 
 from common import launch, runtime
 from common.errors import UserError
+from common.storage import require_place
 from common.workdir import write_atomic
 from scripts.demo.contents import contents_of
 from scripts.demo.page import render
@@ -31,10 +32,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues) -> None:
     out = Path(flag_values.out).expanduser()
-    if out.is_dir() or out.suffix != ".html":
-        raise UserError(f"--out={out} must name a file that ends in .html")
-    if not out.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.parent}")
+    require_place(out, "--out", ".html")
     workdir = Path(flag_values.workdir).expanduser()
     if is_alexnet(workdir):
         raise UserError(f"{workdir} is an AlexNet run; the page shows LeNet-5")
