@@ -43,10 +43,11 @@ from alexnet.optimizer import (
 )
 from common import launch, metrics, parallel, step
 from common.errors import UserError
-from common.loop import Task, fit, other_training_set
+from common.loop import Task, fit
 from common.network import Network
 from common.order import steps_per_epoch
 from common.records import REPLACED, DamagedRecords
+from common.start_up import other_training_set
 
 DROPOUT = 2**31 + 1  # folded into key(seed): apart from the keys of initial weights, augmentation
 EVAL_VALUES = 10_000_000  # input values of a batch of evaluation: 64 crops of 227x227x3

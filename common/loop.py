@@ -11,13 +11,13 @@ import numpy as np
 from common import stopping
 from common.checkpoint import Checkpointer
 from common.digests import state_sha256
-from common.errors import DataError, Interrupted
+from common.errors import Interrupted
 from common.evaluation import evaluate
-from common.flags import require_settings, settings_of
+from common.flags import settings_of
 from common.metrics import is_chance, summarize
 from common.network import Network
 from common.parallel import Placement
-from common.start_up import remarks, start_up_lines
+from common.start_up import remarks, restore_or_start, start_up_lines
 from common.transfer import table
 from common.workdir import best_of, saved_steps
 from common.writer import Writer
@@ -230,40 +230,9 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
     }
 
 
-def restore_or_start(task: Task, checkpointer: Checkpointer, workdir: Path) -> tuple:
-    """(step, state, what was saved with it) of the newest checkpoint, or of a new run."""
-
-    def new_state(params):  # those of the layers that do not start anew
-        return task.initial_state({**task.network.init(), **params})
-
-    target = task.placement.abstract(lambda: new_state({}))
-    task.placement.state_shardings(target)  # refuses what cannot be split, before compiling
-    if restored := checkpointer.restore_newest(target):
-        step, state, meta = restored
-        require_settings(task.config, meta, workdir / "checkpoints")
-        names = list(task.facts.get("class_names") or ())
-        for name, value in (task.training_set | {"class_names": names}).items():
-            if value and (meta.get(name) or value) != value:  # older checkpoints lack some
-                raise other_training_set(task.config, f"{name} in {workdir}")
-        task.restored(state, meta)
-    else:
-        start = jax.jit(new_state, out_shardings=task.placement.replicated)
-        given, transfer = task.given_params(target.params)
-        step, state, meta = 0, start(given), {"transfer": transfer}
-    return step, task.placement.place_state(state), meta
-
-
 def evaluated_params(state) -> Any:
     """The weights that evaluation uses: their average where there is one."""
     return state.average if state.average != () else state.params
-
-
-def other_training_set(config, what: str) -> DataError:
-    """The error of a resume on other data."""
-    return DataError(
-        f"{config.dataset} is not the training set that this run was started with: {what} "
-        "differs. Point --data_dir at the old one, or use another --workdir."
-    )
 
 
 def numbers(sums: dict) -> dict[str, float | int]:

@@ -1,12 +1,18 @@
-"""The first lines of a run: what a user should know before it takes hours."""
+"""How a run begins: from its newest checkpoint or anew, and what a user should know before it takes
+hours.
+"""
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from common import stopping
+from common.checkpoint import Checkpointer
 from common.classes import listed, name_of
+from common.errors import DataError
 from common.examples import Examples, cache_file, cached
+from common.flags import require_settings
 from common.records import Records, parse
 
 MAX_READ = 10_000  # records of a streamed split that are read for their labels
@@ -89,3 +95,37 @@ def _labels(examples) -> np.ndarray | None:
 def _read_labels(records: Records) -> np.ndarray:
     """(n,) int32: the labels of the records. Raises what reading a damaged one does."""
     return np.array([parse(records.source[i])[1] for i in range(len(records))], np.int32)
+
+
+def restore_or_start(task, checkpointer: Checkpointer, workdir: Path) -> tuple:
+    """(step, state, what was saved with it) of the newest checkpoint, or of a new run.
+
+    Raises DataError where `task` (`common.loop.Task`) has another training set than the run.
+    """
+
+    def new_state(params):  # those of the layers that do not start anew
+        return task.initial_state({**task.network.init(), **params})
+
+    target = task.placement.abstract(lambda: new_state({}))
+    task.placement.state_shardings(target)  # refuses what cannot be split, before compiling
+    if restored := checkpointer.restore_newest(target):
+        step, state, meta = restored
+        require_settings(task.config, meta, workdir / "checkpoints")
+        names = list(task.facts.get("class_names") or ())
+        for name, value in (task.training_set | {"class_names": names}).items():
+            if value and (meta.get(name) or value) != value:  # older checkpoints lack some
+                raise other_training_set(task.config, f"{name} in {workdir}")
+        task.restored(state, meta)
+    else:
+        start = jax.jit(new_state, out_shardings=task.placement.replicated)
+        given, transfer = task.given_params(target.params)
+        step, state, meta = 0, start(given), {"transfer": transfer}
+    return step, task.placement.place_state(state), meta
+
+
+def other_training_set(config, what: str) -> DataError:
+    """The error of a resume on other data."""
+    return DataError(
+        f"{config.dataset} is not the training set that this run was started with: {what} "
+        "differs. Point --data_dir at the old one, or use another --workdir."
+    )
