@@ -330,7 +330,7 @@ def test_odd_results_do_no_harm(tmp_path, odd):
     check(page.render([Subject("run", "run", about.summary(run), parts, [])]))
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_a_run_that_is_not_finished(inspect, tmp_path):
     out = tmp_path / "report.html"
     assert inspect(GOLDEN / "lenet_deck", f"--out={out}")[0] == 0
@@ -379,7 +379,7 @@ def test_a_finished_run_with_a_picture_of_ones_own(inspect, tmp_path, few_exampl
         Image.open(path).load() if path.suffix == ".png" else ElementTree.parse(path)
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_a_run_without_its_data_and_one_with_it(inspect, tmp_path, monkeypatch, few_examples):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     run, out = GOLDEN / "alexnet_cifar18", tmp_path / "report.html"

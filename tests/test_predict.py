@@ -146,7 +146,7 @@ def test_lenet_names_digits_as_it_does_in_an_evaluation(named, tmp_path):
         np.testing.assert_allclose(values, probabilities[labels], rtol=1e-4)
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_alexnet_takes_one_crop_or_ten(named, photo, tmp_path):
     trained = alexnet.load(GOLDEN / "alexnet_cifar18")
     photo.resize((32, 32)).save(tmp_path / "photo.png")

@@ -324,9 +324,8 @@ def test_the_command_checks_the_pages_and_writes_them(monkeypatch, tmp_path, cap
         code = launch.run_tool(report.define_flags, report.main, argv, ("[RUN ...]",))
         return code, "".join(capsys.readouterr())
 
-    for page in report.PAGES:
-        (tmp_path / page).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / page, tmp_path / page)
+    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    monkeypatch.setattr(report, "PAGES", ("README.md",))  # the ledger of another one takes seconds
     monkeypatch.setattr(report, "ROOT", tmp_path)
     assert run("--check") == (0, "")
     old = (tmp_path / "README.md").read_text()

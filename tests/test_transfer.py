@@ -387,7 +387,7 @@ def test_a_table_shows_no_control_characters():
     assert table(None, network) == []
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", ["conv", "all_but_head"])
 def test_a_frozen_run_resumes_to_the_bit_and_moves_nothing_that_is_frozen(source, freeze, tmp_path):
     """The source's folder is needed no more."""
@@ -421,7 +421,7 @@ def test_a_frozen_run_resumes_to_the_bit_and_moves_nothing_that_is_frozen(source
     assert again.class_names == tuple(OTHERS[net].split(","))
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_images_are_prepared_as_those_of_the_source(tmp_path):
     train("alexnet", tmp_path / "source", PHOTOS)
     theirs = alexnet.network.load(tmp_path / "source").statistics
@@ -462,7 +462,7 @@ def test_other_settings_and_layers_are_told(source, tmp_path, capsys):
         task.given_params(jax.eval_shape(task.network.init))
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_layers_may_be_frozen_as_they_were_drawn(tmp_path):
     config = dataclasses.replace(DIGITS, freeze="c1,c3")
     result = train("lenet", tmp_path / "run", config)
@@ -472,7 +472,7 @@ def test_layers_may_be_frozen_as_they_were_drawn(tmp_path):
     assert result["transfer"]["loaded"] == [] and result["transfer"]["frozen"] == ["c1", "c3"]
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_the_second_order_method_leaves_frozen_layers_alone(tmp_path):
     """Its first update of the others is the one that it makes without --freeze."""
     config = from_preset(
@@ -531,7 +531,7 @@ TINY = (
 )
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_the_command_says_what_is_loaded_frozen_and_new(tmp_path):
     first = command("lenet", *TINY, "--classes=0,1,2,3,4", "--workdir=first", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
