@@ -95,7 +95,7 @@ def forget_names(net: str, workdir, copy) -> None:
         checkpointer.save(step, state, meta)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=["lenet", pytest.param("alexnet", marks=pytest.mark.slow)])
 def finished(request, tmp_path_factory, sets, compiled_quickly, compiled_once):
     """(network, folder, result) of a run that tells blue, green and red apart."""
     workdir = tmp_path_factory.mktemp("runs") / request.param

@@ -167,7 +167,7 @@ def test_an_old_folder_with_overlapping_splits_resumes(command, tmp_path):
 DIGITS = lenet.config.Config(dataset="mnist10k", train_size=40, validation_size=40, batch_size=4)
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_the_embedded_digits_are_no_test_set_of_a_network_trained_on_mnist(
     tmp_path, sets, capsys, monkeypatch
 ):

@@ -210,7 +210,7 @@ def test_run_as_a_file_it_is_the_same_where_installed_and_else_one_line(net, tmp
     assert done.returncode == 2 and "--num_epochs=0" in done.stderr, done.stderr
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"c[1]\\ b'\"%20*\n", b"c\xff"])
 def test_whatever_the_folder_of_the_clone_is_called(tmp_path, name):
     """It works, or is refused in one line, before training."""

@@ -346,7 +346,7 @@ def test_nothing_begins_anew_where_the_checkpoints_were_removed(finished, here, 
         (workdir / "checkpoints").write_text("")
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_a_run_that_diverged_says_so(tmp_path):
     """Its loss is finite, so that nothing ended it."""
     flags = [*TINY["lenet"], "--learning_rate=50", "--schedule=constant"]

@@ -100,7 +100,7 @@ def state_of(net: str, workdir: Path, config):
         return jax.device_get(checkpointer.restore_newest(target)[1])
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=["lenet", pytest.param("alexnet", marks=pytest.mark.slow)])
 def source(request, tmp_path_factory, sets, compiled_quickly, compiled_once):
     """(network, folder of a run on some of its classes, config of one on others)."""
     net = request.param
