@@ -348,7 +348,7 @@ def test_a_run_that_is_not_finished(inspect, tmp_path):
     assert html.count(">X</td>") == 60  # of Table I
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_a_finished_run_with_a_picture_of_ones_own(inspect, tmp_path, few_examples):
     digits = np.zeros((28, 28), np.uint8)
     digits[4:24, 12:16] = 255

@@ -129,7 +129,7 @@ def test_records_are_shared_as_often_as_they_are_in_both(train, test):
     assert [int(sentence.split()[0]) for sentence in found] == expected
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_a_run_that_may_overlap_says_so(command, tmp_path):
     flags = ["--test_split=train[:5]", "--allow_overlap"]
     code, errors = command(PHOTOS, tmp_path / "run", *flags)

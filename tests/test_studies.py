@@ -377,7 +377,7 @@ def test_the_state_of_a_run(tmp_path):
     assert conduct.state(OWN, run, tmp_path / "kept") == "epoch 1.0 of 2"
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_an_array_job_has_every_run(tmp_path):
     flags = (*AD_HOC, "--workdir=act", "--sbatch=job.sh")
     done = program(*flags, cwd=tmp_path)

@@ -187,7 +187,7 @@ def test_what_a_run_leaves(finished):
         assert all(("top5_error_pct" in line) == (line["split"] != "train") for line in lines)
 
 
-@pytest.mark.commands
+@pytest.mark.slow
 def test_a_command_that_ends_at_an_error(tmp_path):
     """After the first epoch of ten at or below it; the newest checkpoint is left, and the one that
     was the best before it was scored.
