@@ -381,8 +381,9 @@ def restore_part(workdir: Path, config, target_of: Callable, step: int | str | N
     """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
     running run.
 
-    `step` may be "newest" too, or "best": of the least validation error. Raises UserError if there
-    is no such checkpoint, it is not of `config`, or JAX is set to 64 bits.
+    `step` may be "newest" too, or "best": of the least validation error; a number may be text, as a
+    flag has it. Raises UserError if there is no such checkpoint, it is not of `config`, or JAX is
+    set to 64 bits.
     """
     if jax.config.jax_enable_x64:
         raise UserError("networks are float32, and jax_enable_x64 is on: unset JAX_ENABLE_X64")
@@ -393,6 +394,8 @@ def restore_part(workdir: Path, config, target_of: Callable, step: int | str | N
                 f"{workdir} names no best checkpoint: none was scored on the validation split yet "
                 "(--track=validation does so after each epoch), or it is of an older version"
             )
+    if isinstance(step, str) and step.isdecimal():
+        step = int(step)
     steps = saved_steps(workdir)
     if step not in (None, "newest") and not (isinstance(step, int) and step in steps):
         raise UserError(f"{workdir} has no checkpoint of step {step!r}; it has {steps or 'none'}")

@@ -116,7 +116,7 @@ def load_init_from(config, load: Callable) -> Trained | None:
     folder, step = config.init_from, "newest"
     named = re.fullmatch(r"(.+)@(best|newest|\d+)", folder, re.DOTALL)
     if named and not Path(folder).expanduser().exists():
-        folder, step = named[1], int(named[2]) if named[2].isdecimal() else named[2]
+        folder, step = named[1], named[2]
     return load(folder, step)
 
 

@@ -52,9 +52,8 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
         raise UserError("name the folder of one run, such as runs/first")
     workdir = Path(given[0]).expanduser()
     require_run(workdir)
-    step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step or None
     score = score_alexnet if is_alexnet(workdir) else score_lenet
-    result, sums = score(workdir, step, flag_values)
+    result, sums = score(workdir, flag_values.step or None, flag_values)
     names = result.pop("class_names")
     result |= {"num_examples": int(sums["count"])} | metrics.summarize(sums)
     if "confusion" in sums:
@@ -71,7 +70,7 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
 
 
 def score_lenet(
-    workdir: Path, step: int | str | None, flag_values: flags.FlagValues
+    workdir: Path, step: str | None, flag_values: flags.FlagValues
 ) -> tuple[dict, dict]:
     """What was scored, and its sums."""
     if flag_values.crops != "center":
@@ -94,7 +93,7 @@ def score_lenet(
 
 
 def score_alexnet(
-    workdir: Path, step: int | str | None, flag_values: flags.FlagValues
+    workdir: Path, step: str | None, flag_values: flags.FlagValues
 ) -> tuple[dict, dict]:
     """What was scored, and its sums."""
     trained = alexnet.network.load(workdir, step)

@@ -84,10 +84,9 @@ def main(flag_values: flags.FlagValues, *words: str) -> None:
     if flag_values.show:
         require_place(show_at, "--show", ".png")
     workdir = Path(flag_values.workdir).expanduser()
-    step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step or None
     files = list(find_pictures(words))
     runtime.use_compilation_cache()
-    trained = load_run(workdir, step)
+    trained = load_run(workdir, flag_values.step or None)
     shape = trained.network.image_shapes[0]
     has_digits(trained.network, flag_values.digit, shape)  # or refuses --digit=on
     if flag_values.crops == "ten":

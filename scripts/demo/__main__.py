@@ -37,8 +37,7 @@ def main(flag_values: flags.FlagValues) -> None:
     if is_alexnet(workdir):
         raise UserError(f"{workdir} is an AlexNet run; the page shows LeNet-5")
     runtime.use_compilation_cache()
-    step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step or None
-    trained = load_run(workdir, step)
+    trained = load_run(workdir, flag_values.step or None)
     page = render(contents_of(trained, flag_values.data_dir)).encode()
     if len(page) > MAX_BYTES:
         classes = f"{trained.network.num_classes:,} classes"
