@@ -185,6 +185,12 @@ def wait_until(tab, expression: str) -> None:
         tab.wait_for_timeout(50)
 
 
+def show_numbers(tab) -> None:
+    """Opens the products as numbers; the page fills them in when it is told of the opening."""
+    tab.locator("#numbers summary").click()
+    wait_until(tab, "document.querySelector('#products table')")
+
+
 @pytest.fixture
 def show(browser, tmp_path, monkeypatch):
     """show(trained, **options): its page, opened; afterwards nothing may have gone wrong on it."""
@@ -282,7 +288,7 @@ def test_a_unit_of_c3_is_the_sum_of_its_products(name, show):
         z = float(re.search(r"= z = (-?[\d.]+)\.", tab.inner_text("#total").replace("−", "-"))[1])
         assert z == pytest.approx(products[..., seen].sum() + bias, abs=0.006)
     tab.locator("#strongest").click()
-    tab.locator("#numbers summary").click()
+    show_numbers(tab)
     assert tab.locator("#products table").count() == 6
 
 
@@ -425,7 +431,7 @@ def test_hostile_names_and_many_classes_in_a_browser(show):
 def test_the_page_is_accessible(width, scheme, show, contrasts):
     trained = untrained(**RUNS["paper"])
     tab = show(trained, width, color_scheme=scheme, reduced_motion="reduce")
-    tab.locator("#numbers summary").click()
+    show_numbers(tab)
     small = tab.evaluate(SMALL_TARGETS)
     assert small == []
     assert tab.evaluate(NAMELESS) == []
