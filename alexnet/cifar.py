@@ -137,7 +137,7 @@ class CifarNet(LayerSequence):
         if name.startswith("norm"):
             return self.norm(x)
         if name == "fc10":
-            x = x.reshape(len(x), -1)
+            x = x.reshape(x.shape[0], -1)
         return getattr(self, name)(x)
 
 

@@ -186,7 +186,7 @@ class AlexNet(LayerSequence):
         if kind in ("activation", "pool", "norm", "map_norm"):
             return getattr(self, kind)(x)
         if kind == "fc":
-            x = self.before_fc(x.reshape(len(x), -1))  # (B, 6, 6, 256) -> (B, 9216)
+            x = self.before_fc(x.reshape(x.shape[0], -1))  # (B, 6, 6, 256) -> (B, 9216)
         return getattr(self, name)(x)
 
 

@@ -33,7 +33,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 from jaxtyping import Array, Float
 
 # B examples, H rows and W columns of pixels; kernels are (kh, kw, in, out).
@@ -76,6 +76,9 @@ def cpu_convolution(
     **options,
 ) -> Float[Array, "N rows columns outputs"]:
     """`lax.conv_general_dilated` in the form that is fast on a CPU."""
+    if is_exported(inputs.shape[0]):
+        options["feature_group_count"] = feature_group_count
+        return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
     if feature_group_count > 1:
         parts = (jnp.split(array, feature_group_count, axis=-1) for array in (inputs, kernel))
         groups = [
@@ -102,6 +105,13 @@ def cpu_convolution(
     if not few and has_winograd(inputs.shape, kernel.shape, sides):
         return winograd_convolution(inputs, kernel, sides, preferred_element_type=element_type)
     return lax.conv_general_dilated(inputs, kernel, window_strides, sides, **options)
+
+
+def is_exported(batch) -> bool:
+    """Whether a program is traced for batches of any size (`jax.export`): it will run on any
+    backend, and the plain convolution suits all of them.
+    """
+    return export.is_symbolic_dim(batch)
 
 
 def masked(convolution: Callable, mask: Float[np.ndarray, "kh kw inputs outputs"]) -> Callable:
@@ -134,6 +144,8 @@ def banded_convolution(x: BatchLast, kernel: Kernel) -> BatchLastOutputs:
     copied at once.
     """
     height, channels, width, batch = x.shape
+    if is_exported(batch):
+        return lax_convolution(x, kernel)
     kernel_height, kernel_width, _, features = kernel.shape
     rows, columns = height - kernel_height + 1, width - kernel_width + 1  # of the output
     n, m = block_of_outputs(rows, columns)

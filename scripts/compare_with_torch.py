@@ -27,8 +27,7 @@ from alexnet.network import assemble
 from common import launch, provenance
 from common.errors import UserError
 from common.workdir import write_atomic
-
-WEIGHTED = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+from scripts.convert.layouts import LAYERS, to_ours
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -92,15 +91,6 @@ def torch_alexnet(torch):
     )
 
 
-def to_ours(name: str, weight: np.ndarray) -> np.ndarray:
-    """PyTorch's (out, in, kh, kw) or (out, in) as our (kh, kw, in, out) or (in, out); fc6's inputs
-    are maps, rows, columns there and rows, columns, maps here.
-    """
-    if name == "fc6":
-        weight = weight.reshape(-1, 256, 6, 6).transpose(0, 2, 3, 1).reshape(-1, 9216)
-    return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
-
-
 def compare(torch, batch_size: int, seed: int) -> dict:
     """The largest differences of one training step."""
     torch.manual_seed(seed)
@@ -120,10 +110,10 @@ def compare(torch, batch_size: int, seed: int) -> dict:
     # ---- ours, with their weights
     unused = Statistics(np.zeros((224, 224, 3), np.float32), np.eye(3, dtype=np.float32))
     network = assemble(preset(), 1000, unused)  # the images are prepared already
-    layers = dict(zip(WEIGHTED, filter(has_weights, theirs), strict=True))
+    layers = dict(zip(LAYERS, filter(has_weights, theirs), strict=True))
     params = {
         name: {
-            "kernel": to_ours(name, layer.weight.detach().numpy()),
+            "kernel": to_ours(layer.weight.detach().numpy(), name),
             "bias": layer.bias.detach().numpy(),
         }
         for name, layer in layers.items()
@@ -171,7 +161,7 @@ def compare(torch, batch_size: int, seed: int) -> dict:
         for name in layers:
             for kind in ("kernel", "bias"):
                 their_grad = next(found).numpy()
-                their_grad = to_ours(name, their_grad) if kind == "kernel" else their_grad
+                their_grad = to_ours(their_grad, name) if kind == "kernel" else their_grad
                 there = difference(our_grads[name][kind], their_grad), f"{name} {kind}, image {i}"
                 farthest[switched[i] > 0] = max(farthest[switched[i] > 0], there)
     return {

@@ -22,6 +22,7 @@ from scripts import ablate, compare_with_torch, evaluate, predict, prepare_data,
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
+from scripts.convert import __main__ as convert
 from scripts.faults import campaign as faults
 from scripts.inspect import __main__ as inspect
 from scripts.report import __main__ as report
@@ -72,8 +73,8 @@ def test_every_flag_named_exists():
     known = {"workdir", "flagfile", "preset", "help", *Processes._fields, *OF_TEST_SH}
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
-    tools = (ablate, benchmark, claims, compare_with_torch, evaluate, faults, predict, prepare_data)
-    for tool in (*tools, inspect, report, summarize):
+    tools = (ablate, benchmark, claims, compare_with_torch, convert, evaluate, faults, predict)
+    for tool in (*tools, prepare_data, inspect, report, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in LINKED_PAGES:
