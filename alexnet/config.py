@@ -58,7 +58,9 @@ class Config:
         "Pixels (0 to 255) minus the mean image (2), or each channel to mean 0 and deviation 1.",
         choices=("mean_image", "standardized"),
     )
-    crop_size: int = setting(227, "Height and width of the network's input.", lower_bound=1)
+    crop_size: int = setting(
+        227, "Height and width of the network's input.", lower_bound=1, upper_bound=4096
+    )
     pad: int = setting(0, "Pixels of padding (the mean) before a random crop.", lower_bound=0)
     augmentation: str = setting(
         "crop_flip",
