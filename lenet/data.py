@@ -14,8 +14,9 @@ from common.prepared import DIGITS, about_test_split, data_dirs, find_test_split
 from common.subset import of_classes
 from lenet.config import Config
 
-Stored = UInt8[Array | np.ndarray, "B side side C"]  # 28x28 or 32x32 pixels
-Prepared = Float32[Array, "B 32 32 C"]
+# 28x28 or 32x32 pixels; a string of digits has more columns (lenet/string.py).
+Stored = UInt8[Array | np.ndarray, "B rows columns C"]
+Prepared = Float32[Array, "B 32 _ C"]
 Image = Float[Array, "32 32 C"]
 
 # Half-widths of the uniform ranges at --distortion_strength=1; the paper names the transformations

@@ -25,7 +25,7 @@ from common.conv import lax_convolution, masked
 from common.losses import Labels, Logits, Losses, cross_entropy
 from lenet.connections import C3_TABLE, c3_mask
 
-Images = Float[Array | np.ndarray, "B 32 32 C"]
+Images, Wide = Float[Array | np.ndarray, "B 32 32 C"], Float[Array | np.ndarray, "B 32 W C"]
 Maps, HalfMaps = Float[Array | np.ndarray, "H C W B"], Float[Array, "H//2 C W//2 B"]
 
 ACTIVATIONS = {
@@ -102,8 +102,11 @@ class LeNet5(nnx.Module):
         # Monotonic functions commute with the maximum: apply them once, after it. (silu does not.)
         self.before_pooling = (lambda a: a) if pooling == "max" else self.activation
 
-    def forward(self, images: Images) -> dict[str, Float[Array, "..."]]:
-        """What each layer passes on to the next: (H, maps, W, B) up to C5, then (B, units)."""
+    def forward(self, images: Wide) -> dict[str, Float[Array, "..."]]:
+        """What each layer passes on to the next: (H, maps, W, B) up to C5, then (B, units).
+
+        Wider images, of 32 + 4 n columns, give (n + 1) * B rows of units (lenet/string.py).
+        """
         c1 = self.before_pooling(self.c1(images.transpose(1, 3, 2, 0)))  # (28, 6, 28, B)
         s2 = self.activation(self.s2(c1))  # (14, 6, 14, B)
         c3 = self.before_pooling(self.c3(s2))  # (10, 16, 10, B)

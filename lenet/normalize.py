@@ -1,6 +1,8 @@
 """A picture of one digit, as MNIST has its digits: white on black, 20 pixels high or wide, the
-center of mass in the center of 28x28 (LeCun et al. 1998, III.A).
+center of mass in the center of 28x28 (LeCun et al. 1998, III.A); and one of a string of digits.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -10,6 +12,8 @@ SIZE = 28
 DIGIT_SIZE = 20  # "normalized to fit in a 20x20 pixel box while preserving their aspect ratio"
 CENTER = 14  # the pixel that the center of mass falls on, in the published files
 WORKING_SIZE = 320  # pixels: a larger picture is reduced to this first
+STRING_WORKING_SIZE = 1024  # the same for a string
+MAX_STRING_WIDTH = 2048  # pixels of 28 rows: a hundred digits
 
 # Chosen on training digits that were disturbed as in tests/test_normalize.py.
 MIN_CONTRAST = 0.08  # of ink against paper, of the whole range; below: no ink
@@ -28,9 +32,68 @@ def normalize_digit(picture: np.ndarray) -> np.ndarray | None:
     Returns:
       (28, 28) uint8; None where the picture has no ink.
     """
-    pixels = _reduced(picture) / 255
+    found = _find_ink(picture, WORKING_SIZE)
+    if found is None:
+        return None
+    ink, strokes = (array[found.inside] for array in (found.ink, found.strokes))
+    size = max(ink.shape)
+    return _centered(_fitted(_thickened(ink, strokes, size), size))
+
+
+class String(NamedTuple):
+    """A string of digits, as MNIST would have it.
+
+    Attributes:
+      image: (28, columns) uint8: white on black, its ink from the first column to the last.
+      left: the column of the picture at which it begins.
+      scale: pixels of the picture for each of its own.
+    """
+
+    image: np.ndarray
+    left: float
+    scale: float
+
+
+def normalize_string(picture: np.ndarray) -> String | None:
+    """The digits on a picture of one line, as `normalize_digit` but in one image: scaled by one
+    factor, so that a typical digit is 20 pixels high, and their common center of mass in its middle
+    row.
+
+    Args:
+      picture: (H, W) uint8.
+
+    Returns:
+      None where the picture has no ink. Raises ValueError for more than MAX_STRING_WIDTH columns.
+    """
+    found = _find_ink(picture, STRING_WORKING_SIZE)
+    if found is None:
+        return None
+    ink, strokes = (array[found.inside] for array in (found.ink, found.strokes))
+    size = _typical_height(ink, strokes)
+    if ink.shape[1] * DIGIT_SIZE / size > MAX_STRING_WIDTH:
+        raise ValueError(f"a line {ink.shape[1] / size:,.0f} times as long as it is high")
+    thick = _thickened(ink, strokes, size)
+    digits = _fitted(thick, size)
+    middle = round(ndimage.center_of_mass(digits)[0])
+    rows = np.pad(digits, ((SIZE, SIZE), (0, 0)))[SIZE + middle - CENTER :][:SIZE]
+    reduced = max(picture.shape) / max(found.ink.shape)  # pixels of the picture for one of the ink
+    grown = (thick.shape[1] - ink.shape[1]) / 2
+    left, scale = found.inside[1].start - grown, thick.shape[1] / digits.shape[1]
+    return String(np.round(255 * rows).astype(np.uint8), left * reduced, scale * reduced)
+
+
+class _Ink(NamedTuple):
+    ink: np.ndarray  # (H, W) of the reduced picture: how much darker, or lighter, than the paper
+    strokes: np.ndarray  # (H, W) bool
+    inside: tuple[slice, slice]  # the smallest box with all strokes
+
+
+def _find_ink(picture: np.ndarray, working_size: int) -> _Ink | None:
+    """None where the picture has no ink."""
+    pixels = _reduced(picture, working_size) / 255
+    side = min(max(pixels.shape), WORKING_SIZE)
     difference = _difference_from_paper(pixels)
-    smooth = ndimage.gaussian_filter(difference, max(pixels.shape) / 300)
+    smooth = ndimage.gaussian_filter(difference, side / 300)
     noise = 1.4826 * np.median(np.abs(smooth))
     most = max(pixels.size // 1000, 6)  # this many pixels, at least, are ink
     low, high = -np.sort(smooth.ravel())[:most].mean(), np.sort(smooth.ravel())[-most:].mean()
@@ -41,13 +104,23 @@ def normalize_digit(picture: np.ndarray) -> np.ndarray | None:
     strokes = _parts(smooth >= max(INK_LEVEL * darkest, NOISE_FACTOR / 2 * noise), smooth)
     rows, columns = (np.flatnonzero(strokes.any(axis)) for axis in (1, 0))
     inside = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    near = ndimage.binary_dilation(strokes, iterations=max(1, max(pixels.shape) // 100))
-    return _centered(_fitted(_thickened((ink * near)[inside], strokes[inside])))
+    near = ndimage.binary_dilation(strokes, iterations=max(1, side // 100))
+    return _Ink(ink * near, strokes, inside)
 
 
-def _reduced(picture: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 -> the same of at most WORKING_SIZE pixels, as float64."""
-    scale = WORKING_SIZE / max(picture.shape)
+def _typical_height(ink: np.ndarray, strokes: np.ndarray) -> int:
+    """Of the connected parts: half of the ink is in parts that are as high or higher."""
+    labels, _ = ndimage.label(strokes, np.ones((3, 3)))
+    heights = [rows.stop - rows.start for rows, _ in ndimage.find_objects(labels)]
+    amounts = ndimage.sum_labels(ink, labels, np.arange(1, len(heights) + 1))
+    order = np.argsort(heights)
+    shares = np.cumsum(amounts[order]) / amounts.sum()
+    return heights[order[np.searchsorted(shares, 0.5)]]
+
+
+def _reduced(picture: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) uint8 -> the same of at most `size` pixels, as float64."""
+    scale = size / max(picture.shape)
     if scale >= 1:
         return picture.astype(np.float64)
     height, width = (max(round(side * scale), 1) for side in picture.shape)
@@ -88,11 +161,11 @@ def _parts(mask: np.ndarray, ink: np.ndarray) -> np.ndarray:
     return kept[labels]
 
 
-def _thickened(ink: np.ndarray, strokes: np.ndarray) -> np.ndarray:
-    """With strokes of at least MIN_STROKE pixels, once they are scaled."""
+def _thickened(ink: np.ndarray, strokes: np.ndarray, size: int) -> np.ndarray:
+    """With strokes of at least MIN_STROKE pixels, once `size` is scaled to DIGIT_SIZE."""
     distance = ndimage.distance_transform_edt(np.pad(strokes, 1))
     width = 4 * distance[distance > 0].mean() - 1  # of a band: its mean distance is a quarter
-    missing = MIN_STROKE * max(ink.shape) / DIGIT_SIZE - width
+    missing = MIN_STROKE * size / DIGIT_SIZE - width
     radius = round(missing / 2)
     if radius < 1:
         return ink
@@ -100,9 +173,9 @@ def _thickened(ink: np.ndarray, strokes: np.ndarray) -> np.ndarray:
     return ndimage.grey_dilation(np.pad(ink, radius), footprint=x**2 + y**2 <= radius**2)
 
 
-def _fitted(ink: np.ndarray) -> np.ndarray:
-    """Scaled so that the longer side has DIGIT_SIZE pixels, and the darkest ink is 1."""
-    scale = DIGIT_SIZE / max(ink.shape)
+def _fitted(ink: np.ndarray, size: int) -> np.ndarray:
+    """Scaled so that `size` pixels become DIGIT_SIZE, and the darkest ink is 1."""
+    scale = DIGIT_SIZE / size
     height, width = (max(round(side * scale), 1) for side in ink.shape)
     filter = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), filter))
