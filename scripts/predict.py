@@ -4,14 +4,15 @@ python -m scripts.predict --workdir=RUN PICTURE...
 
 A picture is a JPEG, PNG, WebP, BMP or TIFF file of any size, a folder of them, or - for one on
 standard input. With a network that was trained on MNIST's digits a photo or scan of one digit will
-do, dark on light or light on dark: it is cut out and centered as MNIST's are.
+do, dark on light or light on dark: it is cut out and centered as MNIST's are. With --string a
+LeNet-5 reads a line of digits.
 """
 
-import functools
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +27,12 @@ from common.errors import DataError, UserError
 from common.network import PREDICT_BATCH_SIZE, Network, Trained
 from common.order import NUM_THREADS
 from common.storage import require_place
+from scripts import predict_string
 from scripts.pictures import find_pictures, has_digits, read_fitted
 from scripts.prepare.entries import printable
 from scripts.progress import FileProgress
 from scripts.runs import is_alexnet, load_run
-from scripts.show import MAX_SHOWN, show, thumbnail
+from scripts.show import MAX_SHOWN, show, show_lines, thumbnail
 
 
 class Prediction(NamedTuple):
@@ -72,6 +74,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "digits, unless the picture has their size.",
         **own,
     )
+    flags.DEFINE_boolean("string", False, "LeNet-5: read a line of digits on each.", **own)
     flags.DEFINE_string(
         "show", "", "A PNG file to write: pictures and what the network saw.", **own
     )
@@ -84,6 +87,8 @@ def main(flag_values: flags.FlagValues, *words: str) -> None:
     if flag_values.show:
         require_place(show_at, "--show", ".png")
     workdir = Path(flag_values.workdir).expanduser()
+    if flag_values.string:
+        predict_string.require_fit(workdir, flag_values)
     files = list(find_pictures(words))
     runtime.use_compilation_cache()
     trained = load_run(workdir, flag_values.step or None)
@@ -94,19 +99,26 @@ def main(flag_values: flags.FlagValues, *words: str) -> None:
             raise UserError(f"--crops=ten is for AlexNet; {workdir} is a LeNet-5 run")
         if not views_differ(shape, trained.config.crop_size, trained.config.mirror):
             raise UserError("--crops=ten: all ten are the same picture, the whole image")
+    if flag_values.string:
+        predict_string.require_digits(trained.network, flag_values.digit)
+        in_words, in_json, draw = predict_string.as_line, predict_string.as_json, show_lines
+        all_found = predict_string.read_lines(trained, files, flag_values.digit)
+    else:
+        in_words, in_json, draw = as_line, as_json, partial(show, network=trained.network)
+        all_found = predict(trained, files, flag_values)
     refused, shown = [], []
-    for found in predict(trained, files, flag_values):
+    for found in all_found:
         if isinstance(found, DataError):
             if len(files) == 1:
                 raise found
             print(f"error: {found}", file=sys.stderr, flush=True)
             refused.append(found)
             continue
-        print(as_json(found) if flag_values.json else as_line(found))
+        print(in_json(found) if flag_values.json else in_words(found))
         if flag_values.show and len(shown) < MAX_SHOWN:
             shown.append(found)
     if shown:
-        show(shown, trained.network, show_at)
+        draw(shown, path=show_at)
     if refused:
         raise DataError(f"{len(refused):,} of {len(files):,} pictures could not be used: see above")
 
@@ -161,12 +173,12 @@ def _scored(
     return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _center(network: Network, params, images):
     return jax.nn.softmax(network.logits(params, network.prepare(images)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _ten_views(network: Network, params, images):
     """The mean of the probabilities (Krizhevsky et al. 2012, 4.1)."""
     views = [network.prepare(images, view=view) for view in range(VIEWS)]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.network import Network
+from lenet.string import CENTER, MARGIN
 from scripts.prepare.entries import printable
 from scripts.report.style import COLORS, save, style
 
@@ -16,10 +17,10 @@ MAX_SHOWN = 24  # pictures, the first ones
 THUMBNAIL = 320  # pixels, at most
 
 
-def thumbnail(picture: np.ndarray) -> np.ndarray:
-    """(H, W, C) uint8 -> the same of at most THUMBNAIL pixels."""
+def thumbnail(picture: np.ndarray, size: int = THUMBNAIL) -> np.ndarray:
+    """(H, W, C) uint8 -> the same of at most `size` pixels."""
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((size, size))
     return np.asarray(image)
 
 
@@ -41,6 +42,45 @@ def show(predictions: Sequence, network: Network, path: Path) -> None:
         axes[0, 1].set_title("what the network saw")
         axes[0, 2].set_title("probability in %")
         save(figure, path)
+
+
+def show_lines(lines: Sequence, path: Path) -> None:
+    """Writes a PNG with two rows for each of some `scripts.predict_string.Line`: the picture, and
+    what the network saw of it, with the digits where it read them.
+
+    Raises OSError.
+    """
+    with style():
+        heights = []  # inches, of pictures 8 inches wide
+        for line in lines:
+            height, width, _ = line.picture.shape
+            heights.append(8 * min(max(height / width, 0.06), 0.5))
+            heights.append(8 * 46 / max(_columns(line), 120))
+        figure = Figure(figsize=(8.2, sum(heights) + 0.5 * len(lines)), layout="constrained")
+        axes = figure.subplots(2 * len(lines), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for picture, strip, line in zip(axes[::2], axes[1::2], lines, strict=True):
+            _draw_image(picture, thumbnail(line.picture, 1280))
+            picture.set_title(_short(Path(line.file).name), parse_math=False)
+            _draw_line(strip, line)
+        save(figure, path)
+
+
+def _columns(line) -> int:
+    return line.strip.image.shape[1] + 2 * MARGIN
+
+
+def _draw_line(axes: Axes, line) -> None:
+    """What the network saw; below it each digit, in the middle of its window, and how sure."""
+    rows = line.strip.image.shape[0]
+    _draw_image(axes, np.pad(line.strip.image, ((0, 0), (MARGIN, MARGIN))))
+    for found, name in zip(line.digits, line.names, strict=True):
+        center = found.left + CENTER + MARGIN
+        sure = f"{100 * found.probability:.0f}%"
+        below = dict(ha="center", va="center", parse_math=False)
+        axes.axvline(center, 18 / (rows + 18), color=COLORS[1], linewidth=1)
+        axes.text(center, rows + 5, _short(name), size=18, **below)
+        axes.text(center, rows + 13, sure, size=9, **below)
+    axes.set_ylim(rows + 18, -0.5)
 
 
 def _seen(network: Network, image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,134 @@
+"""`scripts.predict --string`: the digits of one line on each picture."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from common.classes import name_of
+from common.errors import DataError, UserError
+from common.network import Network, Trained
+from common.overlap import MNIST_TRAINING_DIGITS
+from lenet import string
+from lenet.normalize import MAX_STRING_WIDTH, SIZE, String, normalize_string
+from scripts.pictures import read_picture
+from scripts.prepare.entries import printable
+from scripts.runs import is_alexnet
+
+
+class Line(NamedTuple):
+    """What was read on a picture.
+
+    Attributes:
+      file: as it was named.
+      picture: (H, W, 1) uint8.
+      strip: what the network saw of it.
+      digits: from left to right.
+      names: of these digits' classes; their numbers where the run has no names.
+    """
+
+    file: str
+    picture: np.ndarray
+    strip: String
+    digits: list[string.Digit]
+    names: list[str]
+
+    def columns_of(self, digit: string.Digit) -> tuple[int, int]:
+        """The first column of the picture that the digit's window sees, and the one after the last,
+        within the picture.
+        """
+        ends = (digit.left, digit.left + string.WINDOW)
+        first, end = (round(self.strip.left + self.strip.scale * column) for column in ends)
+        return max(first, 0), min(end, self.picture.shape[1])
+
+
+def require_fit(workdir: Path, flag_values: flags.FlagValues) -> None:
+    """Raises UserError for an AlexNet run, and flags that are for other pictures."""
+    if is_alexnet(workdir):
+        raise UserError(f"--string is for LeNet-5; {workdir} is an AlexNet run")
+    if flag_values.crops != "center":
+        raise UserError(f"--crops={flag_values.crops} is for AlexNet, --string for LeNet-5")
+    if flag_values["top_k"].present:
+        raise UserError("--top_k is not for --string, which prints one digit at each place")
+
+
+def require_digits(network: Network, digit: str) -> None:
+    """Raises UserError unless the network was trained on digits such as MNIST's."""
+    is_gray = (SIZE, SIZE, 1) in network.image_shapes
+    if not is_gray or (digit != "on" and network.config.dataset not in MNIST_TRAINING_DIGITS):
+        way = "; add --digit=on if those are gray digits, white on black" if is_gray else ""
+        raise UserError(
+            "--string is for networks that were trained on MNIST's digits; this one was trained on "
+            f"{network.config.dataset}{way}"
+        )
+
+
+def read_lines(trained: Trained, files: Sequence[str], digit: str) -> Iterator[Line | DataError]:
+    """What is on each file, in order, or why it could not be read. `digit`: see `strip_of`."""
+    for file in files:
+        try:
+            picture = read_picture(file, 1)
+            strip = strip_of(picture[..., 0], digit)
+        except DataError as error:
+            named = str(error).startswith(printable(file))
+            yield error if named else DataError(f"{printable(file)}: {error}")
+            continue
+        (digits,) = string.read(trained, strip.image[None, ..., None])
+        names = [name_of(found.label, trained.class_names) for found in digits]
+        yield Line(file, picture, strip, digits, names)
+
+
+def strip_of(picture: np.ndarray, digit: str) -> String:
+    """A picture as an image of 28 or 32 rows, white on black.
+
+    Args:
+      picture: (H, W) uint8.
+      digit: `on`: the digits are found and scaled; `off`: the picture is scaled to 28 rows; `auto`:
+        as `on`, but a picture of 28 or 32 rows is taken as it is.
+
+    Raises DataError: no ink, or a line too long.
+    """
+    rows, columns = picture.shape
+    try:
+        if digit == "on" or (digit == "auto" and rows not in (SIZE, string.WINDOW)):
+            strip = normalize_string(picture)
+            if strip is None:
+                raise ValueError("no digits: no ink on it, or hardly any contrast")
+            return strip
+        if columns * SIZE / rows > MAX_STRING_WIDTH:
+            raise ValueError(f"a line {columns / rows:,.0f} times as long as it is high")
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if rows in (SIZE, string.WINDOW):
+        return String(picture, 0.0, 1.0)
+    size = (max(round(columns * SIZE / rows), 1), SIZE)
+    return String(np.asarray(Image.fromarray(picture).resize(size)), 0.0, columns / size[0])
+
+
+def as_line(found: Line) -> str:
+    """`string.png: 70241 (least certain: 2, 93.10%)`."""
+    if not found.digits:
+        return f"{printable(found.file)}: no digits"
+    least, name = min(
+        (digit.probability, name) for digit, name in zip(found.digits, found.names, strict=True)
+    )
+    certainty = f"least certain: {printable(name)}, {100 * least:.2f}%"
+    return f"{printable(found.file)}: {printable(text(found))} ({certainty})"
+
+
+def as_json(found: Line) -> str:
+    digits = []
+    for digit, name in zip(found.digits, found.names, strict=True):
+        left, right = found.columns_of(digit)
+        of_digit = {"label": digit.label, "name": name, "probability": digit.probability}
+        digits.append(of_digit | {"left": left, "right": right})
+    return json.dumps({"file": found.file, "string": text(found), "digits": digits})
+
+
+def text(found: Line) -> str:
+    """The string; names of several characters are kept apart by spaces."""
+    return ("" if all(len(name) == 1 for name in found.names) else " ").join(found.names)
