@@ -37,8 +37,8 @@ STEP = 4  # pixels from one window to the next: two subsamplings by 2
 CENTER = 16  # the column of a window on which a digit's center of mass falls
 MARGIN = 14  # background on both sides, so that windows are centered on the first and last ink
 
-DIGIT_COST = 4.0
-INK_COST = 0.05
+DIGIT_COST = 3.0
+INK_COST = 0.04
 
 
 class Digit(NamedTuple):
@@ -131,12 +131,13 @@ def decode(
         total, moment, square = (of[last] - of[first] for of in sums)
         return ink_cost / 100 * (square - 2 * center * moment + center**2 * total)
 
+    middles = (centers[:, None] + centers) // 2
+    between = spread(centers[:, None], centers[:, None], middles)  # of a window and a later one
+    between += spread(centers, middles, centers)
     cost = spread(centers, 0, centers)  # of the cheapest reading that ends with each window
     before = np.full(len(centers), -1)  # the window before it
-    for window, center in enumerate(centers):
-        middles = (centers[:window] + center) // 2
-        costs = cost[:window] + spread(centers[:window], centers[:window], middles)
-        costs += spread(center, middles, center)
+    for window in range(len(centers)):
+        costs = cost[:window] + between[:window, window]
         if window and costs.min() < cost[window]:
             before[window] = costs.argmin()
             cost[window] = costs.min()

@@ -49,8 +49,8 @@ STRINGS, LENGTH = 1000, 5
 DISTANCES = 20, 28  # pixels between two centers
 SEED = 0
 ROUNDS = 51
-DIGIT_COSTS = 2.0, 3.0, 4.0, 5.0, 6.0, 8.0
-INK_COSTS = 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15
+DIGIT_COSTS = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0
+INK_COSTS = 0.02, 0.03, 0.04, 0.05, 0.06, 0.08
 
 # Of the cut strings; chosen on the strings of validation digits.
 MAX_OVERLAP = 0.5  # of the narrower part's columns: with more the two belong to one digit
@@ -87,7 +87,7 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
             ways = "{one_pass[read_pct]:.1f}% in one pass, {cut_apart[read_pct]:.1f}% cut apart, "
             more = "{true_places[read_pct]:.1f}% at the true places; {speed_up:.1f} times as fast"
             print(f"{run}: {ways + more}".format(**row))
-        rows.append(row | about(Path(run).expanduser()))
+        rows.append({"run": Path(run).name} | row | about(Path(run).expanduser()))
     if flag_values.json:
         source = provenance.collect(seed=SEED, dataset=trained.config.dataset)
         result = {"kind": "strings", "strings": flag_values.strings, "rows": rows, **source}

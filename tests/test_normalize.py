@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from common import examples
 from lenet import data, load
-from lenet.normalize import normalize_digit
+from lenet.normalize import normalize_digit, normalize_string
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,6 +86,30 @@ def test_a_fine_pen_is_thickened():
     found = normalize_digit(page)
     widths = (found[12:22] > 127).sum(axis=1)  # of the upright stroke
     assert set(widths.tolist()) <= {1, 2}
+
+
+def test_a_line_is_found_and_scaled():
+    """Dark on light in uneven light, three times as large: the same line, and where it stands."""
+    images = digits("train").images[[0, 900, 3000, 7000], ..., 0]
+    line = np.concatenate([image[:, 2:26] for image in images], axis=1)  # (28, 96)
+    columns = np.flatnonzero((line > 64).any(axis=0))
+    first, end = columns[0], columns[-1] + 1
+    large = Image.fromarray(np.pad(line, 15)).resize((3 * 126, 3 * 58), Image.Resampling.BICUBIC)
+    light = np.linspace(230, 160, large.width)
+    found = normalize_string(np.round(light * (1 - 0.7 * np.asarray(large) / 255)).astype(np.uint8))
+    assert found.image.shape[0] == 28 and abs(found.image.shape[1] - (end - first)) <= 4
+    assert abs(found.scale - 3) < 0.2 and abs(found.left - 3 * (15 + first)) < 6
+    (rows,) = np.nonzero(found.image.max(axis=1) > 127)
+    assert 18 <= rows[-1] - rows[0] <= 25
+    assert abs(ndimage.center_of_mass(found.image)[0] - 14) <= 1
+
+
+def test_a_line_without_ink_or_too_long():
+    assert normalize_string(np.full((50, 200), 128, np.uint8)) is None
+    stroke = np.zeros((60, 3000), np.uint8)
+    stroke[28:32, 10:-10] = 255
+    with pytest.raises(ValueError, match="long"):
+        normalize_string(stroke)
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])

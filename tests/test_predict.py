@@ -14,10 +14,14 @@ from PIL import Image, ImageOps
 
 import alexnet
 import lenet
-from common import launch, runtime
+from common import examples, flags, launch, runtime
 from common.errors import DataError, UserError
 from common.images import MAX_PIXELS
-from scripts import predict
+from lenet import string
+from lenet.config import Config
+from lenet.data import DIGITS
+from lenet.network import assemble
+from scripts import predict, predict_string
 from scripts.pictures import FORMATS, find_pictures, fitted, read_picture
 
 ROOT = Path(__file__).parents[1]
@@ -190,10 +194,55 @@ def test_the_bad_ones_of_many_are_named_and_the_rest_is_done(named, tmp_path):
     assert "b_blank.png" in errors
 
 
+@pytest.fixture
+def picture_of_line(tmp_path):
+    """Three test digits, 24 pixels apart, white on black: 28 rows."""
+    images = examples.load("mnist10k", "test", [DIGITS]).images[..., 0]
+    line = np.concatenate([image[:, 2:26] for image in images[[3, 700, 1500]]], axis=1)
+    Image.fromarray(line).save(tmp_path / "line.png")
+    return tmp_path / "line.png"
+
+
+@pytest.mark.commands
+def test_a_line_of_digits_is_read(named, picture_of_line, tmp_path):
+    run, shown = GOLDEN / "lenet_paper", tmp_path / "shown.png"
+    line = np.asarray(Image.open(picture_of_line))
+    (digits,) = string.read(lenet.load(run), line[None, ..., None])
+    code, out, errors = named(run, "--string", "--json", picture_of_line, f"--show={shown}")
+    found = json.loads(out)
+    assert (code, errors) == (0, "") and found["file"] == str(picture_of_line)
+    assert found["string"] == "".join(str(digit.label) for digit in digits)
+    for each, digit in zip(found["digits"], digits, strict=True):
+        assert (each["label"], each["name"]) == (digit.label, str(digit.label))
+        assert each["probability"] == pytest.approx(digit.probability, rel=1e-4)
+        assert (each["left"], each["right"]) == (max(digit.left, 0), min(digit.left + 32, 72))
+    with Image.open(shown) as image:
+        assert image.format == "PNG"
+    code, out, _ = named(run, "--string", picture_of_line)
+    assert code == 0 and out.startswith(f"{picture_of_line}: {found['string']} (")
+
+
+@pytest.mark.commands
+def test_the_bad_lines_of_many_are_named(named, picture_of_line, tmp_path):
+    Image.new("L", (90, 50), 200).save(tmp_path / "blank.png")
+    Image.new("L", (90, 28), 0).save(tmp_path / "black.png")
+    Image.fromarray(np.eye(28, 9000, dtype=np.uint8)).save(tmp_path / "long.png")
+    (tmp_path / "text\x1b.png").write_text("no picture")
+    code, out, errors = named(GOLDEN / "lenet_deck", "--string", tmp_path)
+    assert code == DataError.exit_code and len(out.splitlines()) == 2
+    assert "black.png: no digits" in out
+    assert all(name in errors for name in ("blank.png", "long.png", "text", "3 of 5"))
+    assert "\x1b" not in errors and "Traceback" not in errors
+
+
 @pytest.mark.commands
 @pytest.mark.parametrize(
     ("run", "arguments", "named_in_it"),
     [
+        ("alexnet_cifar18", ["--string", "x.png"], "AlexNet"),
+        ("lenet_deck", ["--string", "--crops=ten", "x.png"], "--crops"),
+        ("lenet_deck", ["--string", "--top_k=2", "x.png"], "--top_k"),
+        ("lenet_deck", ["--string", "absent.png"], "absent.png"),
         ("lenet_deck", ["--crops=ten", "x.png"], "--crops"),
         ("alexnet_cifar18", ["--digit=on", "x.png"], "--digit"),
         ("lenet_deck", ["--show=x.svg", "x.png"], "--show"),
@@ -210,6 +259,16 @@ def test_wrong_use_is_one_line(run, arguments, named_in_it, named):
     code, out, errors = named(GOLDEN / run, *arguments)
     assert code in (UserError.exit_code, DataError.exit_code)
     assert out == "" and named_in_it in errors and errors.count("\n") == 1
+
+
+def test_a_string_is_for_networks_of_digits():
+    of_letters = assemble(flags.from_preset(Config, "deck", "--dataset=letters"), 26)
+    with pytest.raises(UserError, match=r"letters.*--digit=on"):
+        predict_string.require_digits(of_letters, "auto")
+    predict_string.require_digits(of_letters, "on")
+    in_color = assemble(flags.from_preset(Config, "deck"), 10, in_channels=3)
+    with pytest.raises(UserError):
+        predict_string.require_digits(in_color, "on")
 
 
 @pytest.mark.commands

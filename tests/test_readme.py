@@ -18,7 +18,15 @@ import lenet.config
 from common import launch
 from common.errors import UserError
 from common.processes import Processes
-from scripts import ablate, compare_with_torch, evaluate, predict, prepare_data, summarize
+from scripts import (
+    ablate,
+    compare_with_torch,
+    evaluate,
+    predict,
+    prepare_data,
+    strings,
+    summarize,
+)
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
@@ -74,7 +82,7 @@ def test_every_flag_named_exists():
     for config in (alexnet.config.Config, lenet.config.Config):
         known |= {field.name for field in dataclasses.fields(config)}
     tools = (ablate, benchmark, claims, compare_with_torch, convert, evaluate, faults, predict)
-    for tool in (*tools, prepare_data, inspect, report, summarize):
+    for tool in (*tools, prepare_data, inspect, report, strings, summarize):
         tool.define_flags(declared := FlagValues())
         known |= set(declared)
     for page in LINKED_PAGES:
@@ -228,6 +236,14 @@ def test_the_faults_were_tried_in_full_from_a_commit():
     assert sum(row["tried"] for row in rows if row["fault"] == "kill") == 50
     assert sum(row["tried"] for row in rows if row["fault"] == "damage") == 1300
     assert all(row["survived"] == row["tried"] and row["silent"] == 0 for row in rows)
+
+
+def test_the_strings_were_read_in_full_from_a_commit():
+    result = FOUND.measured["strings"]
+    assert result["strings"] == strings.STRINGS == 1000 and len(result["rows"]) >= 2
+    assert not result["commit"].endswith("-dirty")
+    for row in result["rows"]:
+        assert row["one_pass"]["read_pct"] <= row["one_pass"]["complete_pct"]
 
 
 # ---- how a run gets there

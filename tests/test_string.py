@@ -39,7 +39,15 @@ def untrained(name: str) -> Trained:
     return Trained(network, params, 0, None)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name in ("paper", "deck, relu and maximum") else pytest.mark.commands
+        )
+        for name in CONFIGS
+    ],
+)
 def test_the_map_is_the_network_on_sliding_windows(name):
     trained = untrained(name)
     rows = 32 if "32x32" in name else 28

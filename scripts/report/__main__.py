@@ -24,7 +24,7 @@ from absl import flags
 from common.errors import UserError
 from common.launch import run_tool
 from common.workdir import write_atomic
-from scripts.report import faults, ledger, results, speed, studies, verdicts
+from scripts.report import faults, ledger, results, speed, strings, studies, verdicts
 from scripts.report.results import RESULTS, ROOT
 from scripts.report.runs import compare as compare_runs
 
@@ -42,6 +42,7 @@ TABLES = {  # what a README names -> Results to Markdown
     "verdicts": lambda found: verdicts.verdict_table(found.studies),
     "all_verdicts": lambda found: verdicts.all_verdicts(found.studies),
     "lenet_confusions": studies.confusions_table,
+    "strings": strings.strings_table,
     "lenet_distortions": lambda found: studies.study_table(found, "lenet", "distortions"),
     "machines": studies.machines_line,
     "agreement": studies.agreement_line,
