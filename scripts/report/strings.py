@@ -27,7 +27,7 @@ def strings_table(results: Results) -> str:
         f"{markdown(rows)}\n\n"
         f"The share of {result['strings']:,} strings that is read (95% interval: ±1 to 2 points). "
         f"One string has {first['windows']} windows; the first network takes {one_pass} in one "
-        f"pass, and {sliding} window by window, all in one batch (medians of {first['rounds']} "
-        f"rounds, beside other work). `{result['command']}` at commit `{result['commit'][:8]}`: "
+        f"pass, and {sliding} window by window, all in one batch (the shortest of "
+        f"{first['rounds']} rounds). `{result['command']}` at commit `{result['commit'][:8]}`: "
         f"{machine['processor']}, {machine['cores']} cores, JAX {result['versions']['jax']}."
     )
