@@ -55,11 +55,11 @@ def show_lines(lines: Sequence, path: Path) -> None:
         for line in lines:
             height, width, _ = line.picture.shape
             heights.append(8 * min(max(height / width, 0.06), 0.5))
-            heights.append(8 * 46 / max(_columns(line), 120))
+            heights.append(8 * 39 / max(_columns(line), 120))
         figure = Figure(figsize=(8.2, sum(heights) + 0.5 * len(lines)), layout="constrained")
         axes = figure.subplots(2 * len(lines), 1, squeeze=False, height_ratios=heights)[:, 0]
         for picture, strip, line in zip(axes[::2], axes[1::2], lines, strict=True):
-            _draw_image(picture, thumbnail(line.picture, 1280))
+            _draw_image(picture, thumbnail(line.picture, 2 * THUMBNAIL))
             picture.set_title(_short(Path(line.file).name), parse_math=False)
             _draw_line(strip, line)
         save(figure, path)
@@ -77,10 +77,10 @@ def _draw_line(axes: Axes, line) -> None:
         center = found.left + CENTER + MARGIN
         sure = f"{100 * found.probability:.0f}%"
         below = dict(ha="center", va="center", parse_math=False)
-        axes.axvline(center, 18 / (rows + 18), color=COLORS[1], linewidth=1)
-        axes.text(center, rows + 5, _short(name), size=18, **below)
-        axes.text(center, rows + 13, sure, size=9, **below)
-    axes.set_ylim(rows + 18, -0.5)
+        axes.axvline(center, 11 / (rows + 11), color=COLORS[1], linewidth=1)
+        axes.text(center, rows + 4, _short(name), size=18, **below)
+        axes.text(center, rows + 8.5, sure, size=9, **below)
+    axes.set_ylim(rows + 11, -0.5)
 
 
 def _seen(network: Network, image: np.ndarray) -> np.ndarray:
