@@ -71,15 +71,22 @@ def read_lines(trained: Trained, files: Sequence[str], digit: str) -> Iterator[L
     """What is on each file, in order, or why it could not be read. `digit`: see `strip_of`."""
     for file in files:
         try:
-            picture = read_picture(file, 1)
-            strip = strip_of(picture[..., 0], digit)
+            picture, strip = _read(file, digit)
         except DataError as error:
-            named = str(error).startswith(printable(file))
-            yield error if named else DataError(f"{printable(file)}: {error}")
+            yield error
             continue
         (digits,) = string.read(trained, strip.image[None, ..., None])
         names = [name_of(found.label, trained.class_names) for found in digits]
         yield Line(file, picture, strip, digits, names)
+
+
+def _read(file: str, digit: str) -> tuple[np.ndarray, String]:
+    """Raises DataError, with the file's name."""
+    picture = read_picture(file, 1)
+    try:
+        return picture, strip_of(picture[..., 0], digit)
+    except ValueError as error:
+        raise DataError(f"{printable(file)}: {error}") from error
 
 
 def strip_of(picture: np.ndarray, digit: str) -> String:
@@ -90,20 +97,18 @@ def strip_of(picture: np.ndarray, digit: str) -> String:
       digit: `on`: the digits are found and scaled; `off`: the picture is scaled to 28 rows; `auto`:
         as `on`, but a picture of 28 or 32 rows is taken as it is.
 
-    Raises DataError: no ink, or a line too long.
+    Raises ValueError: no ink, or a line too long.
     """
     rows, columns = picture.shape
-    try:
-        if digit == "on" or (digit == "auto" and rows not in (SIZE, string.WINDOW)):
-            strip = normalize_string(picture)
-            if strip is None:
-                raise ValueError("no digits: no ink on it, or hardly any contrast")
-            return strip
-        if columns * SIZE / rows > MAX_STRING_WIDTH:
-            raise ValueError(f"a line {columns / rows:,.0f} times as long as it is high")
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    if rows in (SIZE, string.WINDOW):
+    stored = rows in (SIZE, string.WINDOW)
+    if digit == "on" or (digit == "auto" and not stored):
+        strip = normalize_string(picture)
+        if strip is None:
+            raise ValueError("no digits: no ink on it, or hardly any contrast")
+        return strip
+    if columns * SIZE / rows > MAX_STRING_WIDTH:
+        raise ValueError(f"a line {columns / rows:,.0f} times as long as it is high")
+    if stored:
         return String(picture, 0.0, 1.0)
     size = (max(round(columns * SIZE / rows), 1), SIZE)
     return String(np.asarray(Image.fromarray(picture).resize(size)), 0.0, columns / size[0])

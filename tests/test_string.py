@@ -39,12 +39,13 @@ def untrained(name: str) -> Trained:
     return Trained(network, params, 0, None)
 
 
+OFTEN = {"paper", "lush", "deck, relu and maximum"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(
-            name, marks=() if name in ("paper", "deck, relu and maximum") else pytest.mark.commands
-        )
+        pytest.param(name, marks=pytest.mark.commands if name in OFTEN else pytest.mark.slow)
         for name in CONFIGS
     ],
 )
@@ -63,6 +64,7 @@ def test_the_map_is_the_network_on_sliding_windows(name):
         np.testing.assert_allclose(found[:, window], expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.commands
 def test_an_image_of_one_digit_is_one_window():
     trained = untrained("paper")
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
@@ -104,6 +106,10 @@ def test_each_piece_of_ink_is_read_once():
 
 def test_blank_paper_has_no_digits():
     assert string.decode(np.zeros(5), np.zeros(48)) == []
+
+
+@pytest.mark.commands
+def test_blank_images_have_no_digits():
     assert string.read(untrained("deck"), np.zeros((2, 28, 90, 1), np.uint8)) == [[], []]
 
 
