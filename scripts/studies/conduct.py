@@ -82,10 +82,10 @@ def conduct(
         if arm not in contents["choice"]:
             contents["choice"][arm] = choose(study, arm, workdir, results_dir, train)
             write()
-    if add and study.choose:
-        kept.mkdir(parents=True, exist_ok=True)
-        choice = plan.to_json(study) | {"choice": contents["choice"]}
-        write_atomic(kept / "choice.json", results.to_text(choice))
+        if add:  # after each arm: the next may take hours
+            kept.mkdir(parents=True, exist_ok=True)
+            choice = plan.to_json(study) | {"choice": contents["choice"]}
+            write_atomic(kept / "choice.json", results.to_text(choice))
     study, todo = final_runs(study, workdir, contents["choice"])
     failed = train(todo, study.metric, keep=add)
     if add:
