@@ -38,7 +38,10 @@ from scripts.report import results, studies, verdicts
 
 ROOT = Path(__file__).parents[1]
 FOUND = results.load(report.RESULTS)
-LINKED_PAGES = (*report.PAGES, "lenet/digits/README.md", "CHANGELOG.md")
+LINKED_PAGES = (
+    *report.PAGES,
+    *("lenet/digits/README.md", "lenet/EXERCISES.md", "alexnet/EXERCISES.md", "CHANGELOG.md"),
+)
 CONTRACT = {
     "network", "preset", "study", "arm", "test_error_pct", "num_test_examples", "num_steps",
     "state_sha256", "images_per_s", "wall_time_s", "command", "commit", "seed", "dataset",
