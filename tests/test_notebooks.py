@@ -140,9 +140,10 @@ def test_numbers_in_the_words_of_answers():
     alex, towers = summary("alexnet", "deck"), summary("alexnet", "deck", "--towers=2")
     assert (alex["total"] - 9_192, alex["total"] - 9_192 - 1_376) == (62_369_152, 62_367_776)
     assert alex["total"] - towers["total"] == 1_413_120
+    assert alex["total"] - summary("alexnet", "deck", "--noconv4")["total"] == 1_327_488
     texts = {name: (ROOT / name).read_text() for name in EXERCISES}
     assert all(n in texts["lenet/EXERCISES.md"] for n in ("806", "11,014 parameters of 60,806"))
-    for number in ("9,192 = 62,378,344", "1,376", "62,367,776", "1,413,120"):
+    for number in ("9,192 = 62,378,344", "1,376", "62,367,776", "1,413,120", "1,327,488"):
         assert number in texts["alexnet/EXERCISES.md"]
 
 
