@@ -128,7 +128,7 @@ def test_the_answers_are_what_the_commands_print(name, capsys):
             continue
         lines = {" ".join(line.split()) for line in output.splitlines()}
         missing = {" ".join(line.split()) for line in shown} - lines - {"..."}
-        assert len(shown) > 1 and not missing, command
+        assert shown and not missing, command
         checked += 1
     assert checked >= 3
 
