@@ -16,27 +16,35 @@ def listed(names: Sequence[str]) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def renumbered(examples, known: tuple[str, ...] | None, whose: str) -> np.ndarray | None:
+def renumbered(examples, trained, whose: str) -> np.ndarray | None:
     """(classes of the set,) int32: the number that a network gives to each label of `examples`.
 
     Args:
-      known: the names of the network's classes, in the order of its outputs.
-      whose: says in a message what knows them.
+      trained: `common.network.Trained`.
+      whose: says in a message whose network that is.
 
     Returns:
       None where either has no names: labels then go by their position.
 
     Raises:
-      DataError: classes of the set that the network does not know; the message names them.
+      DataError: images of a shape, or classes, that the network does not take.
     """
-    names = examples.class_names
-    if names is None or known is None:
-        return None
-    if unknown := [name for name in names if name not in set(known)]:
+    network, known, names = trained.network, trained.class_names, examples.class_names
+    by_name = names is not None and known is not None
+    if by_name and (unknown := [name for name in names if name not in set(known)]):
         raise DataError(
             f"{examples.name} has classes that {whose} does not know: {listed(unknown)}; it knows "
             f"{listed(known)} (--classes=... scores some classes of a set)"
         )
+    fits = examples.image_shape in network.image_shapes
+    if not fits or examples.num_classes > network.num_classes:
+        raise DataError(
+            f"{examples.name} has images of {examples.image_shape} and {examples.num_classes} "
+            f"classes; {whose} takes {' or '.join(map(str, network.image_shapes))} "
+            f"and {network.num_classes}"
+        )
+    if not by_name:
+        return None
     numbers = {name: number for number, name in enumerate(known)}
     return np.array([numbers[name] for name in names], np.int32)
 

@@ -25,7 +25,8 @@ class Network(NamedTuple):
       config: the run's settings.
       num_classes: outputs of the last layer.
       num_parameters: weights and biases; masked weights do not count.
-      image_shapes: the (H, W, C) of stored images that `prepare` takes.
+      image_shapes: the (H, W, C) of stored images that `prepare` takes, those of the training set
+        first.
       init: () -> parameters, drawn from `config.seed`.
       bind: parameters -> the Flax module that has them.
       prepare: stored images -> prepared ones; with `draw` (B,), for training, distorted or

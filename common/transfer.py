@@ -27,9 +27,10 @@ from common.processes import is_first_process
 
 WIDTH = 100  # columns of the table
 # Settings that change what the same weights compute.
-SAME_FUNCTION = {
-    *("activation", "pooling", "subsampling", "scaling", "conv1_padding", "towers", "norm_order"),
-    *("lrn", "lrn_size", "lrn_alpha", "lrn_alpha_over_n", "lrn_k", "dropout_scaling"),
+FUNCTION_SETTINGS = {
+    *("activation", "pooling", "subsampling", "codes", "scaling", "conv1_padding", "towers"),
+    *("norm_order", "lrn", "lrn_size", "lrn_alpha", "lrn_alpha_over_n", "lrn_k"),
+    *("dropout", "dropout_at", "dropout_scaling"),
 }
 
 
@@ -180,7 +181,9 @@ def _warn(config, source: Trained) -> None:
     if not source.class_names:
         lines.append(f"{given} has no class names: outputs go by position")
     found = changes(dataclasses.asdict(theirs), config)
-    if other := [f"{name} {was}, not {now}" for name, was, now in found if name in SAME_FUNCTION]:
+    if other := [
+        f"{name} {was}, not {now}" for name, was, now in found if name in FUNCTION_SETTINGS
+    ]:
         lines.append(f"{given} was trained with other settings: {'; '.join(other)}")
     for line in filter(None, lines if is_first_process() else ()):
         print(line, file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from common.prepared import DIGITS, about_test_split, data_dirs, find_test_split
 from common.subset import of_classes
 from lenet.config import Config
 
-# 28x28 or 32x32 pixels; a string of digits has more columns (lenet/string.py).
+# 28x28 or 32x32 pixels; a string of digits has more columns (lenet/space_displacement.py).
 Stored = UInt8[Array | np.ndarray, "B rows columns C"]
 Prepared = Float32[Array, "B 32 _ C"]
 Image = Float[Array, "32 32 C"]

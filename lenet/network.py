@@ -36,8 +36,11 @@ def build_model(config: Config, num_classes: int = 10, in_channels: int = 1) -> 
     )
 
 
-def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Network:
-    """What `config` means for images of 28x28 or 32x32 pixels with `in_channels` channels.
+def assemble(
+    config: Config, num_classes: int = 10, in_channels: int = 1, side: int = 28
+) -> Network:
+    """What `config` means for images with `in_channels` channels, of 28x28 and 32x32 pixels; those
+    of the training set have `side` x `side`.
 
     Raises UserError: --output=rbf, and not ten classes; --freeze does not fit.
     """
@@ -53,7 +56,7 @@ def assemble(config: Config, num_classes: int = 10, in_channels: int = 1) -> Net
         config=config,
         num_classes=num_classes,
         num_parameters=num_elements(params) - int(masked.sum()),
-        image_shapes=((28, 28, in_channels), (32, 32, in_channels)),
+        image_shapes=tuple((pixels, pixels, in_channels) for pixels in (side, 60 - side)),
         init=lambda: nnx.to_pure_dict(nnx.state(build(), nnx.Param)),
         bind=lambda params: nnx.merge(graphdef, params),
         prepare=prepare_function(
@@ -90,7 +93,8 @@ def load(workdir: str | Path, step: int | str | None = None) -> Trained:
     weights = "average" if config.average_decay else "params"
 
     def network_of(meta: dict) -> Network:
-        return assemble(config, meta["num_classes"], meta["in_channels"])
+        side = 32 if meta.get("image_side") == 32 else 28  # older checkpoints do not say
+        return assemble(config, meta["num_classes"], meta["in_channels"], side)
 
     def target(meta: dict) -> dict:
         return {weights: jax.eval_shape(network_of(meta).init)}

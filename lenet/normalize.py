@@ -44,7 +44,7 @@ class String(NamedTuple):
     """A string of digits, as MNIST would have it.
 
     Attributes:
-      image: (28, columns) uint8: white on black, its ink from the first column to the last.
+      image: (28 or 32, columns) uint8: white on black, its ink from the first column to the last.
       left: the column of the picture at which it begins.
       scale: pixels of the picture for each of its own.
     """
@@ -95,8 +95,8 @@ def _find_ink(picture: np.ndarray, working_size: int) -> _Ink | None:
     difference = _difference_from_paper(pixels)
     smooth = ndimage.gaussian_filter(difference, side / 300)
     noise = 1.4826 * np.median(np.abs(smooth))
-    most = max(pixels.size // 1000, 6)  # this many pixels, at least, are ink
-    low, high = -np.sort(smooth.ravel())[:most].mean(), np.sort(smooth.ravel())[-most:].mean()
+    least = max(pixels.size // 1000, 6)  # this many pixels, or more, are ink
+    low, high = -np.sort(smooth.ravel())[:least].mean(), np.sort(smooth.ravel())[-least:].mean()
     darkest, sign = max((low, -1), (high, 1))
     if darkest < max(MIN_CONTRAST, NOISE_FACTOR * noise):
         return None
@@ -174,12 +174,12 @@ def _thickened(ink: np.ndarray, strokes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _fitted(ink: np.ndarray, size: int) -> np.ndarray:
-    """Scaled so that `size` pixels become DIGIT_SIZE, and the darkest ink is 1."""
+    """Scaled so that `size` pixels become DIGIT_SIZE, and the typical ink becomes 1."""
     scale = DIGIT_SIZE / size
     height, width = (max(round(side * scale), 1) for side in ink.shape)
     filter = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), filter))
-    return np.clip(small / np.quantile(small[small > small.max() / 2], 0.5), 0, 1)
+    return np.clip(small / np.median(small[small > small.max() / 2]), 0, 1)
 
 
 def _centered(digit: np.ndarray) -> np.ndarray:

@@ -103,11 +103,12 @@ def make_task(config: Config, resumed: Path | None = None) -> Task:
 
     # ---- data
     train, validation, test = load_splits(config)
-    sizes = {"in_channels": train.image_shape[-1], "num_classes": train.num_classes}
+    side, _, in_channels = train.image_shape
+    sizes = {"num_classes": train.num_classes, "in_channels": in_channels}
     epoch_steps = steps_per_epoch(len(train), config.batch_size)
 
     # ---- network, optimizer, steps
-    network, tx = assemble(config, **sizes), build_optimizer(config, epoch_steps)
+    network, tx = assemble(config, **sizes, side=side), build_optimizer(config, epoch_steps)
     placement = parallel.place(make_train_steps(network, tx), **modes, batch_axis=1)
     curvature_step = make_curvature_step(network)
 
@@ -133,7 +134,7 @@ def make_task(config: Config, resumed: Path | None = None) -> Task:
         eval_batch_size=-(-EVAL_BATCH_SIZE // placement.num_devices),
         num_threads=1,
         splits={"train": train, "validation": validation, "test": test},
-        facts=sizes | {"class_names": train.class_names},
+        facts=sizes | {"image_side": side, "class_names": train.class_names},
         training_set=train.fingerprint(),
         learning_rate=learning_rate_schedule(config, epoch_steps),
         remarks=remarks(config),

@@ -20,7 +20,7 @@ import lenet.network
 import lenet.train
 from common import classes, launch, metrics
 from common import examples as in_memory
-from common.errors import DataError, UserError
+from common.errors import UserError
 from common.evaluation import evaluate
 from common.network import Trained
 from common.overlap import trained_on_digits
@@ -143,15 +143,8 @@ def by_name(
     """
     if not len(examples):
         raise UserError(f"the --split of {examples.name} is empty")
-    network, known = trained.network, trained.class_names
-    numbers = classes.renumbered(examples, known, f"the run in {workdir}")
-    fits = examples.image_shape in network.image_shapes
-    if not fits or examples.num_classes > network.num_classes:
-        raise DataError(
-            f"{examples.name} has images of {examples.image_shape} and {examples.num_classes} "
-            f"classes; the run in {workdir} takes {' or '.join(map(str, network.image_shapes))} "
-            f"and {network.num_classes}"
-        )
+    known = trained.class_names
+    numbers = classes.renumbered(examples, trained, f"the run in {workdir}")
     if warning := trained_on_digits(trained.config.dataset, examples.name, split):
         print(warning, file=sys.stderr, flush=True)
     if numbers is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.errors import DataError, UserError, one_line
+from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES, open_image
 from common.network import Network
 from common.overlap import MNIST_TRAINING_DIGITS
@@ -99,23 +99,25 @@ def _decoded(content: bytes, channels: int) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def has_digits(network: Network, digit: str, shape: tuple[int, int, int]) -> bool:
+def takes_digits(network: Network) -> bool:
+    """Whether its images may be normalized digits: gray, of 28x28 pixels."""
+    return (28, 28, 1) in network.image_shapes
+
+
+def knows_digits(network: Network) -> bool:
+    """Whether it was trained on MNIST's digits."""
+    return takes_digits(network) and network.config.dataset in MNIST_TRAINING_DIGITS
+
+
+def has_digit(network: Network, digit: str, shape: tuple[int, int, int]) -> bool:
     """Whether a picture of this shape is one of a digit that has to be found on it.
 
     Args:
       digit: `on`, `off`, or `auto`: on for a network that was trained on MNIST's digits, unless the
         picture has the size of those already.
-
-    Raises UserError for `on` and a network that takes other images than digits of 28x28 pixels.
     """
-    takes_digits = (28, 28, 1) in network.image_shapes
-    if digit == "on" and not takes_digits:
-        raise UserError(
-            "--digit=on is for networks of gray images of 28x28 pixels; this one was trained on "
-            f"{network.config.dataset}"
-        )
-    is_mnist = takes_digits and network.config.dataset in MNIST_TRAINING_DIGITS
-    return digit == "on" or (digit == "auto" and is_mnist and shape not in network.image_shapes)
+    unlike_stored = shape not in network.image_shapes
+    return digit == "on" or (digit == "auto" and knows_digits(network) and unlike_stored)
 
 
 def read_fitted(
@@ -139,14 +141,14 @@ def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.nda
 
     Args:
       picture: (H, W, C) uint8, C as in `network.image_shapes`.
-      digit: see `has_digits`.
+      digit: see `has_digit`.
 
     Returns:
       an image of one of `network.image_shapes`, uint8.
 
     Raises DataError where no digit is found.
     """
-    if has_digits(network, digit, picture.shape):
+    if has_digit(network, digit, picture.shape):
         found = normalize_digit(picture[..., 0])
         if found is None:
             raise DataError("no digit: no ink on it, or hardly any contrast")

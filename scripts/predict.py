@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from common.network import PREDICT_BATCH_SIZE, Network, Trained
 from common.order import NUM_THREADS
 from common.storage import require_place
 from scripts import predict_string
-from scripts.pictures import find_pictures, has_digits, read_fitted
+from scripts.pictures import find_pictures, read_fitted, takes_digits
 from scripts.prepare.entries import printable
 from scripts.progress import FileProgress
 from scripts.runs import is_alexnet, load_run
@@ -93,7 +94,11 @@ def main(flag_values: flags.FlagValues, *words: str) -> None:
     runtime.use_compilation_cache()
     trained = load_run(workdir, flag_values.step or None)
     shape = trained.network.image_shapes[0]
-    has_digits(trained.network, flag_values.digit, shape)  # or refuses --digit=on
+    if flag_values.digit == "on" and not takes_digits(trained.network):
+        raise UserError(
+            "--digit=on is for networks of gray images of 28x28 pixels; this one was trained on "
+            f"{trained.config.dataset}"
+        )
     if flag_values.crops == "ten":
         if not is_alexnet(workdir):
             raise UserError(f"--crops=ten is for AlexNet; {workdir} is a LeNet-5 run")
@@ -140,10 +145,10 @@ def predict(
     batches = [files[start : start + size] for start in range(0, len(files), size)]
     lines = None if len(files) == 1 or sys.stdout.isatty() else sys.stderr  # or they are progress
     with ThreadPoolExecutor(NUM_THREADS) as pool, FileProgress("", len(files), lines) as progress:
-        ahead = [pool.map(read, batch) for batch in batches[:1]]
-        for number, batch in enumerate(batches):
-            ahead += [pool.map(read, later) for later in batches[number + 1 : number + 2]]
-            read_now = list(ahead.pop(0))
+        following = pool.map(read, batches[0])
+        for batch, later in zip_longest(batches, batches[1:], fillvalue=()):
+            current, following = following, pool.map(read, later)
+            read_now = list(current)
             images = [found[1] for found in read_now if not isinstance(found, DataError)]
             most_probable = iter(_scored(trained, images, size, flag_values))
             for file, found in zip(batch, read_now, strict=True):
@@ -160,22 +165,19 @@ def _scored(
     trained: Trained, images: Sequence[np.ndarray], size: int, flag_values: flags.FlagValues
 ) -> list[tuple[list[int], list[float]]]:
     """The most probable labels of each image, and their probabilities."""
-    score = _ten_views if flag_values.crops == "ten" else _center
     found = [None] * len(images)
     for shape in {image.shape for image in images}:
         places = [place for place, image in enumerate(images) if image.shape == shape]
         batch = np.zeros((size, *shape), np.uint8)  # one program for all
         batch[: len(places)] = [images[place] for place in places]
-        probabilities = np.asarray(score(trained.network, trained.params, batch))
+        if flag_values.crops == "ten":
+            probabilities = np.asarray(_ten_views(trained.network, trained.params, batch))
+        else:
+            probabilities = trained.predict(batch)
         labels = np.argsort(-probabilities, axis=1, kind="stable")[:, : flag_values.top_k]
         for place, of, row in zip(places, labels, probabilities, strict=False):
             found[place] = of.tolist(), row[of].tolist()
     return found
-
-
-@partial(jax.jit, static_argnums=0)
-def _center(network: Network, params, images):
-    return jax.nn.softmax(network.logits(params, network.prepare(images)))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,10 +12,9 @@ from PIL import Image
 from common.classes import name_of
 from common.errors import DataError, UserError
 from common.network import Network, Trained
-from common.overlap import MNIST_TRAINING_DIGITS
-from lenet import string
+from lenet import space_displacement
 from lenet.normalize import MAX_STRING_WIDTH, SIZE, String, normalize_string
-from scripts.pictures import read_picture
+from scripts.pictures import knows_digits, read_picture, takes_digits
 from scripts.prepare.entries import printable
 from scripts.runs import is_alexnet
 
@@ -34,14 +33,14 @@ class Line(NamedTuple):
     file: str
     picture: np.ndarray
     strip: String
-    digits: list[string.Digit]
+    digits: list[space_displacement.Digit]
     names: list[str]
 
-    def columns_of(self, digit: string.Digit) -> tuple[int, int]:
+    def columns_of(self, digit: space_displacement.Digit) -> tuple[int, int]:
         """The first column of the picture that the digit's window sees, and the one after the last,
         within the picture.
         """
-        ends = (digit.left, digit.left + string.WINDOW)
+        ends = (digit.left, digit.left + space_displacement.WINDOW)
         first, end = (round(self.strip.left + self.strip.scale * column) for column in ends)
         return max(first, 0), min(end, self.picture.shape[1])
 
@@ -58,9 +57,9 @@ def require_fit(workdir: Path, flag_values: flags.FlagValues) -> None:
 
 def require_digits(network: Network, digit: str) -> None:
     """Raises UserError unless the network was trained on digits such as MNIST's."""
-    is_gray = (SIZE, SIZE, 1) in network.image_shapes
-    if not is_gray or (digit != "on" and network.config.dataset not in MNIST_TRAINING_DIGITS):
-        way = "; add --digit=on if those are gray digits, white on black" if is_gray else ""
+    if not (takes_digits(network) if digit == "on" else knows_digits(network)):
+        ways = "; add --digit=on if those are gray digits, white on black"
+        way = ways if takes_digits(network) else ""
         raise UserError(
             "--string is for networks that were trained on MNIST's digits; this one was trained on "
             f"{network.config.dataset}{way}"
@@ -75,7 +74,7 @@ def read_lines(trained: Trained, files: Sequence[str], digit: str) -> Iterator[L
         except DataError as error:
             yield error
             continue
-        (digits,) = string.read(trained, strip.image[None, ..., None])
+        (digits,) = space_displacement.read(trained, strip.image[None, ..., None])
         names = [name_of(found.label, trained.class_names) for found in digits]
         yield Line(file, picture, strip, digits, names)
 
@@ -100,7 +99,7 @@ def strip_of(picture: np.ndarray, digit: str) -> String:
     Raises ValueError: no ink, or a line too long.
     """
     rows, columns = picture.shape
-    stored = rows in (SIZE, string.WINDOW)
+    stored = rows in (SIZE, space_displacement.WINDOW)
     if digit == "on" or (digit == "auto" and not stored):
         strip = normalize_string(picture)
         if strip is None:

@@ -17,6 +17,11 @@ def is_alexnet(workdir: Path) -> bool:
         return False
 
 
+def network_name(workdir: Path) -> str:
+    """lenet or alexnet."""
+    return "alexnet" if is_alexnet(workdir) else "lenet"
+
+
 def load_run(workdir: Path, step: int | str | None = None) -> Trained:
     """The network of a run of either kind, with its weights; see `lenet.load`."""
     require_run(workdir)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.network import Network
-from lenet.string import CENTER, MARGIN
+from lenet.space_displacement import CENTER, MARGIN
 from scripts.prepare.entries import printable
 from scripts.report.style import COLORS, save, style
 

@@ -1,4 +1,4 @@
-"""Measures how well LeNet-5 reads strings of digits in one pass (lenet/string.py):
+"""Measures how well LeNet-5 reads strings of digits in one pass (lenet/space_displacement.py):
 
     python -m scripts.strings RUN ... [--json=results/strings.json]
     python -m scripts.strings RUN ... --choose
@@ -39,7 +39,7 @@ from common.examples import Examples
 from common.network import Network, Trained
 from common.storage import require_place
 from common.workdir import write_atomic
-from lenet import string
+from lenet import space_displacement
 from lenet.data import load_splits
 from lenet.network import load
 from lenet.normalize import CENTER, INK_LEVEL, MIN_PART, SIZE, normalize_digit
@@ -67,8 +67,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(flag_values: flags.FlagValues, *runs: str) -> None:
+    json_path = Path(flag_values.json).expanduser()
     if flag_values.json:
-        require_place(Path(flag_values.json), "--json", ".json")
+        require_place(json_path, "--json", ".json")
     rows = []
     for run in runs:
         trained, training = load(run), about(Path(run).expanduser())
@@ -79,19 +80,21 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
         images, labels, centers = compose(examples, flag_values.strings)
         if flag_values.choose:
             row = compare_costs(trained, images, labels)
-            in_words = "{digit_cost} and {ink_cost}: {read_pct:.1f}% of the strings".format
-            print(f"{run}: best costs {in_words(**row['costs'][0])}")
+            best = row["costs"][0]
+            costs = f"{best['digit_cost']} and {best['ink_cost']}"
+            print(f"{run}: best costs {costs}: {best['read_pct']:.1f}% of the strings")
         else:
             row = measure(trained, images, labels, centers)
             row["test_error_pct"] = error(trained, test)
-            ways = "{one_pass[read_pct]:.1f}% in one pass, {cut_apart[read_pct]:.1f}% cut apart, "
-            more = "{true_places[read_pct]:.1f}% at the true places; {speed_up:.1f} times as fast"
-            print(f"{run}: {ways + more}".format(**row))
+            ways = ("one_pass", "cut_apart", "true_places")
+            one, cut, true = (row[way]["read_pct"] for way in ways)
+            read = f"{one:.1f}% in one pass, {cut:.1f}% cut apart, {true:.1f}% at the true places"
+            print(f"{run}: {read}; {row['speed_up']:.1f} times as fast")
         rows.append({"run": Path(run).name} | training | row)
     if flag_values.json:
         source = provenance.collect(seed=SEED, dataset=trained.config.dataset)
         result = {"kind": "strings", "strings": flag_values.strings, "rows": rows, **source}
-        write_atomic(Path(flag_values.json), to_text(result))
+        write_atomic(json_path, to_text(result))
 
 
 def about(workdir: Path) -> dict:
@@ -144,13 +147,17 @@ def compose(examples: Examples, count: int) -> tuple[np.ndarray, np.ndarray, np.
 def measure(
     trained: Trained, images: np.ndarray, labels: np.ndarray, centers: np.ndarray
 ) -> dict[str, object]:
-    in_one_pass = [[digit.label for digit in found] for found in string.read(trained, images)]
+    in_one_pass = [
+        [digit.label for digit in found] for found in space_displacement.read(trained, images)
+    ]
     pieces = [cut_apart(image[..., 0]) for image in images]
     of_pieces = iter(trained.predict(np.concatenate(pieces)).argmax(axis=1).tolist())
-    wide, side = string.with_margins(images), np.arange(string.WINDOW)
-    first = centers + string.MARGIN - string.CENTER  # (strings, LENGTH)
+    wide, side = space_displacement.with_margins(images), np.arange(space_displacement.WINDOW)
+    first = centers + space_displacement.MARGIN - space_displacement.CENTER  # (strings, LENGTH)
     windows = wide[np.arange(len(wide))[:, None, None], :, first[..., None] + side]
-    windows = windows.swapaxes(2, 3).reshape(-1, string.WINDOW, string.WINDOW, 1)
+    windows = windows.swapaxes(2, 3).reshape(
+        -1, space_displacement.WINDOW, space_displacement.WINDOW, 1
+    )
     at_true_places = trained.predict(windows).argmax(axis=1).reshape(labels.shape)
     return {
         "one_pass": shares(in_one_pass, labels),
@@ -201,12 +208,12 @@ def cut_apart(strip: np.ndarray) -> np.ndarray:
 
 def compare_costs(trained: Trained, images: np.ndarray, labels: np.ndarray) -> dict[str, list]:
     """The share of the strings that is read with each pair of costs, the best pair first."""
-    log_p, ink = string.windows_of(trained, images)
+    log_p, ink = space_displacement.windows_of(trained, images)
     best, digits = log_p.max(axis=-1), log_p.argmax(axis=-1)
     found = []
     for digit_cost, ink_cost in product(DIGIT_COSTS, INK_COSTS):
         read = [
-            of_string[string.decode(*of_windows, digit_cost, ink_cost)].tolist()
+            of_string[space_displacement.decode(*of_windows, digit_cost, ink_cost)].tolist()
             for of_string, *of_windows in zip(digits, best, ink, strict=True)
         ]
         costs = {"digit_cost": digit_cost, "ink_cost": ink_cost}
@@ -220,13 +227,15 @@ def compare_costs(trained: Trained, images: np.ndarray, labels: np.ndarray) -> d
 def speed(trained: Trained, strip: np.ndarray) -> dict[str, object]:
     """Of one string, (1, 32, columns, 1)."""
     network, params = trained.network, trained.params
-    starts = range(0, strip.shape[2] - string.WINDOW + 1, string.STEP)
-    windows = np.concatenate([strip[:, :, start : start + string.WINDOW] for start in starts])
+    starts = range(0, strip.shape[2] - space_displacement.WINDOW + 1, space_displacement.STEP)
+    windows = np.concatenate(
+        [strip[:, :, start : start + space_displacement.WINDOW] for start in starts]
+    )
     rounds = []
     for _ in range(ROUNDS):
         rounds.append(
             (
-                seconds(string.output_map, network, params, strip),
+                seconds(space_displacement.output_map, network, params, strip),
                 seconds(_each, network, params, windows),
             )
         )

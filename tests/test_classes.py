@@ -238,3 +238,15 @@ def test_a_run_is_not_resumed_with_its_classes_in_another_order(tmp_path, sets):
     labels.unlink()  # a set that lost its names goes on
     assert train("alexnet", workdir, stop=True, dataset="photos_two") is None
     labels.write_text("green\nred\n")
+
+
+@pytest.mark.commands
+def test_a_run_knows_the_size_of_its_images(tmp_path, write_set, monkeypatch, compiled_quickly):
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 1), dtype=np.uint8)
+    write_set(tmp_path / "data", "wide", images)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    config = dict(dataset="wide", validation_size=20, batch_size=20, num_epochs=1)
+    train("lenet", tmp_path / "run", **config)
+    trained = lenet.load(tmp_path / "run")
+    assert trained.network.image_shapes[0] == (32, 32, 1)
+    assert trained.predict(images[:2]).shape == (2, 10)

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from common import launch, runtime
-from common.examples import load as load_examples
+from common import examples, launch, runtime
 from common.network import Trained
+from common.prepared import DIGITS
 from lenet.config import Config
+from lenet.data import load_splits
 from lenet.network import assemble, load
 from scripts.demo import __main__ as tool
 from scripts.demo import contents, page
@@ -124,7 +125,9 @@ def test_the_command_writes_one_small_file_that_loads_nothing(run, draw, tmp_pat
     masked = sum(6 - len(seen) for seen in found.network["connections"]) * 25
     assert weights - masked == load(GOLDEN / run).network.num_parameters
     assert [each["label"] for each in found.network["samples"]] == list(range(10))
-    assert all(each["label"] == each["readAs"] for each in found.network["samples"][:1])
+    for each in found.network["samples"]:
+        pixels = np.frombuffer(base64.b64decode(each["pixels"]), np.uint8).reshape(1, 28, 28)
+        assert each["readAs"] == load(GOLDEN / run).predict(pixels).argmax()
     assert all(each["label"] != each["readAs"] for each in found.network["mistakes"])
 
 
@@ -170,8 +173,17 @@ def test_without_the_run_s_data_there_are_no_examples(tmp_path):
     config = Config(dataset="mnist", data_dir=str(tmp_path))
     trained = trained._replace(network=trained.network._replace(config=config))
     found = contents.contents_of(trained)
-    assert found.network["samples"] == [] and found.num_tested == 0
+    assert found.network["samples"] == [] and found.num_tested == 0 and "mnist" in found.missing
     assert "test examples" not in page.render(found).split("</header>")[0]
+
+
+@pytest.mark.commands
+def test_examples_are_of_the_classes_that_the_run_has():
+    trained = untrained(3, names=("5", "6", "9"), classes="5,6,9", validation_size=500)
+    found = contents.contents_of(trained)
+    assert [each["label"] for each in found.network["samples"]] == [0, 1, 2]
+    labels = examples.load("mnist10k", "test", [DIGITS]).labels
+    assert found.num_tested == np.isin(labels, (5, 6, 9)).sum()
 
 
 # ---- in a browser
@@ -195,7 +207,8 @@ def show_numbers(tab) -> None:
 def show(browser, tmp_path, monkeypatch):
     """show(trained, **options): its page, opened; afterwards nothing may have gone wrong on it."""
     contexts, wrong = [], []
-    monkeypatch.setattr(contents, "load", lambda *arguments: load_examples(*arguments)[:100])
+    few = lambda config: [examples[:100] for examples in load_splits(config)]  # noqa: E731
+    monkeypatch.setattr(contents, "load_splits", few)
 
     def opened(trained, width=1280, height=900, **options):
         path = tmp_path / f"{len(contexts)}.html"
@@ -419,7 +432,7 @@ def test_hostile_names_and_many_classes_in_a_browser(show):
     tab = show(untrained(47, names=names))
     assert tab.locator("#outputs li").count() == 10
     answer = tab.inner_text("#answer")
-    assert answer in [contents.shown(name) for name in names] + ["–"]
+    assert answer in [page.without_controls(name) for name in names] + ["–"]
     shown = tab.locator("#outputs .name").all_inner_texts()
     values = np.array(tab.evaluate("[...state.layers.output.values]"))
     assert shown == [contents.shown(names[label]).strip() for label in np.argsort(-values)[:10]]

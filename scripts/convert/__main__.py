@@ -47,6 +47,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues, command: str, source: str, target: str) -> None:
     source, target = Path(source).expanduser(), Path(target).expanduser()
+    unread = {"import": ("step",), "export": ("layout", "class_names", "mean_image")}
+    for name in unread.get(command, ()):
+        if flag_values[name].present:
+            raise UserError(f"--{name} is not for {command}")
     if command == "import":
         mean_image = flag_values.mean_image
         print(

@@ -21,7 +21,7 @@ from scripts.inspect.opened import Run, read_result
 from scripts.inspect.parts import Table
 from scripts.prepare.entries import printable
 from scripts.report.studies import NETWORKS
-from scripts.runs import is_alexnet, load_run
+from scripts.runs import load_run, network_name
 
 WEIGHTS, PROGRAM, CARD = "model.safetensors", "predict.jax_export", "README.md"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -49,8 +49,8 @@ def export_run(workdir: Path, folder: Path, step: str | None) -> str:
     }
     program = stablehlo(trained.network, weights)
     _require_same(trained, program, weights)
-    network = "alexnet" if is_alexnet(workdir) else "lenet"
-    run = Run(workdir, network, trained, read_result(workdir)[0], [], None, None, [])
+    network = network_name(workdir)
+    run = Run(workdir, network, trained, read_result(workdir)[0])
     metadata = {"network": network, "config": json.dumps(dataclasses.asdict(trained.config))}
     files = {
         WEIGHTS: safetensors.numpy.save(weights, metadata=metadata),
@@ -143,19 +143,20 @@ become a vector, the order is rows, columns, maps.
 def preparation(run: Run) -> str:
     """What happens to the pixels, in a sentence."""
     config, statistics = run.trained.config, run.trained.statistics
+    side = run.trained.network.image_shapes[0][0]
     if run.network == "lenet":
         ranges = {"unit": "0 to 1", "paper": "-0.1 to 1.175", "hundredths": "0 to 2.55"}
-        return (
-            "28x28 pixels are padded with zeros to 32x32, and values become "
-            f"{ranges[config.scaling]} (background to foreground)"
-        )
+        padded = "28x28 pixels are padded with zeros to 32x32, and " if side == 28 else ""
+        return f"{padded}values become {ranges[config.scaling]} (background to foreground)"
     channels = "RGB" if statistics.mean_image.shape[-1] == 3 else "gray"
     mean = statistics.mean_image.mean(axis=(0, 1), dtype=np.float64)
     deviation = np.sqrt(np.diag(statistics.covariance))
     values = f"{channels} minus the mean image, whose channels average {numbers(mean)}"
     if config.scaling == "standardized":
         values = f"({channels} - {numbers(mean)}) / {numbers(deviation)}, channel by channel"
-    return f"the central {config.crop_size}x{config.crop_size} pixels, {values}"
+    crop = f"{config.crop_size}x{config.crop_size} pixels"
+    place = "the central" if side >= config.crop_size else "padded with the median of the border to"
+    return f"{place} {crop}, {values}{', as three equal channels' * (channels == 'gray')}"
 
 
 def numbers(values: np.ndarray) -> str:

@@ -25,7 +25,7 @@ from scripts.prepare.layouts import synsets
 DATASET = "imagenet_256"  # what both were trained on, as this project prepares it
 IMAGE_SHAPE = (256, 256, 3)
 MEAN_SHAPE = (3, 256, 256)  # of Caffe's mean image, blue first
-MOST_CLASSES = 22_000  # more than ImageNet has
+MAX_CLASSES = 22_000  # more than ImageNet has
 
 
 def import_weights(
@@ -96,8 +96,8 @@ def _num_classes(file: Path, weights: Weights, layout: Layout) -> int:
     if name not in weights.headers:
         return 1
     shape = weights.headers[name].shape
-    if not shape or not 1 <= shape[-1] <= MOST_CLASSES:
-        raise DataError(f"{file}: {name} should have 1 to {MOST_CLASSES:,} values; it has {shape}")
+    if not shape or not 1 <= shape[-1] <= MAX_CLASSES:
+        raise DataError(f"{file}: {name} should have 1 to {MAX_CLASSES:,} values; it has {shape}")
     return shape[-1]
 
 

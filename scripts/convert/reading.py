@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.errors import DataError, UserError, one_line
 
-MOST_ARRAYS = 1000  # in a file
+MAX_ARRAYS = 1000  # in a file
 SAFETENSORS_TYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
 FLOATS = set(SAFETENSORS_TYPES.values())  # the types that are taken
 DAMAGE = (
@@ -55,7 +55,7 @@ def opened(path: Path) -> Iterator[Weights]:
     with contextlib.ExitStack() as stack:
         with _readable(path):
             found = stack.enter_context(READERS[path.suffix](path))
-            if len(found.headers) > MOST_ARRAYS:
+            if len(found.headers) > MAX_ARRAYS:
                 raise DataError(f"{path} holds {len(found.headers):,} arrays")
 
         def read(name: str) -> np.ndarray:
@@ -103,9 +103,7 @@ def _safetensors(path: Path) -> Iterator[Weights]:
 @contextlib.contextmanager
 def _npz(path: Path) -> Iterator[Weights]:
     with zipfile.ZipFile(path) as archive:
-        entries = {
-            name.removesuffix(".npy"): name for name in archive.namelist()[: MOST_ARRAYS + 1]
-        }
+        entries = {name.removesuffix(".npy"): name for name in archive.namelist()[: MAX_ARRAYS + 1]}
 
         def read(name: str) -> np.ndarray:
             with archive.open(entries[name]) as file:

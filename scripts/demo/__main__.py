@@ -38,7 +38,11 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(f"{workdir} is an AlexNet run; the page shows LeNet-5")
     runtime.use_compilation_cache()
     trained = load_run(workdir, flag_values.step or None)
-    page = render(contents_of(trained, flag_values.data_dir)).encode()
+    contents = contents_of(trained, flag_values.data_dir)
+    if contents.missing:
+        line = f"no digits to choose from: the data is not at hand: {contents.missing}"
+        print(line, file=sys.stderr, flush=True)
+    page = render(contents).encode()
     if len(page) > MAX_BYTES:
         classes = f"{trained.network.num_classes:,} classes"
         raise UserError(f"the page would have {len(page) / 1e6:.1f} MB: {classes} are too many")

@@ -9,13 +9,14 @@ import numpy as np
 
 from common.classes import name_of, renumbered
 from common.errors import UserError
-from common.examples import load
 from common.network import Trained
-from common.prepared import DIGITS, data_dirs, find_test_split
 from lenet.codes import digit_codes
 from lenet.config import Config
 from lenet.connections import c3_connections
+from lenet.data import load_splits
 from lenet.model import layer_table
+from scripts.inspect.page import without_controls
+from scripts.inspect.seen import mistakes
 
 MAX_SAMPLES = 20  # test examples that can be chosen, each of another class
 MAX_MISTAKES = 5  # and of those that the network gets wrong
@@ -30,6 +31,7 @@ class Contents(NamedTuple):
       layers: name -> the row of `lenet.model.layer_table`.
       num_parameters: of the network.
       num_right, num_tested: of the test examples; both 0 where they are not at hand.
+      missing: why they are not at hand.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Contents(NamedTuple):
     num_parameters: int
     num_right: int
     num_tested: int
+    missing: str
 
 
 def contents_of(trained: Trained, data_dir: str = "") -> Contents:
@@ -52,7 +55,11 @@ def contents_of(trained: Trained, data_dir: str = "") -> Contents:
         raise UserError(
             f"the run computes in {config.compute_dtype}; JavaScript would show other numbers"
         )
-    samples, mistakes, num_right, num_tested = examples_of(trained, data_dir)
+    samples, wrong, num_right, num_tested, missing = [], [], 0, 0, ""
+    try:
+        samples, wrong, num_right, num_tested = examples_of(trained, data_dir)
+    except UserError as error:
+        missing = str(error)
     names = [name_of(label, trained.class_names) for label in range(network.num_classes)]
     exported = {
         "activation": config.activation,
@@ -61,16 +68,17 @@ def contents_of(trained: Trained, data_dir: str = "") -> Contents:
         "scaling": config.scaling,
         "connections": [list(map(int, seen)) for seen in c3_connections(config.c3, config.seed)],
         "codes": digit_codes(config.codes).astype(int).tolist() if config.output == "rbf" else None,
-        "classNames": [shown(name) for name in names],
+        "classNames": [without_controls(name) for name in names],
         "samples": samples,
-        "mistakes": mistakes,
+        "mistakes": wrong,
         "params": {
             layer: {name: encoded(values) for name, values in parameters.items()}
             for layer, parameters in jax.device_get(trained.params).items()
         },
     }
     layers = {row["name"]: row for row in layer_table(network.bind(trained.params))}
-    return Contents(config, exported, layers, network.num_parameters, num_right, num_tested)
+    tested = num_right, num_tested, missing
+    return Contents(config, exported, layers, network.num_parameters, *tested)
 
 
 def encoded(values: np.ndarray) -> dict[str, Any]:
@@ -79,30 +87,19 @@ def encoded(values: np.ndarray) -> dict[str, Any]:
     return {"shape": list(values.shape), "base64": base64.b64encode(content).decode()}
 
 
-def shown(name: str) -> str:
-    """A name without control characters and marks that reverse it."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
-
-
 def examples_of(trained: Trained, data_dir: str) -> tuple[list[dict], list[dict], int, int]:
     """A test example of each class, some that the network gets wrong, the most confident first, how
-    many it gets right, and of how many; nothing where the set is not at hand or is another now.
+    many it gets right, and of how many. Raises UserError where the set is not at hand or is another
+    now.
     """
     config = trained.config
     if data_dir:
         config = dataclasses.replace(config, data_dir=data_dir)
-    try:
-        folders = data_dirs(config.data_dir, DIGITS)
-        test = load(config.dataset, find_test_split(config.dataset, folders), folders)
-        numbers = renumbered(test, trained.class_names, "the run")
-    except UserError:
-        return [], [], 0, 0
-    fits = test.image_shape in trained.network.image_shapes
-    if not fits or test.num_classes > trained.network.num_classes:
-        return [], [], 0, 0
+    _, _, test = load_splits(config)
+    numbers = renumbered(test, trained, "the run")
     labels = test.labels if numbers is None else numbers[test.labels]
     probabilities = trained.predict(test.images)
-    read_as, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    read_as = probabilities.argmax(axis=1)
 
     def example(place: int) -> dict[str, Any]:
         pixels = base64.b64encode(test.images[place].tobytes()).decode()
@@ -116,7 +113,5 @@ def examples_of(trained: Trained, data_dir: str) -> tuple[list[dict], list[dict]
     present = np.unique(labels)
     spread = np.linspace(0, len(present) - 1, min(len(present), MAX_SAMPLES)).astype(int)
     samples = [example(np.flatnonzero(labels == present[number])[0]) for number in spread]
-    wrong = np.flatnonzero(read_as != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
-    num_right = int((read_as == labels).sum())
-    return samples, [example(place) for place in wrong], num_right, len(labels)
+    wrong = [example(place) for place in mistakes(probabilities, labels)[:MAX_MISTAKES]]
+    return samples, wrong, int((read_as == labels).sum()), len(labels)

@@ -7,7 +7,8 @@ from pathlib import Path
 import jinja2
 import markupsafe
 
-from scripts.demo.contents import Contents, shown
+from scripts.demo.contents import Contents
+from scripts.inspect.page import without_controls
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("network.js", "normalize.js", "view.js", "main.js")
@@ -33,7 +34,7 @@ def render(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shown"] = shown
+    environment.filters["shown"] = without_controls
     script = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
     style = (FOLDER / "style.css").read_text()
     return environment.get_template("page.html.jinja").render(

@@ -65,14 +65,14 @@ def require_writable(out: Path, figures: Path | None) -> None:
 
 
 def names_of(targets: tuple[str, ...]) -> list[str]:
-    """A name for links and folders of each: the last part of its path, a number where it is not
-    the only one.
+    """A name for links and folders of each: the last part of its path, and, where these are not
+    different names, its number.
     """
-    names = [re.sub(r"[^A-Za-z0-9_-]+", "-", Path(target).absolute().name) for target in targets]
-    return [
-        name if names.count(name) == 1 and name.strip("-") else f"{name.strip('-')}_{number}"
-        for number, name in enumerate(names, 1)
-    ]
+    paths = [Path(target).absolute().name for target in targets]
+    names = [re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") for name in paths]
+    if all(names) and len(set(names)) == len(names):
+        return names
+    return [f"{name}_{number}" for number, name in enumerate(names, 1)]
 
 
 if __name__ == "__main__":

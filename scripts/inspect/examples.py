@@ -4,7 +4,7 @@ hidden layer.
 
 import numpy as np
 
-from scripts.inspect.opened import Examples, Run
+from scripts.inspect.opened import Run
 from scripts.inspect.parts import Bar, Gallery, Item, percent
 from scripts.inspect.pixels import SMALL_PX, reduced
 from scripts.inspect.seen import mistakes, neighbors
@@ -74,13 +74,11 @@ def neighbors_of(
     run: Run, title: str, train_features: np.ndarray, queries: list[tuple[Item, np.ndarray]]
 ) -> Gallery:
     """Of each query, a picture with its features (units,), the nearest training examples."""
-    examples: Examples = run.train
-    items = []
+    examples, items = run.train, []
     for picture, features in queries:
         items.append(picture._replace(leads=True))
-        for n in neighbors(train_features, features, NEIGHBORS).tolist():
+        for n, distance in neighbors(train_features, features, NEIGHBORS):
             label, place = run.name_of(examples.labels[n]), examples.places[n]
-            distance = float(np.sqrt(((train_features[n] - features) ** 2).sum()))
             lines = (f"{label}", f"distance {distance:.2f}")
             items.append(Item(reduced(examples.images[n], 96), lines, f"training example {place}"))
     note = (

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from common.errors import DataError, UserError
 from common.network import Trained
 from common.records import DamagedRecords
 from common.workdir import read_metrics
-from scripts.runs import is_alexnet, load_run
+from scripts.runs import load_run, network_name
 
 # Stored pixels that are read of a split: all of MNIST's test digits, 305 photos of 256x256.
 TEST_PX, TRAIN_PX = 20_000_000, 10_000_000
@@ -59,10 +60,10 @@ class Run(NamedTuple):
     network: str
     trained: Trained
     result: dict[str, Any]
-    records: list[dict]
-    train: Examples | None
-    test: Examples | None
-    missing: list[str]
+    records: Sequence[dict] = ()
+    train: Examples | None = None
+    test: Examples | None = None
+    missing: Sequence[str] = ()
 
     @property
     def first_layer(self) -> str:
@@ -81,7 +82,7 @@ class Run(NamedTuple):
 
 def open_run(folder: Path, data_dir: str) -> Run:
     """Raises UserError where there is no run, or none with weights."""
-    trained, network = load_run(folder), "alexnet" if is_alexnet(folder) else "lenet"
+    trained, network = load_run(folder), network_name(folder)
     result, missing = read_result(folder)
     train = test = None
     try:
@@ -126,13 +127,7 @@ def read_some(examples, trained: Trained, folder: Path, pixels: int) -> Examples
     """As many examples as have so many `pixels`, without damaged ones. Raises DataError."""
     if not len(examples):
         raise DataError(f"{examples.name} has no examples to show")
-    numbers = renumbered(examples, trained.class_names, f"the run in {folder}")
-    fits = examples.image_shape in trained.network.image_shapes
-    if not fits or examples.num_classes > trained.network.num_classes:
-        raise DataError(
-            f"{examples.name} has images of {examples.image_shape} and {examples.num_classes} "
-            f"classes, which the run in {folder} does not take"
-        )
+    numbers = renumbered(examples, trained, f"the run in {folder}")
     count = min(len(examples), max(pixels // math.prod(examples.image_shape[:2]), 1))
     places = np.linspace(0, len(examples) - 1, count).astype(int)
     images = np.zeros((count, *examples.image_shape), np.uint8)

@@ -23,34 +23,25 @@ def image_of(pixels: np.ndarray) -> Image.Image:
 
 def reduced(pixels: np.ndarray, largest: int = LARGEST_PX) -> np.ndarray:
     """(H, W, C) uint8 of at most `largest` pixels a side, its proportions kept."""
-    height, width, channels = pixels.shape
-    if max(height, width) <= largest:
-        return pixels
-    scale = largest / max(height, width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    return np.asarray(image_of(pixels).resize(size, Image.Resampling.LANCZOS)).reshape(
-        size[1], size[0], channels
-    )
+    image = image_of(pixels)
+    image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 def data_uri(pixels: np.ndarray) -> str:
     """(H, W, C) uint8 as a data: URI: PNG, or JPEG for large photographs."""
     image, stream = image_of(pixels), io.BytesIO()
-    if image.mode == "RGB" and min(image.size) > SMALL_PX:
-        image.save(stream, "JPEG", quality=85)
-    else:
-        image.save(stream, "PNG", optimize=True)
-    form = "jpeg" if stream.getvalue().startswith(b"\xff\xd8") else "png"
+    form = "jpeg" if image.mode == "RGB" and min(image.size) > SMALL_PX else "png"
+    image.save(stream, form, **(dict(quality=85) if form == "jpeg" else dict(optimize=True)))
     return f"data:image/{form};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def mosaic(tiles: np.ndarray, columns: int, enlarged: int = 1) -> np.ndarray:
-    """(N, H, W, C) uint8 -> one picture with an alpha channel: rows of `columns` tiles, each
-    `enlarged` times, a transparent gap of one pixel between them.
+def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """(N, H, W, C) uint8 -> one picture with an alpha channel: rows of `columns` tiles, a
+    transparent gap of one pixel between them.
     """
     count, height, width, channels = tiles.shape
-    tiles = tiles.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
-    height, width, rows = height * enlarged, width * enlarged, -(-count // columns)
+    rows = -(-count // columns)
     whole = np.zeros((rows, height + 1, columns, width + 1, channels + 1), np.uint8)
     for number, tile in enumerate(tiles):
         place = whole[number // columns, :height, number % columns, :width]

@@ -62,10 +62,13 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int
     return matrix
 
 
-def neighbors(features: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
-    """The places of the `count` rows of (N, d) that are nearest to (d,), by Euclidean distance."""
-    distances = ((features - query) ** 2).sum(axis=1)
-    return np.argsort(distances, kind="stable")[:count]
+def neighbors(features: np.ndarray, query: np.ndarray, count: int) -> list[tuple[int, float]]:
+    """The places of the `count` rows of (N, d) that are nearest to (d,), and their Euclidean
+    distances.
+    """
+    distances = np.linalg.norm(features - query, axis=1)
+    nearest = np.argsort(distances, kind="stable")[:count]
+    return list(zip(nearest.tolist(), distances[nearest].tolist(), strict=True))
 
 
 class Occlusion(NamedTuple):

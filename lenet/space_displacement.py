@@ -16,8 +16,8 @@ digit. It costs
 and the cheapest reading wins. Normalized digits have their ink near their center (III.A), so ink
 between two windows calls for a third one; DIGIT_COST keeps one digit from being read twice. Blank
 paper costs nothing. Dynamic programming finds the cheapest reading, as the paper's Viterbi
-algorithm does on the graph of its outputs (VII.A). The two costs were chosen on strings of
-validation digits: `python -m scripts.strings --choose`.
+algorithm does on the graph of its outputs (VII.A). The two costs are within half a point of the
+best pair, on strings of validation digits: `python -m scripts.strings --choose`.
 
 The ink is looked at because the network is not asked what a window between two digits is. The
 paper's was trained for that: on digits between two others, and on windows without a digit (VII.B).
@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import scipy.special
 from jaxtyping import Array, Float, Float32, UInt8
 
 from common.network import Network, Trained
@@ -82,7 +83,7 @@ def windows_of(
     """
     strips = with_margins(images)
     logits = np.asarray(output_map(trained.network, trained.params, strips), np.float64)
-    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    log_p = scipy.special.log_softmax(logits, axis=-1)
     return log_p, strips[..., 0].sum(axis=1) / 255
 
 
@@ -92,8 +93,7 @@ def with_margins(images: UInt8[np.ndarray, "B rows columns 1"]) -> UInt8[np.ndar
     """
     _, rows, columns, _ = images.shape
     above = (WINDOW - rows) // 2
-    right = -(columns + MARGIN) % 64
-    right += 64 if right < MARGIN else 0
+    right = MARGIN + -(columns + 2 * MARGIN) % 64
     return np.pad(images, ((0, 0), (above, above), (MARGIN, right), (0, 0)))
 
 

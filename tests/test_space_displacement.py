@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common import flags
 from common.network import Trained
-from lenet import string
+from lenet import space_displacement
 from lenet.config import Config
 from lenet.network import assemble
 
@@ -54,7 +54,7 @@ def test_the_map_is_the_network_on_sliding_windows(name):
     rows = 32 if "32x32" in name else 28
     columns = 32 + 4 * 7 - (32 - rows)
     images = np.random.default_rng(0).integers(0, 256, (3, rows, columns, 1), np.uint8)
-    found = string.output_map(trained.network, trained.params, images)
+    found = space_displacement.output_map(trained.network, trained.params, images)
     prepared = trained.network.prepare(images)
     assert found.shape == (3, 8, 10) and prepared.shape == (3, 32, 60, 1)
     for window in range(8):
@@ -68,7 +68,9 @@ def test_the_map_is_the_network_on_sliding_windows(name):
 def test_an_image_of_one_digit_is_one_window():
     trained = untrained("paper")
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
-    (windows,) = string.output_map(trained.network, trained.params, images).swapaxes(0, 1)
+    (windows,) = space_displacement.output_map(trained.network, trained.params, images).swapaxes(
+        0, 1
+    )
     expected = trained.network.logits(trained.params, trained.network.prepare(images))
     np.testing.assert_allclose(windows, expected, rtol=1e-5)
 
@@ -77,7 +79,7 @@ def test_an_image_of_one_digit_is_one_window():
 
 
 def cost_of(windows, log_p, ink, digit_cost, ink_cost) -> float:
-    """As lenet/string.py states it, pixel by pixel."""
+    """As lenet/space_displacement.py states it, pixel by pixel."""
     centers = [16 + 4 * window for window in windows]
     nearest = [min(abs(column - center) for center in centers) for column in range(len(ink))]
     spread = sum(amount * (d / 10) ** 2 for amount, d in zip(ink, nearest, strict=True))
@@ -93,31 +95,34 @@ def test_the_cheapest_reading_is_found(count, seed):
     numbers = range(1, count + 1)
     readings = [c for n in numbers for c in itertools.combinations(range(count), n)]
     best = min(readings, key=lambda reading: cost_of(reading, log_p, ink, *costs))
-    assert string.decode(log_p, ink, *costs) == list(best)
+    assert space_displacement.decode(log_p, ink, *costs) == list(best)
 
 
 def test_each_piece_of_ink_is_read_once():
     ink = np.zeros(32 + 4 * 20)
     for center in (20, 44, 72):
         ink[center - 5 : center + 6] = 9
-    found = string.decode(np.full(21, -0.1), ink)
+    found = space_displacement.decode(np.full(21, -0.1), ink)
     assert [16 + 4 * window for window in found] == [20, 44, 72]
 
 
 def test_blank_paper_has_no_digits():
-    assert string.decode(np.zeros(5), np.zeros(48)) == []
+    assert space_displacement.decode(np.zeros(5), np.zeros(48)) == []
 
 
 @pytest.mark.commands
 def test_blank_images_have_no_digits():
-    assert string.read(untrained("deck"), np.zeros((2, 28, 90, 1), np.uint8)) == [[], []]
+    assert space_displacement.read(untrained("deck"), np.zeros((2, 28, 90, 1), np.uint8)) == [
+        [],
+        [],
+    ]
 
 
 @pytest.mark.parametrize("rows", [28, 32])
 @pytest.mark.parametrize("columns", [1, 28, 36, 50, 51, 140])
 def test_margins_let_a_window_be_centered_on_any_ink(rows, columns):
     images = np.full((1, rows, columns, 1), 255, np.uint8)
-    wide = string.with_margins(images)
+    wide = space_displacement.with_margins(images)
     assert wide.shape[1] == 32 and wide.shape[2] % 64 == 0
     (inked,) = np.nonzero(wide[0, 16, :, 0])
     assert len(inked) == columns and inked[0] <= 16 and inked[-1] <= wide.shape[2] - 15
