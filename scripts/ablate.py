@@ -116,11 +116,11 @@ def given_study(flag_values: flags.FlagValues, training: tuple[str, ...]) -> Stu
                 "needs --study=NAME, or --model=lenet|alexnet and --vary=NAME=VALUE,..."
             )
         arms = plan.vary(flag_values.vary)
-        varied = re.findall(r"(\w+)=", ",".join(flag_values.vary))
-        name = flag_values.name or "_".join(dict.fromkeys(varied))
+        varied = list(dict.fromkeys(re.findall(r"(\w+)=", ",".join(flag_values.vary))))
+        name = flag_values.name or "_".join(varied)
         study = Study(
             name=name,
-            question=f"Which {' and '.join(dict.fromkeys(varied))}?",
+            question=f"What do other values of {' and '.join(varied)} change?",
             base=training,
             arms=arms,
             model=flag_values.model,

@@ -77,7 +77,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_boolean("string", False, "LeNet-5: read a line of digits on each.", **own)
     flags.DEFINE_string(
-        "show", "", "A PNG file to write: pictures and what the network saw.", **own
+        "show", "", f"A PNG file to write: {MAX_SHOWN} pictures and what the network saw.", **own
     )
 
 
@@ -124,6 +124,9 @@ def main(flag_values: flags.FlagValues, *words: str) -> None:
             shown.append(found)
     if shown:
         draw(shown, path=show_at)
+        if len(files) - len(refused) > len(shown):
+            line = f"{show_at}: the first {len(shown)} of {len(files):,} pictures"
+            print(line, file=sys.stderr, flush=True)
     if refused:
         raise DataError(f"{len(refused):,} of {len(files):,} pictures could not be used: see above")
 

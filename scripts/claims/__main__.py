@@ -60,7 +60,7 @@ def main(flag_values: flags.FlagValues) -> None:
 
 def print_table(lines: list[Line]) -> None:
     console = Console()
-    columns = Line._fields if console.width >= WIDE else ("id", "stated", "ours", "status")
+    columns = Line._fields if console.width >= WIDE else ("claim", "stated", "ours", "status")
     table = Table(title=counts(lines), pad_edge=False, show_lines=True)
     for column in columns:
         table.add_column(column, overflow="fold", min_width=12)

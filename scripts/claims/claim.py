@@ -110,8 +110,9 @@ def not_yet(study: str) -> str:
     """The status of what only runs that are not in results/ could say."""
     if study not in STUDIES:
         return "not run: results/ has no such run"
-    hours = f"{STUDIES[study].hours:g} hours on two cores"
-    return f"not run: `python -m scripts.ablate --study={study}`, {hours}"
+    hours = STUDIES[study].hours
+    words = f"{hours:g} hour{'s' * (hours != 1)} on two cores"
+    return f"not run: `python -m scripts.ablate --study={study}`, {words}"
 
 
 def not_run(id: str, source: str, claim: str, stated: str, why: str) -> Claim:

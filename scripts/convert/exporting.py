@@ -47,6 +47,8 @@ def export_run(workdir: Path, folder: Path, step: str | None) -> str:
         for layer, arrays in trained.params.items()
         for name, array in arrays.items()
     }
+    # a file that is passed on names no folder of this machine
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     program = stablehlo(trained.network, weights)
     _require_same(trained, program, weights)
     network = network_name(workdir)
@@ -55,7 +57,7 @@ def export_run(workdir: Path, folder: Path, step: str | None) -> str:
     files = {
         WEIGHTS: safetensors.numpy.save(weights, metadata=metadata),
         PROGRAM: program,
-        CARD: card(run),
+        CARD: card(run).encode(),
     }
     for name, content in files.items():
         try:
@@ -106,7 +108,9 @@ def card(run: Run) -> str:
     ]
     names = run.trained.class_names or [str(number) for number in range(network.num_classes)]
     shape = ", ".join(map(str, network.image_shapes[0]))
-    return f"""# {NETWORKS[run.network]}, trained on {escaped(network.config.dataset)}
+    imported = about.imported_from(run).partition(",")[0]
+    made = f"with {imported}" if imported else f"trained on {network.config.dataset}"
+    return f"""# {NETWORKS[run.network]}, {escaped(made)}
 
 {accuracy}
 
@@ -124,7 +128,7 @@ from jax import export
 from safetensors.numpy import load_file
 
 predict = export.deserialize(open("{PROGRAM}", "rb").read())
-probabilities = predict.call(load_file("{WEIGHTS}"), images)
+probabilities = predict.call(load_file("{WEIGHTS}"), images)  # pip install jax safetensors
 ```
 
 `predict.mlir_module()` is the program as StableHLO, for {", ".join(PLATFORMS)}.

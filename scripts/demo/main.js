@@ -56,7 +56,7 @@ function drawTo(place) {
   pen.lineCap = "round";
   pen.beginPath();
   pen.moveTo(...stroke);
-  pen.lineTo(...place);
+  pen.lineTo(place[0] + 0.01, place[1]); // a line to the same place would draw nothing
   pen.stroke();
   stroke = place;
 }

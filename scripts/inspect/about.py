@@ -81,6 +81,14 @@ def preset_name(run: Run) -> str:
     return preset if preset in known else ""
 
 
+def imported_from(run: Run) -> str:
+    """Whose weights `scripts.convert` imported, and from which file; "" of a run trained here."""
+    found = run.result.get("imported")
+    if not isinstance(found, dict):
+        return ""
+    return f"{found.get('weights')}, of {found.get('file')} (SHA-256 {found.get('sha256')})"
+
+
 def what_was_run(run: Run) -> Table:
     """Command, commit, data, machine."""
     config, result = run.trained.config, run.result
@@ -88,16 +96,19 @@ def what_was_run(run: Run) -> Table:
     command = f"{result.get('command', unknown)}"
     network = run.trained.network
     about = f"{network.num_parameters:,} parameters, {network.num_classes:,} classes"
-    rows = [
-        ("command", command),
-        ("network", f"{NETWORKS[run.network]}, {about}; weights after {run.trained.step:,} steps"),
-    ]
+    rows = [("command", command)]
+    if imported := imported_from(run):
+        rows.append(("weights", imported))
+    else:
+        about += f"; weights after {run.trained.step:,} steps"
+    rows.append(("network", f"{NETWORKS[run.network]}, {about}"))
     trained_on, tested_on = (number(result, f"num_{split}_examples") for split in ("train", "test"))
     data = config.dataset
     if trained_on and tested_on:
         data += f": trained on {trained_on:,} examples, scored on {tested_on:,}"
     rows.append(("data", data))
-    rows.append(("seed", f"{config.seed}"))
+    if not imported:
+        rows.append(("seed", f"{config.seed}"))
     for name in ("commit", "version"):
         rows.append((name, f"{result.get(name, 'not known')}"))
     for name in ("machine", "versions"):

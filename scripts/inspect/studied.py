@@ -28,14 +28,15 @@ def subject(folder: Path, name: str) -> Subject:
         sentences = [each["sentence"] for each in study["comparisons"]]
         sentences += verdicts.not_reached(study)
         about = [
-            ("the claim", f"{study['claim']} ({study['source']})"),
             ("runs", f"{study['pairs']} pairs, {study['hours_trained']:.1f} hours of training"),
             ("command", f"{study['command']}"),
             ("commits", ", ".join(study["commits"])),
             ("machines", "; ".join(study["machines"])),
         ]
         if study["others"]:
-            about.insert(1, ("others measured", study["others"]))
+            about.insert(0, ("others measured", study["others"]))
+        if study["claim"]:
+            about.insert(0, ("the claim", f"{study['claim']} ({study['source']})"))
         title = " ".join([study["question"], *study["added"]])
         summary = f"Study {study['name']}: {'; '.join(sentences)}."
     except OSError as error:

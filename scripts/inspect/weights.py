@@ -13,8 +13,11 @@ COLUMNS, FEW = 16, 32  # AlexNet's 96 kernels lie as in the paper's figure 3; fe
 def first_kernels(run: Run) -> Gallery:
     """C1's or conv1's kernels."""
     kernels = np.asarray(run.trained.params[run.first_layer]["kernel"])
-    height, width, channels, count = kernels.shape
-    what = f"{count} kernels of {height}x{width}{' in RGB' * (channels == 3)}"
+    is_gray = run.trained.network.image_shapes[0][-1] == 1
+    if is_gray:  # AlexNet sees gray as three equal colors: the sum of their weights counts
+        kernels = kernels.sum(axis=2, keepdims=True)
+    height, width, _, count = kernels.shape
+    what = f"{count} kernels of {height}x{width}{'' if is_gray else ' in RGB'}"
     note = "Mid-gray is 0; each kernel is scaled to its largest weight."
     if run.network == "alexnet" and run.trained.config.towers == 2:
         note += f" The first {count // 2} are those of the first tower."

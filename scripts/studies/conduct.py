@@ -62,10 +62,13 @@ def conduct(
             if keep:
                 outcome.keep(study, run, results_dir)
             value, censored = outcome.measured(results.read(run.workdir), metric)
-            return f"{'more than ' * censored}{value:g}{'%' * metric.endswith('pct')}"
+            unit = (
+                " epochs" if study.ratio else f"% {metric.removesuffix('_pct').replace('_', ' ')}"
+            )
+            return f"{'more than ' * censored}{value:g}{unit}"
 
         def test_error(run: Run) -> str:
-            return f"{results.read(run.workdir)['test_error_pct']:g}%"
+            return f"{results.read(run.workdir)['test_error_pct']:g}% test error"
 
         todo = [run for run in todo if outcome.read(study, run, results_dir) is None]
         first = outcome.unfinished_pretraining(study, todo, workdir)

@@ -141,6 +141,7 @@ class _Progress:
         return self
 
     def __exit__(self, *_):
+        self._bar.update(self._task, left=f"{self._ended}/{len(self._shares)} runs done")
         self._bar.stop()
 
     def _share(self, run: Run) -> float:
@@ -151,6 +152,7 @@ class _Progress:
         """A line for a run that has ended."""
         self._ended += 1
         self._shares[run] = 1.0
+        self._bar.update(self._task, completed=sum(self._shares.values()))
         self._print(f"{self._ended}/{len(self._shares)}: {run}: {words}")
 
     def look(self, running: Iterable[Run]) -> None:
