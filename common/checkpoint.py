@@ -379,7 +379,7 @@ class _Description(ocp.args.CheckpointArgs):
 
 def restore_part(workdir: Path, config, target_of: Callable, step: int | str | None):
     """(step, {"params": ...}, meta) as `Checkpointer.restore_part` gives them, of a finished or
-    running run.
+    running run; all its numbers are finite.
 
     `step` may be "newest" too, or "best": of the least validation error; a number may be text, as a
     flag has it. Raises UserError if there is no such checkpoint, it is not of `config`, or JAX is
@@ -405,6 +405,8 @@ def restore_part(workdir: Path, config, target_of: Callable, step: int | str | N
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     require_settings(config, restored[2], workdir / "checkpoints")
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(restored[1]))):
+        raise NonFiniteError(f"{workdir}: the weights of step {restored[0]} are not all finite")
     return restored
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from common.digests import describe, json_sha256, plain_path
+from common.storage import NOT_UTF8
 
 # What Zarr calls the types that a description may name.
 ZARR_TYPES = {"bool": "|b1", "bfloat16": "bfloat16"} | {
@@ -27,6 +28,7 @@ ZARR_TYPES = {"bool": "|b1", "bfloat16": "bfloat16"} | {
     )
 }
 MAX_DESCRIPTION_BYTES = 2**26
+MAX_SIZE = 1_000_000  # classes or channels
 MAX_CHUNKS = 2**16  # of one array: a chunk for each device that wrote it
 # Weights do not compress: arrays of more than 64 MiB and ten times their files are none.
 MAX_COMPRESSION, SMALL = 10, 2**26
@@ -49,9 +51,14 @@ def read_description(folder: Path) -> dict:
         raise ValueError("its description does not match its digest")
     if type(content["step"]) is not int or not isinstance(content["meta"], dict):
         raise ValueError("its description has no step or no meta")
-    names, settings = content["meta"].get("class_names") or (), content["meta"].get("settings", {})
-    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in names):
+    meta = content["meta"]
+    names, settings = meta.get("class_names") or (), meta.get("settings", {})
+    is_text = all(isinstance(name, str) and not NOT_UTF8.search(name) for name in names)
+    if not isinstance(settings, dict) or not is_text:
         raise ValueError("its description has odd settings or class names")
+    for size in (meta.get(name, 1) for name in ("num_classes", "in_channels")):
+        if type(size) is not int or not 1 <= size <= MAX_SIZE:
+            raise ValueError("its description has an odd number of classes or channels")
     if not content["leaves"]:
         raise ValueError("its description names no array")
     _require_same_names(folder, content["leaves"])

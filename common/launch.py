@@ -30,8 +30,11 @@ from common.processes import (
 )
 from common.workdir import claimed, headline, last_good, saved_steps, write_result
 
-# Errors of the disk, whatever raises them; any other OSError is a bug.
+# Errors of the disk and its permissions, whatever raises them; any other OSError is a bug.
 STORAGE_ERRORS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,

@@ -11,9 +11,9 @@ result.json             the final scores and where they come from: the run is fi
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
+import secrets
 from pathlib import Path
 
 import filelock
@@ -28,13 +28,20 @@ SMALLER_RATE = "A rerun would fail again: try a smaller learning rate in another
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes the whole file or nothing, even if the machine stops in between."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes the whole file or nothing, even if the machine stops in between, or another process
+    writes it too.
+    """
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:  # x: no link that lies there is followed
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 # ---- metrics and checkpoints
@@ -52,7 +59,7 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 def _is_record(record) -> bool:
-    """Whether a run may have written this: a split, a step from 1 on, and finite numbers."""
+    """Whether a run may have written this: a split, a step from 1 on, and numbers within reason."""
     if not isinstance(record, dict) or not record.keys() >= METRICS:
         return False
     numbers = [value for name, value in record.items() if name != "split"]
@@ -60,7 +67,7 @@ def _is_record(record) -> bool:
         isinstance(record["split"], str)
         and type(record["step"]) is int
         and record["step"] > 0
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+        and all(isinstance(value, int | float) and abs(value) < 1e15 for value in numbers)
     )
 
 

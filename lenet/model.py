@@ -197,13 +197,15 @@ def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None) -> Ca
     """
 
     def init(key, shape, dtype=jnp.float32):
-        exists = np.ones(shape, np.float32) if mask is None else mask
-        fan_in = exists.reshape(-1, shape[-1]).sum(axis=0)  # (out,)
+        fan_in = np.float32(math.prod(shape[:-1]))
+        if mask is not None:
+            fan_in = mask.reshape(-1, shape[-1]).sum(axis=0)  # (out,)
         scale = 1.0 if initialization == "one_over_sqrt_fan_in" else 2.4
         bound = scale / (fan_in if initialization == "fan_in" else np.sqrt(fan_in))
         kernel = jax.random.uniform(key, shape, dtype, -1, 1) * bound
-        # A product with the mask would make some zeros -0.0, which a sum turns into 0.0.
-        return jnp.where(exists == 1, kernel, 0).astype(dtype)
+        if mask is not None:  # a product would make some zeros -0.0, which a sum turns into 0.0
+            kernel = jnp.where(mask == 1, kernel, 0)
+        return kernel.astype(dtype)
 
     return init
 

@@ -19,12 +19,14 @@ from pathlib import Path
 import filelock
 from absl import flags
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common import launch, provenance, stopping
 from common.errors import LockedError, StorageError, UserError
 from common.storage import make_folder
 from common.workdir import write_atomic
+from scripts.prepare.entries import printable
 from scripts.report.results import RESULTS
 from scripts.studies import compare, conduct, outcome, plan
 from scripts.studies.catalog import STUDIES
@@ -55,7 +57,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("jobs", 1, "Runs that train at a time."),
         ("threads", 1, "XLA's threads in each on a CPU; another number gives other bits."),
     ):
-        flags.DEFINE_integer(name, default, what, lower_bound=default, **own)
+        limits = dict(lower_bound=default, upper_bound=plan.MAX_PAIRS)
+        flags.DEFINE_integer(name, default, what, **limits, **own)
     flags.DEFINE_float(
         "margin", 0.0, "The least difference that matters; 0: the study's.", lower_bound=0.0, **own
     )
@@ -138,6 +141,8 @@ def given_study(flag_values: flags.FlagValues, training: tuple[str, ...]) -> Stu
 @contextlib.contextmanager
 def locked(workdir: Path):
     """Makes the study's folder, and holds it. Raises UserError."""
+    if (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds a run; name another folder for the study.")
     try:
         make_folder(workdir)
         held = filelock.FileLock(workdir / ".lock", timeout=0).acquire()
@@ -176,9 +181,10 @@ def print_status(study: Study, workdir: Path, kept: Path) -> None:
         column = " ".join([run.arm, *own])
         cells.setdefault(run.seed, {})[column] = conduct.state(study, run, kept)
     columns = list(next(iter(cells.values())))
-    table = Table("seed", *columns, title=f"{study.name}: {study.question}")
+    title = f"{study.name}: {printable(study.question)}"
+    table = Table("seed", *map(escape, columns), title=escape(title))
     for seed, states in cells.items():
-        table.add_row(str(seed), *states.values())
+        table.add_row(str(seed), *map(escape, states.values()))
     Console().print(table)
 
 

@@ -37,9 +37,11 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
         for place, folders, names in os.walk(word, onerror=_fail):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             for name in sorted(names):
-                if name.lower().endswith(ENDINGS) and not is_hidden(name):
+                path = os.path.join(place, name)
+                is_other = os.path.exists(path) and not os.path.isfile(path)  # a pipe
+                if name.lower().endswith(ENDINGS) and not is_hidden(name) and not is_other:
                     found = True
-                    yield os.path.join(place, name)
+                    yield path
         if not found:
             endings = ", ".join(ENDINGS)
             raise DataError(f"{printable(word)} has no pictures: no file ends in {endings}")
@@ -65,6 +67,8 @@ def read_picture(path: str | Path, channels: int) -> np.ndarray:
     name = printable(str(path)) or "''"
     try:
         if str(path) == STDIN:
+            if sys.stdin is None:
+                raise ValueError("standard input is closed")
             content = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with open(path, "rb") as file:

@@ -102,7 +102,7 @@ def about(workdir: Path) -> dict:
     try:
         result = json.loads((workdir / "result.json").read_text())
         return {f"training_{name}": result[name] for name in ("command", "commit")}
-    except (OSError, ValueError, KeyError, TypeError) as reason:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as reason:
         raise UserError(f"{workdir}: result.json is missing or damaged") from reason
 
 

@@ -211,6 +211,7 @@ def test_hostile_and_damaged_files(tmp_path):
     whole = saved(tmp_path / "whole.safetensors", SMALL).read_bytes()
     huge = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }\n"
     pickled = npz_entry(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n")
+    blank_header = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b" " * 1000
     for name, content in (
         ("cut.safetensors", whole[:1000]),
         ("cut_early.safetensors", whole[:5]),
@@ -221,6 +222,10 @@ def test_hostile_and_damaged_files(tmp_path):
         ("header.npz", {"features.0.weight.npy": npz_entry(b"__import__('os').getcwd()\n")}),
         ("pickled.npz", {"features.0.weight.npy": pickled}),
         ("many.npz", {f"{number}.npy": pickled for number in range(1001)}),
+        ("brackets.npz", {"features.0.weight.npy": npz_entry(b"((((\n")}),
+        ("list.npz", {"features.0.weight.npy": npz_entry(b"{[]: 1}\n")}),
+        ("minus.npz", {"features.0.weight.npy": npz_entry(b"-" * 9000 + b"1\n")}),
+        ("blank.npz", {"features.0.weight.npy": blank_header}),
     ):
         file = tmp_path / name
         if isinstance(content, dict):
@@ -293,6 +298,7 @@ def test_an_export_gives_what_the_run_gives(name, tmp_path):
         for parameter, array in arrays.items():
             assert np.array_equal(weights[f"{layer}.{parameter}"], array)
     program = (tmp_path / "exported" / "predict.jax_export").read_bytes()
+    assert bytes(ROOT) not in program  # as locations in the code would be
     predict = export.deserialize(bytearray(program))
     shape = trained.network.image_shapes[0]
     for count in (1, 5):

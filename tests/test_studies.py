@@ -304,6 +304,20 @@ def test_a_study_is_that_of_its_folder(tmp_path):
         plan.from_json(tmp_path / "study.json")
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *(dict(pairs="6"), dict(pairs=10**9), dict(arms={}), dict(arms={"../up": []})),
+        *(dict(model="torch"), dict(choose={"x": "y"}), dict(name="\x1b]0;title"), dict(base=[1])),
+        dict(arms={"\x1b[31m": [], "b": []}),
+    ],
+)
+def test_a_study_that_nobody_planned_is_refused(tmp_path, changed):
+    (tmp_path / "study.json").write_text(json.dumps(plan.to_json(OWN) | changed))
+    with pytest.raises(UserError, match="holds no"):
+        plan.from_json(tmp_path / "study.json")
+
+
 def test_an_arm_that_reached_the_error_nowhere_is_left_out(tmp_path):
     three = OWN._replace(arms={**OWN.arms, "silu": ("--activation=silu",)})
     choice = {"silu": {"reached": False, "chosen": "0.1"}}

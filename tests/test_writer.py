@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -360,11 +361,23 @@ def test_write_atomic_replaces_the_whole_file_or_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.os, "fsync", fail)
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, "two, and longer")
-    assert path.read_text() == "one"
+    assert path.read_text() == "one" and len(list(tmp_path.iterdir())) == 1
     monkeypatch.undo()
     write_atomic(path, b"three")
     assert path.read_text() == "three"
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+    write_atomic(tmp_path / ("long" * 60 + ".json"), "x")  # 245 bytes
+
+
+def test_of_two_that_write_a_file_at_once_one_is_whole(tmp_path):
+    path, contents = tmp_path / "result.json", ["a" * 100_000, "b" * 50_000]
+    with ThreadPoolExecutor() as pool:
+        writing = [pool.submit(write_atomic, path, contents[n % 2]) for n in range(40)]
+        while not all(each.done() for each in writing):
+            assert not path.exists() or path.read_text() in contents
+        for each in writing:
+            each.result()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def said_to_be_at_chance(folder, capsys, losses, first_step=0, **more) -> list[str]:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from absl import flags
 
-from common import launch
+from common import launch, runtime
 from common.errors import UserError, one_line
 from scripts.convert.exporting import export_run
 from scripts.convert.importing import import_weights
 from scripts.convert.layouts import LAYOUTS
+
+MAX_NAMES = 10_000_000  # characters of the file with names
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -52,6 +54,7 @@ def main(flag_values: flags.FlagValues, command: str, source: str, target: str) 
         if flag_values[name].present:
             raise UserError(f"--{name} is not for {command}")
     if command == "import":
+        runtime.mute_orbax_tracebacks()
         mean_image = flag_values.mean_image
         print(
             import_weights(
@@ -73,7 +76,8 @@ def class_names(file: str) -> tuple[str, ...]:
     if not file:
         return ()
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        with Path(file).expanduser().open(encoding="utf-8") as opened_file:
+            lines = opened_file.read(MAX_NAMES).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class_names={file} cannot be read: {one_line(error)}") from error
     return tuple(line.strip() for line in lines if line.strip())

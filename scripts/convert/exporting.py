@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from common.errors import StorageError, UserError
+from common.errors import NonFiniteError, StorageError, UserError
 from common.network import Network, Trained
 from common.storage import make_folder
 from common.workdir import write_atomic
@@ -59,11 +59,13 @@ def export_run(workdir: Path, folder: Path, step: str | None) -> str:
         PROGRAM: program,
         CARD: card(run).encode(),
     }
-    for name, content in files.items():
-        try:
+    try:
+        for name, content in files.items():
             write_atomic(folder / name, content)
-        except OSError as error:
-            raise StorageError(f"cannot write {folder / name}: {error.strerror}") from error
+    except OSError as error:
+        for name in files:  # all or nothing
+            (folder / name).unlink(missing_ok=True)
+        raise StorageError(f"cannot write in {folder}: {error.strerror}") from error
     return f"{folder}: " + ", ".join(f"{name} ({len(files[name]):,} bytes)" for name in files)
 
 
@@ -89,8 +91,10 @@ def _require_same(trained: Trained, program: bytes, weights: dict[str, np.ndarra
     """Raises RuntimeError unless the program gives what the run gives."""
     shape = (2, *trained.network.image_shapes[0])
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    found = np.asarray(export.deserialize(program).call(weights, images))
-    difference = np.abs(found - trained.predict(images)).max()
+    found, ours = export.deserialize(program).call(weights, images), trained.predict(images)
+    if not np.isfinite(ours).all():
+        raise NonFiniteError("the run's probabilities are not finite")
+    difference = np.abs(np.asarray(found) - ours).max()
     if not difference <= CLOSE:
         raise RuntimeError(f"the exported program is off by {difference:.1e}")
 

@@ -3,6 +3,7 @@ shapes come first, and only what is expected is read. Nothing is ever unpickled.
 """
 
 import contextlib
+import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from common.errors import DataError, UserError, one_line
 
 MAX_ARRAYS = 1000  # in a file
+NPZ_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+MAX_HEADER, MAX_NPY_HEADER = 1_000_000, 10_000  # bytes
 SAFETENSORS_TYPES = {"F16": "float16", "F32": "float32", "F64": "float64"}
 FLOATS = set(SAFETENSORS_TYPES.values())  # the types that are taken
 DAMAGE = (
@@ -91,6 +94,9 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _safetensors(path: Path) -> Iterator[Weights]:
+    with path.open("rb") as file:  # the library would read and parse all of it
+        if (size := int.from_bytes(file.read(8), "little")) > MAX_HEADER:
+            raise ValueError(f"its header has {size:,} bytes")
     with safe_open(path, framework="numpy") as file:
         headers = {}
         for name in file.keys():  # noqa: SIM118
@@ -103,7 +109,11 @@ def _safetensors(path: Path) -> Iterator[Weights]:
 @contextlib.contextmanager
 def _npz(path: Path) -> Iterator[Weights]:
     with zipfile.ZipFile(path) as archive:
-        entries = {name.removesuffix(".npy"): name for name in archive.namelist()[: MAX_ARRAYS + 1]}
+        files = archive.infolist()[: MAX_ARRAYS + 1]
+        entries = {file.filename.removesuffix(".npy"): file for file in files}
+        for file in files:
+            if file.flag_bits & 1 or file.compress_type not in NPZ_COMPRESSION:
+                raise ValueError(f"{file.filename!a} is encrypted, or compressed in another way")
 
         def read(name: str) -> np.ndarray:
             with archive.open(entries[name]) as file:
@@ -128,5 +138,11 @@ def _npy_header(file) -> Header:
     version = np.lib.format.read_magic(file)
     if version not in readers:
         raise ValueError(f"its arrays have the format {version}")
-    shape, _, dtype = readers[version](file)
-    return Header(dtype.name, shape)
+    length = file.read(2 * version[0])
+    if (size := int.from_bytes(length, "little")) > MAX_NPY_HEADER:
+        raise ValueError(f"an array's header has {size:,} bytes")
+    try:
+        shape, _, dtype = readers[version](io.BytesIO(length + file.read(size)))
+        return Header(dtype.name, shape)
+    except Exception as error:  # NumPy parses it as Python, which raises many kinds
+        raise ValueError(f"an array's header: {one_line(error)}") from error

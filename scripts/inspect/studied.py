@@ -16,7 +16,8 @@ def folder_of(target: str) -> Path | None:
     folder = Path(target).expanduser()
     if NAME.fullmatch(target) and not folder.exists():
         folder = RESULTS / target
-    return folder if (folder / "study.json").is_file() else None
+    is_run = (folder / "config.json").exists()
+    return folder if (folder / "study.json").is_file() and not is_run else None
 
 
 def subject(folder: Path, name: str) -> Subject:

@@ -16,12 +16,13 @@ import alexnet.config
 import common.flags
 import lenet.config
 from common import stopping
-from common.errors import UserError
+from common.errors import StorageError, UserError
 from scripts.report.results import NAME
 
 CONFIGS: dict[str, ModuleType] = {"lenet": lenet.config, "alexnet": alexnet.config}
 FIRST_SEED = 10  # 0 to 2 are for choices
 CHOICE_SEEDS = (0, 1, 2)
+MAX_PAIRS = 1000
 NONE: Mapping[str, str] = MappingProxyType({})
 PRETRAINED = "{pretrained}"  # in an arm's flags: the folder of its seed's pretraining
 
@@ -293,7 +294,9 @@ def read_json(path: Path) -> dict:
     """What a study.json or choice.json holds; {} if there is none. Raises UserError."""
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it to begin anew.") from error
 
 
@@ -305,9 +308,27 @@ def from_json(path: Path) -> Study:
         listed = ("base", "added", "pretraining")  # the last one is younger than some files
         fields |= {name: tuple(fields[name]) for name in listed if name in fields}
         arms = {arm: tuple(own) for arm, own in fields["arms"].items()}
-        return Study(**fields | {"arms": arms})
-    except (KeyError, TypeError, AttributeError) as error:
+        study = Study(**fields | {"arms": arms})
+        if not _is_sane(study):
+            raise ValueError("odd values")
+        return study
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path.parent} holds no study.json of a study.") from error
+
+
+def _is_sane(study: Study) -> bool:
+    """Whether a study that anybody may have written has names that can be folders, networks that
+    there are, and no more pairs than can be trained. May raise TypeError.
+    """
+    flags = (*study.base, *study.added, *study.pretraining, *itertools.chain(*study.arms.values()))
+    return (
+        all(NAME.fullmatch(name) for name in (study.name, study.metric))
+        and all(Path(arm).name == arm and arm.isprintable() for arm in study.arms)
+        and {study.model, *study.models.values()} <= CONFIGS.keys()
+        and {*study.models, *study.choose} <= study.arms.keys() != set()
+        and 1 <= study.pairs <= MAX_PAIRS
+        and all(isinstance(text, str) for text in (study.question, *flags, *study.choose.values()))
+    )
 
 
 def require_same(study: Study, old: Study, where: Path) -> None:
