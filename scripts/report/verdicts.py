@@ -13,6 +13,12 @@ MEASURES = {
 }
 
 
+HEADLINE = {  # studies in the README's second table
+    *("c3_table", "relu_vs_tanh", "lrn_cifar18", "dropout", "augmentation", "pooling"),
+    *("lenet_vs_alexnet", "transfer_alexnet"),
+}
+
+
 def rows(study: dict) -> list[list[str]]:
     """A head, and a row for each arm: its numbers, and how it compares with the first."""
     ratio, unit = study["metric"] == "epochs", "" if study["metric"] == "epochs" else "%"
@@ -46,7 +52,7 @@ def not_reached(study: dict) -> list[str]:
 
 
 def verdict_table(studies: list[dict]) -> str:
-    """One row for each study as the catalog has it: the README's second table."""
+    """One row for each study as the catalog has it."""
     table = [["question", "runs", "verdict", "the claim"]]
     for study in (study for study in studies if not study["added"]):
         sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
