@@ -435,7 +435,7 @@ def test_hostile_names_and_many_classes_in_a_browser(show):
     assert answer in [page.without_controls(name) for name in names] + ["–"]
     shown = tab.locator("#outputs .name").all_inner_texts()
     values = np.array(tab.evaluate("[...state.layers.output.values]"))
-    assert shown == [contents.shown(names[label]).strip() for label in np.argsort(-values)[:10]]
+    assert shown == [page.without_controls(names[label]).strip() for label in np.argsort(-values)[:10]]
 
 
 @pytest.mark.slow
