@@ -105,8 +105,7 @@ class LeNet5(nnx.Module):
     def forward(self, images: Wide) -> dict[str, Float[Array, "..."]]:
         """What each layer passes on to the next: (H, maps, W, B) up to C5, then (B, units).
 
-        Wider images, of 32 + 4 n columns, give (n + 1) * B rows of units
-        (lenet/space_displacement.py).
+        Wider images, of 32 + 4 n columns, give (n + 1) * B rows of units.
         """
         c1 = self.before_pooling(self.c1(images.transpose(1, 3, 2, 0)))  # (28, 6, 28, B)
         s2 = self.activation(self.s2(c1))  # (14, 6, 14, B)
