@@ -394,7 +394,7 @@ def restore_part(workdir: Path, config, target_of: Callable, step: int | str | N
                 f"{workdir} names no best checkpoint: none was scored on the validation split yet "
                 "(--track=validation does so after each epoch), or it is of an older version"
             )
-    if isinstance(step, str) and step.isdecimal():
+    if isinstance(step, str) and step.isascii() and step.isdecimal():
         step = int(step)
     steps = saved_steps(workdir)
     if step not in (None, "newest") and not (isinstance(step, int) and step in steps):

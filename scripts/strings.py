@@ -70,10 +70,11 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
     json_path = Path(flag_values.json).expanduser()
     if flag_values.json:
         require_place(json_path, "--json", ".json")
-    rows = []
-    for run in runs:
-        trained, training = load(run), about(Path(run).expanduser())
+    opened = [(run, load(run), about(Path(run).expanduser())) for run in runs]
+    for _, trained, _ in opened:
         require_digits(trained.network, "auto")
+    rows = []
+    for run, trained, training in opened:
         chosen = flag_values.data_dir or trained.config.data_dir
         _, validation, test = load_splits(replace(trained.config, data_dir=chosen))
         examples = validation if flag_values.choose else test
