@@ -56,7 +56,7 @@ def assemble(
         config=config,
         num_classes=num_classes,
         num_parameters=num_elements(params) - int(masked.sum()),
-        image_shapes=tuple((pixels, pixels, in_channels) for pixels in (side, 60 - side)),
+        image_shapes=tuple((n, n, in_channels) for n in (side, 60 - side)),  # 28 and 32
         init=lambda: nnx.to_pure_dict(nnx.state(build(), nnx.Param)),
         bind=lambda params: nnx.merge(graphdef, params),
         prepare=prepare_function(

@@ -62,10 +62,8 @@ def conduct(
             if keep:
                 outcome.keep(study, run, results_dir)
             value, censored = outcome.measured(results.read(run.workdir), metric)
-            unit = (
-                " epochs" if study.ratio else f"% {metric.removesuffix('_pct').replace('_', ' ')}"
-            )
-            return f"{'more than ' * censored}{value:g}{unit}"
+            unit = "%" * metric.endswith("pct")
+            return f"{'more than ' * censored}{value:g}{unit} {verdicts.MEASURES[metric]}"
 
         def test_error(run: Run) -> str:
             return f"{results.read(run.workdir)['test_error_pct']:g}% test error"
