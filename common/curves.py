@@ -99,4 +99,4 @@ def _rates(records: list[dict], learning_rate: Callable) -> tuple[np.ndarray, np
     """(epochs, rates) of about RATE_POINTS updates up to the newest record."""
     last = max(records, key=lambda record: record["step"])
     steps = np.linspace(0, last["step"] - 1, min(last["step"], RATE_POINTS)).round().astype(int)
-    return steps * last["epoch"] / last["step"], np.asarray(jax.vmap(learning_rate)(steps))
+    return steps * last["epoch"] / last["step"], np.asarray(jax.jit(jax.vmap(learning_rate))(steps))

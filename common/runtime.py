@@ -252,3 +252,18 @@ def mute_orbax_tracebacks() -> None:
     sys.excepthook = unless_loop_closed(sys.excepthook)
     sys.unraisablehook = unless_loop_closed(sys.unraisablehook)
     threading.excepthook = unless_loop_closed(threading.excepthook)
+
+
+@contextlib.contextmanager
+def hidden(module: str):
+    """Within it a module that is not imported yet cannot be: for a library that imports another
+    one, at great cost, for what is not used here.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # Python's own way to have `import` raise ModuleNotFoundError
+    try:
+        yield
+    finally:
+        del sys.modules[module]

@@ -24,6 +24,7 @@ from common.curves import draw_curves
 from common.errors import NonFiniteError
 from common.metrics import summarize
 from common.processes import is_first_process
+from common.runtime import hidden
 from common.workdir import (
     SMALLER_RATE,
     best_of,
@@ -83,7 +84,8 @@ class Writer:
         self._start = time.monotonic()
         self._chunk_start = None  # unknown for the first chunk, which is compiled as well
         self._timed_since = None  # when that one ended, and its step
-        self._line_due = self._drawing_due = self._events_due = 0.0
+        self._line_due = self._events_due = 0.0
+        self._drawing_due = self._start + SECONDS_BETWEEN_DRAWINGS
         self._pending = None
         self._learning_rate = learning_rate
         self._chance_loss, self._hint = chance_loss, hint
@@ -319,9 +321,9 @@ class _Events:
     """
 
     def __init__(self, workdir: Path, purge_step: int):
-        # Not at the top: it imports PyTorch if that is installed, which takes a second.
-        from tensorboardX.proto import event_pb2, summary_pb2
-        from tensorboardX.record_writer import RecordWriter
+        with hidden("torch"):  # which it imports where it can: a second, and 200 MB
+            from tensorboardX.proto import event_pb2, summary_pb2
+            from tensorboardX.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
