@@ -17,9 +17,9 @@ import numpy as np
 
 from common.digests import state_sha256
 from common.errors import DataError
-from common.images import decode
+from common.images import decode, empty_images
 from common.prepared import PreparedSet
-from common.records import damaged_data, parse, shard_slices
+from common.records import damaged_data, parse, require_indices, shard_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,17 @@ class Examples:
         }
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The examples at `indices` (n,): images (n, H, W, C) uint8, labels (n,) int32."""
-        return self.images[indices], self.labels[indices]
+        """The examples at `indices` (...): images (..., H, W, C) uint8, labels (...) int32."""
+        images = empty_images((*indices.shape, *self.image_shape))
+        labels = np.empty(indices.shape, np.int32)
+        self.read_into(indices, images, labels)
+        return images, labels
 
     def read_into(self, indices, images, labels, mask=None) -> tuple[()]:
-        """Copies the examples at `indices`; same arguments as `Records.read_into`."""
-        images[:], labels[:] = self.read(indices)
+        """Copies the examples at `indices`; same arguments and errors as `Records.read_into`."""
+        require_indices(indices, len(self))
+        for examples, batch in ((self.images, images), (self.labels, labels)):
+            np.take(examples, indices, axis=0, out=batch, mode="clip")  # "raise" copies twice
         return ()
 
 

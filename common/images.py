@@ -1,6 +1,7 @@
-"""Decodes image files: JPEG and PNG only, of bounded size."""
+"""Decodes image files: JPEG and PNG only, of bounded size; and memory for images."""
 
 import io
+import math
 
 import numpy as np
 import simplejpeg
@@ -9,6 +10,17 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG")  # for some of its other formats Pillow runs external programs
 MAX_PIXELS = 89_478_485  # per image, Pillow's limit: a quarter of a gigabyte as RGB
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
+ALIGNMENT = 64  # bytes; memory that starts at a multiple, JAX uses on a CPU without a copy
+
+
+def empty_images(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for a batch of images, uint8, not initialized. Do not change it after JAX has got it:
+    on a CPU the device's array is this memory.
+    """
+    size = math.prod(shape)
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].reshape(shape)
 
 
 def open_image(content: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from common.errors import UserError
+from common.images import empty_images
 from common.records import REPLACED, SKIPPED
 from common.subset import first_of_each_class
 
@@ -38,7 +39,10 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
       (N,) int64, each of 0 to N - 1 once, read-only.
     """
     random = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch,)))
-    order = np.argsort(random.random_raw(num_examples), kind="stable")
+    keys = random.random_raw(num_examples)
+    order = np.argsort(keys)  # several times as fast as a stable sort; free where keys are equal
+    if (np.diff(keys[order]) == 0).any():
+        order = np.argsort(keys, kind="stable")
     order.flags.writeable = False
     return order
 
@@ -152,7 +156,7 @@ def read_batches(
 
     def start(chosen: np.ndarray) -> tuple[dict[str, np.ndarray], list[Future]]:
         """A batch, and its parts that are being read."""
-        images = np.empty((size, *examples.image_shape), np.uint8)
+        images = empty_images((size, *examples.image_shape))
         labels, mask = np.empty(size, np.int32), np.arange(size) < len(chosen)
         images[len(chosen) :], labels[len(chosen) :] = 0, 0
         batch = {"image": images, "label": labels} | ({"mask": mask} if masked else {})

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import DataError, StorageError, one_line
-from common.images import decode_into
+from common.images import decode_into, empty_images
 from common.prepared import PreparedSet
 from common.processes import all_gather_text, is_first_process
 
@@ -154,7 +154,7 @@ class Records:
         As for training: the next intact record replaces a damaged one, which `damaged` counts.
         Raises as `read_into`.
         """
-        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        images = empty_images((len(indices), *self.image_shape))
         labels = np.empty(len(indices), np.int32)
         self.damaged.add(self.read_into(indices, images, labels), REPLACED)
         return images, labels
@@ -185,8 +185,7 @@ class Records:
             cannot be read or decoded, its image has another shape, or its label is not a class.
           IndexError: an index out of range.
         """
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"records {indices.min()} to {indices.max()} of {len(self)}")
+        require_indices(indices, len(self))
         found: dict[tuple, Damage] = {}
         for place, index in enumerate(indices.tolist()):
             for candidate in range(index, index + len(self)):
@@ -244,6 +243,12 @@ class Records:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         return ArrayRecordDataSource(self.slices)
+
+
+def require_indices(indices: np.ndarray, count: int) -> None:
+    """Raises IndexError unless all `indices` are 0 to count - 1."""
+    if indices.size and not 0 <= indices.min() <= indices.max() < count:
+        raise IndexError(f"examples {indices.min()} to {indices.max()} of {count}")
 
 
 def open_records(

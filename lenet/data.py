@@ -103,9 +103,10 @@ def training_chunk(
     steps = first_step + np.minimum(np.arange(padded_to), num_steps - 1)
     # (S, B): how many examples came before this one
     uses = steps[:, None] * batch_size + np.arange(batch_size)[rows]
-    numbers = uses % population
     if shuffle:
         numbers = order_of_uses(population, uses, seed, reshuffle=reshuffle)
+    else:
+        numbers = uses % population
     images, labels = examples.read(numbers % originals)
     draw = np.where(numbers < originals, 0, numbers) if copies else 1 + uses
     return {"image": images, "label": labels, "draw": draw.astype(np.uint32)}
