@@ -12,7 +12,12 @@ MAX_CONFUSION_CLASSES = 100  # a confusion matrix is kept up to here
 
 
 def gradients(
-    network: Network, params, batch, add_up: Callable, dropout_key: Callable | None = None
+    network: Network,
+    params,
+    batch,
+    add_up: Callable,
+    dropout_key: Callable | None = None,
+    wait: bool = False,
 ) -> tuple:
     """(gradients of the mean loss, sums {"loss", "errors", "count"}) of a global batch, for the
     layers that learn.
@@ -22,6 +27,9 @@ def gradients(
       add_up: `add_up(sums_of, batch)` gives the sums over a global batch, whatever the devices
         (common/parallel.py).
       dropout_key: the draw of an image -> its key; None: without dropout.
+      wait: let no update begin before the backward pass has ended. XLA cannot see otherwise that
+        it needs the weights no more, and copies all of them before they are updated. A loop of
+        small steps gains nothing.
     """
 
     def sums_of(part):
@@ -39,6 +47,9 @@ def gradients(
 
     grads, sums = add_up(sums_of, batch)
     scale = 1 / sums["count"]  # on one device the compiler would make a product of a division
+    if wait:
+        first_layer = jax.tree.leaves(grads)[0].ravel()[0]  # the last gradient to be computed
+        scale = jnp.where(jnp.isnan(first_layer), jnp.nan, scale)
     return jax.tree.map(lambda grad: grad * scale, grads), sums
 
 
