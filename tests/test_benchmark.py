@@ -400,7 +400,7 @@ def test_every_suite_gives_its_rows(peers, tmp_path):
         "profile": (2 + 12) + 6 + 2 * 4 + 2 * 5,
         "startup": 2,
         "checkpoint": 6,
-        "growth": 8,
+        "growth": 10,
         "time_to_accuracy": 3,
     }
     for row in result["rows"]:

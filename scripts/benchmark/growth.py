@@ -5,8 +5,12 @@ import functools
 import statistics
 from collections.abc import Iterator
 
+import jax
+
+import alexnet.config
 import lenet.config
 from common import runtime
+from common.flags import from_preset
 from common.order import READ_AHEAD
 from common.records import open_records
 from scripts.benchmark import sets
@@ -14,7 +18,12 @@ from scripts.benchmark.machine import accelerated, matmul_peak, seconds
 from scripts.benchmark.measure import Case
 from scripts.benchmark.reading import loaders, place_on_device, training_batches
 from scripts.benchmark.timing import Setting, forms, in_process
-from scripts.benchmark.training import LeNetTraining, embedded_digits, lenet_operations
+from scripts.benchmark.training import (
+    AlexNetTraining,
+    LeNetTraining,
+    embedded_digits,
+    lenet_operations,
+)
 
 OURS, THEIRS = "scripts.benchmark.growth", "scripts.benchmark.torch_peers"
 PEAK = "in a process of its own, and the peak memory of that process, libraries included."
@@ -24,6 +33,10 @@ MEMORY_LIMIT = (
 TRAINING_CONTAINS = (
     f"Training of LeNet-5 deck {PEAK} Limits: the operations of forward and backward at the "
     f"matmul peak; {MEMORY_LIMIT}"
+)
+ALEXNET_CONTAINS = (
+    f"Training of AlexNet deck at full size {PEAK} Limits: none is measured for time; "
+    f"{MEMORY_LIMIT}"
 )
 DEVICES_CONTAINS = (
     f"{TRAINING_CONTAINS} The virtual devices share the cores, as do PyTorch's processes, one per "
@@ -35,6 +48,7 @@ def growth(setting: Setting) -> Iterator[Case]:
     """Time per image and peak memory, against batch size, devices and the number of images."""
     _, bare_mb = in_process(OURS, "bare()")
     yield from training_cases(setting, bare_mb)
+    yield from alexnet_cases(setting, bare_mb)
     yield from stream_cases(setting, bare_mb)
 
 
@@ -65,6 +79,15 @@ def training_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
         )
 
 
+def alexnet_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
+    """Training of a network of 250 MB, by batch size."""
+    tried = forms(setting)[:1] if setting.smallest else forms(setting)
+    for batch_size in (1,) if setting.smallest else (32, 128):
+        call = f"growth_of_alexnet({{}}{batch_size})"
+        name, limits = f"AlexNet deck, batch {batch_size}", (None, bare_mb)
+        yield growth_case(name, call, tried, ALEXNET_CONTAINS, limits)
+
+
 def stream_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
     """Reading, by the number of records."""
     count = 200 if setting.smallest else 1000
@@ -85,7 +108,7 @@ def growth_case(
     call: str,
     peers: list[str],
     contains: str,
-    limits: tuple[float, float],
+    limits: tuple[float | None, float],
     *,
     processes: int = 1,
     **environment: str,
@@ -118,6 +141,15 @@ def growth_of_training(batch_size: int, num_images: int) -> float:
     training = LeNetTraining(lenet.config.Config(batch_size=batch_size), embedded_digits(), steps)
     training.run()
     return 1e6 * statistics.median(seconds(training.run) for _ in range(3)) / (steps * batch_size)
+
+
+def growth_of_alexnet(batch_size: int) -> float:
+    """Microseconds per image of training AlexNet deck, the median of three steps."""
+    runtime.keep_freed_memory()
+    flags = ("--dataset=fake", f"--batch_size={batch_size}")
+    training = AlexNetTraining(from_preset(alexnet.config.Config, "deck", *flags), 1000)
+    took = [seconds(lambda: jax.block_until_ready(training.run())) for _ in range(4)]
+    return 1e6 * statistics.median(took[1:]) / batch_size
 
 
 def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:

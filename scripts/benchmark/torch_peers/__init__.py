@@ -8,7 +8,12 @@ runs in processes of its own, whose start and memory count.
 
 from torch import nn
 
-from scripts.benchmark.torch_peers.alone import first_step, growth_of_stream, growth_of_training
+from scripts.benchmark.torch_peers.alone import (
+    first_step,
+    growth_of_alexnet,
+    growth_of_stream,
+    growth_of_training,
+)
 from scripts.benchmark.torch_peers.data import LOADERS, loader_batches, save_and_load, shuffled
 from scripts.benchmark.torch_peers.device import FORMS, wait
 from scripts.benchmark.torch_peers.networks import Across, alexnet, cifar, copy_weights, lenet
@@ -39,6 +44,7 @@ __all__ = [
     "digits",
     "first_step",
     "function_forms",
+    "growth_of_alexnet",
     "growth_of_stream",
     "growth_of_training",
     "lenet",

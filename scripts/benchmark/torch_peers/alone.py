@@ -14,8 +14,8 @@ from torch import nn
 
 from scripts.benchmark.torch_peers.data import loader_batches
 from scripts.benchmark.torch_peers.device import CORES, FORMS, layout, placed, wait
-from scripts.benchmark.torch_peers.networks import lenet
-from scripts.benchmark.torch_peers.preparation import digits
+from scripts.benchmark.torch_peers.networks import alexnet, lenet
+from scripts.benchmark.torch_peers.preparation import Crops, digits
 from scripts.benchmark.torch_peers.training import Trainer, sgd
 
 DENSE_C3 = np.ones((5, 5, 6, 16), np.float32)
@@ -62,6 +62,22 @@ def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
     if processes > 1:
         torch.distributed.destroy_process_group()
     return 1e6 * float(np.median(took[1:])) / (steps * batch_size)
+
+
+def growth_of_alexnet(form: str, batch_size: int) -> float:
+    """Microseconds per image of training AlexNet deck, the median of three steps."""
+    crops = Crops(np.full((256, 256, 3), 128, np.float32), 227, 70 * np.eye(3))
+    optimizer = sgd(0.01, 0.9, 0.0005)
+    trainer = Trainer(alexnet("deck", 227), optimizer, FORMS[form], augment=crops.random)
+    images = torch.randint(256, (batch_size, 256, 256, 3), dtype=torch.uint8)
+    images, labels = placed(images, torch.randint(1000, (batch_size,)))
+
+    def run():
+        trainer.step(images, labels)
+        wait()
+
+    took = [seconds(run) for _ in range(4)]
+    return 1e6 * float(np.median(took[1:])) / batch_size
 
 
 def growth_of_stream(form: str, data_dir: str, repeats: int, num_batches: int) -> float:
