@@ -40,8 +40,11 @@ SHORT = {
     ("lenet_train", "deck, batch 128"): "LeNet-5 `deck`, training, batch 128",
     ("alexnet_train", "deck, batch 32"): "AlexNet `deck`, training, batch 32",
     ("alexnet_predict", "deck, batch 32"): "AlexNet `deck`, prediction, batch 32",
-    ("cifar_train", "cifar18, batch 128"): "`cifar18`, training, batch 128",
-    ("input", "jpeg records, 1 thread"): "256x256 JPEG records, read by one thread",
+    ("input", "jpeg records, 2 workers"): "256x256 JPEG records, read by two threads",
+    (
+        "startup",
+        "lenet.train to the first step, warm compile cache",
+    ): "`lenet.train`, from the shell to the first step",
     ("time_to_accuracy", "mnist, 5 epochs"): "LeNet-5, a training to 99% of MNIST's validation",
 }
 
