@@ -24,7 +24,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from common.conv import is_exported
 from common.errors import UserError
 
 
@@ -108,11 +107,6 @@ def normalize(
     k: float,
 ) -> Float[Array, "*shape"]:
     """x / (k + alpha * sum of x^2 over `size` neighbors along each of the axes)^beta."""
-    if jax.default_backend() == "cpu" and 0 not in axes and not is_exported(x.shape[0]):
-        # One by one, as XLA fuses no loop with what follows: pooling would compute the scale of a
-        # pixel anew in each of its windows.
-        inner = tuple(axis - 1 for axis in axes)
-        return lax.map(lambda image: _forward(image, inner, size, alpha, beta, k)[0], x)
     return _forward(x, axes, size, alpha, beta, k)[0]
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float32, Int, Int32
 
 from alexnet.cifar import WEIGHT_DECAY_FACTORS
 from alexnet.config import Config
+from common.step import after_backward
 
 DROP = 0.1  # the factor of a drop of the rate (section 5)
 
@@ -89,7 +90,7 @@ def make_optimizer(
         return OptimizerState(jnp.zeros((), jnp.int32), rule.init(params))
 
     def update(grads, state, params, *, drops=0):
-        rate = schedule(state.count) * DROP**drops
+        rate = after_backward(grads, schedule(state.count) * DROP**drops)
         bias_rate = bias_rate_factor * (rate if drop_bias_rate else schedule(0))
 
         def for_each(value):

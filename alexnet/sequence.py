@@ -2,17 +2,18 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Float32, Key
 
-from common.conv import is_exported
+from common.conv import cpu_convolution, is_exported
 
-CACHED_VALUES = 2_400_000  # of the first layer's output, in prediction on a CPU: 10 MB
+CACHED_VALUES = 2_400_000  # of the first layer's output, in prediction on a CPU: 10 MB as float32
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
 Images, Keys = Float[Array | np.ndarray, "B H W C"], Key[Array, " B"]
@@ -31,38 +32,43 @@ class LayerSequence(nnx.Module):
 
     def __call__(self, images: Images, keys: Keys | None = None) -> Float32[Array, "B classes"]:
         """The logits. `keys`: one random key per image, in training; without them there is no
-        dropout, and on a CPU the layers up to the fully connected ones see a few images at a time.
+        dropout, and a CPU takes the convolutions in parts of the batch.
         """
-        first_fc = next(i for i, name in enumerate(self.order) if name.startswith("fc"))
-
-        def maps(images):
-            return self.through(self.order[:first_fc], images, keys)
-
-        if keys is None and jax.default_backend() == "cpu" and not is_exported(images.shape[0]):
-            x = self.in_parts(maps, images)
-        else:
-            x = maps(images)
-        return self.through(self.order[first_fc:], x, keys).astype(jnp.float32)
-
-    def through(
-        self, names: Sequence[str], x: Float[Array | np.ndarray, "B ..."], keys: Keys | None
-    ) -> Float[Array, "B ..."]:
-        """The output of the last of these layers."""
+        on_cpu = self.conv1.conv_general_dilated is cpu_convolution
+        x, names = images, self.order
+        if keys is None and on_cpu and not is_exported(images.shape[0]):
+            count = next(i for i, name in enumerate(names) if name.startswith("fc"))
+            x, names = self.in_parts(names[:count], x), names[count:]
         for name in names:
             x = self.layer(name, x, keys)
-        return x
+        return x.astype(jnp.float32)
 
-    def in_parts(self, function: Callable, images: Images) -> Float[Array, "B ..."]:
-        """function(images), computed for so few images at a time that what the layers pass on stays
-        in the cache; B is a multiple of their number. That takes three quarters of the time.
+    def in_parts(self, names: Sequence[str], images: Images) -> Float[Array, "B ..."]:
+        """The output of the last of these layers, computed for so few images at a time that their
+        maps stay in the cache; for all at once where no divisor of B is near that number.
         """
-        first = jax.eval_shape(lambda x: self.layer(self.order[0], x), images[:1])
+        batch, *shape = images.shape
+        one = jax.ShapeDtypeStruct((1, *shape), images.dtype)
+        first = jax.eval_shape(lambda x: self.layer(names[0], x), one)
         limit = max(CACHED_VALUES // math.prod(first.shape), 1)
-        size = max(size for size in range(1, limit + 1) if images.shape[0] % size == 0)
-        if size == images.shape[0] or 2 * size < limit:
-            return function(images)
-        outputs = jax.lax.map(function, images.reshape(-1, size, *images.shape[1:]))
-        return outputs.reshape(-1, *outputs.shape[2:])
+        size = max(size for size in range(1, limit + 1) if batch % size == 0)
+
+        def outputs(x):
+            for name in names:
+                x = self.one_by_one(name, x) if "norm" in name else self.layer(name, x)
+            return x
+
+        if size == batch or 2 * size < limit:
+            return outputs(images)
+        parts = lax.map(outputs, images.reshape(-1, size, *shape))
+        return parts.reshape(batch, *parts.shape[2:])
+
+    def one_by_one(self, name: str, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """A layer, in a loop over the images: XLA fuses none with what follows. Pooling would
+        compute the normalization of a pixel anew in each of its windows; of a single image, which
+        needs no loop, it does.
+        """
+        return lax.map(lambda image: self.layer(name, image[None])[0], x)
 
     def activations(self, images: Images) -> OrderedDict[str, Float32[Array, "B ..."]]:
         """Every layer of `layer_table` by name, in order, as the next layer sees it, without

@@ -94,7 +94,7 @@ def make_train_step(network: Network, tx) -> Callable:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), DROPOUT), draw)
 
     def train_step(state: TrainState, batch, add_up):
-        grads, sums = step.gradients(network, state.params, batch, add_up, dropout_key, wait=True)
+        grads, sums = step.gradients(network, state.params, batch, add_up, dropout_key)
         drops = state.plateau.drops if state.plateau != () else 0
         return state._replace(**step.update(network, tx, state, grads, drops=drops)), sums
 

@@ -20,7 +20,6 @@ def evaluate(
     batch_size: int,
     placement: Placement | None = None,
     num_threads: int = NUM_THREADS,
-    largest: int = 0,
     stop_requested: Callable[[], int | None] = lambda: None,
 ) -> dict[str, np.ndarray | np.generic]:
     """The sums of `eval_step(params, batch)` over all examples: {"loss", "errors", "count", ...}.
@@ -32,8 +31,6 @@ def evaluate(
       batch_size: examples on each device at a time.
       placement: how the step was compiled; None: for one device.
       num_threads: threads that read the examples.
-      largest: the number of examples of the largest set that the step scores, so that one shape of
-        a batch, and one compiled program, serves all; 0: that of this one.
       stop_requested: asked before each batch.
 
     Raises:
@@ -41,7 +38,7 @@ def evaluate(
       DataError: no record is intact, or more are damaged than is allowed.
     """
     num_devices = placement.num_devices if placement else 1
-    batch_size = min(batch_size, -(-(largest or len(examples)) // num_devices)) * num_devices
+    batch_size = min(batch_size, -(-len(examples) // num_devices)) * num_devices
     rows, put = slice(None), jax.device_put
     if placement:
         rows, put = placement.rows(batch_size), placement.place_batch

@@ -73,7 +73,10 @@ class Examples:
         return images, labels
 
     def read_into(self, indices, images, labels, mask=None) -> tuple[()]:
-        """Copies the examples at `indices`; same arguments and errors as `Records.read_into`."""
+        """Copies the examples at `indices`, with the arguments of `Records.read_into`.
+
+        Raises IndexError for one out of range.
+        """
         require_indices(indices, len(self))
         for examples, batch in ((self.images, images), (self.labels, labels)):
             np.take(examples, indices, axis=0, out=batch, mode="clip")  # "raise" copies twice

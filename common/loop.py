@@ -129,7 +129,6 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
             batch_size=batch_size,
             placement=placement,
             num_threads=task.num_threads,
-            largest=max(map(len, splits.values())),
             stop_requested=stop_requested,
         )
 

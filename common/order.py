@@ -28,8 +28,8 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     (num_examples, seed, epoch).
 
     It sorts raw Philox numbers seeded by a SeedSequence. NumPy guarantees these two streams for all
-    versions, but not that of `Generator.permutation`; and the sort is stable, so the order is the
-    same wherever a run resumes.
+    versions, but not that of `Generator.permutation`; and equal numbers keep their order, so it is
+    the same wherever a run resumes.
 
     Args:
       num_examples: N >= 0.

@@ -12,12 +12,7 @@ MAX_CONFUSION_CLASSES = 100  # a confusion matrix is kept up to here
 
 
 def gradients(
-    network: Network,
-    params,
-    batch,
-    add_up: Callable,
-    dropout_key: Callable | None = None,
-    wait: bool = False,
+    network: Network, params, batch, add_up: Callable, dropout_key: Callable | None = None
 ) -> tuple:
     """(gradients of the mean loss, sums {"loss", "errors", "count"}) of a global batch, for the
     layers that learn.
@@ -27,9 +22,6 @@ def gradients(
       add_up: `add_up(sums_of, batch)` gives the sums over a global batch, whatever the devices
         (common/parallel.py).
       dropout_key: the draw of an image -> its key; None: without dropout.
-      wait: let no update begin before the backward pass has ended. XLA cannot see otherwise that
-        it needs the weights no more, and copies all of them before they are updated. A loop of
-        small steps gains nothing.
     """
 
     def sums_of(part):
@@ -47,9 +39,6 @@ def gradients(
 
     grads, sums = add_up(sums_of, batch)
     scale = 1 / sums["count"]  # on one device the compiler would make a product of a division
-    if wait:
-        first_layer = jax.tree.leaves(grads)[0].ravel()[0]  # the last gradient to be computed
-        scale = jnp.where(jnp.isnan(first_layer), jnp.nan, scale)
     return jax.tree.map(lambda grad: grad * scale, grads), sums
 
 
@@ -70,6 +59,20 @@ def update(network: Network, tx, state, grads, **schedule) -> dict:
     averaged = average(state, learning, config.average_decay)
     params = state.params | learning
     return dict(step=state.step + 1, params=params, opt_state=opt_state, average=averaged)
+
+
+def after_backward(grads, rate):
+    """`rate`, but known only once the backward pass has reached the first layer; NaN where that
+    one's gradient begins with NaN.
+
+    Updates that need the rate wait for it then. XLA cannot see otherwise that the backward pass
+    needs the weights no more, and copies all of them first. A constant stays one, as rounding
+    depends on it.
+    """
+    if not isinstance(rate, jax.Array):
+        return rate
+    first = jax.tree.leaves(grads)[0].ravel()[0]
+    return jnp.where(jnp.isnan(first), jnp.nan, rate)
 
 
 def average(state, learning, decay: float):

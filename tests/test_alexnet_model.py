@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from alexnet import sequence
 from alexnet.config import Config
 from alexnet.model import WIDTHS, AlexNet, layer_table, loss_function
 from alexnet.network import build_model
@@ -729,3 +730,26 @@ def test_initial_weights_are_those_of_pytorchs_layers(torch, narrow_fc):
             bound = np.abs(their_values).max()
             assert np.abs(our_values).max() == pytest.approx(bound, rel=of_bound)
             assert our_values.std() == pytest.approx(their_values.std(), rel=of_std)
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("name", ["small", "cifar18"])
+def test_the_parts_of_a_batch_have_the_logits_of_the_whole(name, monkeypatch):
+    """In parts of 4 or fewer images: 1 and 3 at once, 8 and 12 in a loop, 7 (a prime) at once."""
+    model = build_model(from_preset(Config, name, "--dataset=fake"), 10)
+    images = np.random.default_rng(0).normal(0, 50, (12, *[model_side(model)] * 2, 3))
+    images = images.astype(np.float32)
+    first = jax.eval_shape(lambda x: model.layer("conv1", x), images[:1])
+    monkeypatch.setattr(sequence, "CACHED_VALUES", 4 * math.prod(first.shape))
+    for count in (1, 3, 7, 8, 12):
+        x = images[:count]
+        for layer in model.order:
+            x = model.layer(layer, x)
+        jaxpr = str(jax.make_jaxpr(lambda images: model(images))(images[:count]))
+        assert ("scan" in jaxpr) == (count in (8, 12) or "norm1" in model.order)
+        np.testing.assert_allclose(model(images[:count]), x, rtol=1e-3, atol=1e-4)
+
+
+def model_side(model) -> int:
+    """Pixels of the images that a network for CIFAR-10 takes."""
+    return 32 if "conv5" in model.order else 24

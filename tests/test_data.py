@@ -16,6 +16,7 @@ import textwrap
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -26,6 +27,7 @@ from PIL import Image
 from common import examples
 from common.errors import DataError, UserError
 from common.examples import Examples, load
+from common.images import empty_images
 from common.order import epoch_order, eval_batches, hold_out, order_of_uses, steps_per_epoch
 from common.prepared import data_dirs, find, split_sizes
 from scripts.prepare import builders
@@ -118,6 +120,26 @@ def test_class_names(tmp_path):
         path = folder / "label.labels.txt"
         path.write_text(names) if names else path.unlink()
         assert load("tiny", "train", [tmp_path]).class_names is None
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28, 1), (3, 28, 28, 1), (2, 5, 32, 32, 3)])
+def test_jax_takes_memory_for_images_without_a_copy(shape):
+    images = empty_images(shape)
+    assert images.shape == shape and images.dtype == np.uint8
+    assert images.ctypes.data % 64 == 0
+    if images.size and jax.default_backend() == "cpu":
+        assert jax.device_put(images).unsafe_buffer_pointer() == images.ctypes.data
+
+
+def test_examples_are_read_by_indices_of_any_shape():
+    digits = Examples(np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1), np.arange(10), 10, "some")
+    chosen = np.array([[9, 0, 3], [3, 3, 1]])
+    images, labels = digits.read(chosen)
+    np.testing.assert_array_equal(images, digits.images[chosen])
+    np.testing.assert_array_equal(labels, chosen)
+    for outside in (-1, 10):
+        with pytest.raises(IndexError):
+            digits.read(np.array([0, outside]))
 
 
 def test_slices_and_held_out_examples():
@@ -385,6 +407,22 @@ def test_epoch_order_is_a_permutation_and_a_function_of_its_arguments(num_exampl
     np.testing.assert_array_equal(np.sort(order), np.arange(num_examples))
     epoch_order.cache_clear()
     np.testing.assert_array_equal(order, epoch_order(num_examples, seed, epoch))
+
+
+def test_equal_numbers_keep_their_order(monkeypatch):
+    """Of 64 random bits two are hardly ever equal; here many are."""
+    draws = np.random.default_rng(0).integers(0, 5, 1000).astype(np.uint64)
+
+    class Philox:
+        def __init__(self, seeds):
+            pass
+
+        def random_raw(self, count: int) -> np.ndarray:
+            return draws[:count]
+
+    monkeypatch.setattr(np.random, "Philox", Philox)
+    order = epoch_order.__wrapped__(1000, 0, 0)
+    np.testing.assert_array_equal(order, sorted(range(1000), key=lambda i: draws[i]))
 
 
 def test_epoch_orders_differ_are_uniform_and_never_change():

@@ -1,5 +1,7 @@
 """What a run sets up in its process, and what it says about itself."""
 
+import contextlib
+import importlib
 import os
 import platform
 import re
@@ -158,3 +160,19 @@ def test_a_copy_of_the_code_inside_another_checkout_has_no_commit(tmp_path, monk
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     (tmp_path / "provenance.py").touch()
     assert provenance.commit() is None
+
+
+def test_a_hidden_module_cannot_be_imported_until_the_end(tmp_path, monkeypatch):
+    (tmp_path / "hidden_here.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for error in (None, RuntimeError):
+        with contextlib.suppress(RuntimeError), runtime.hidden("hidden_here"):
+            with pytest.raises(ImportError):
+                importlib.import_module("hidden_here")
+            if error:
+                raise error
+        assert "hidden_here" not in sys.modules
+    module = importlib.import_module("hidden_here")
+    with runtime.hidden("hidden_here"):  # what is imported already stays
+        assert sys.modules["hidden_here"] is module
+    assert sys.modules["hidden_here"] is module

@@ -9,14 +9,17 @@ import numpy as np
 import optax
 import pytest
 
+import alexnet.config
 import alexnet.train
 import lenet.train
 from alexnet.image_statistics import Statistics
 from alexnet.optimizer import Plateau
 from common import step
+from common.flags import from_preset
 from common.loop import evaluated_params
 from common.losses import cross_entropy
 from common.network import Network
+from scripts.benchmark.training import AlexNetTraining
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -228,3 +231,24 @@ def test_dropout_and_augmentation_are_a_function_of_seed_and_use():
 
     assert losses(augmentation="none", color_pca=False) == losses(dropout=0.0) == 3
     assert losses(augmentation="none", color_pca=False, dropout=0.0) == 1
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on a CPU")
+@pytest.mark.commands
+def test_weights_are_updated_without_a_copy():
+    flags = ("--dataset=fake", "--batch_size=2")
+    training = AlexNetTraining(from_preset(alexnet.config.Config, "small", *flags), 10)
+    batch = training.placement.place_training(training.batch)
+    program = training.placement.run.lower(training.state, batch).compile().as_text()
+    main = program[program.index("ENTRY") :]
+    assert "fc6" in main
+    copied = [line for line in main.splitlines() if " copy(" in line and "kernel" in line]
+    assert not copied
+
+
+def test_a_rate_is_the_same_after_the_backward_pass():
+    grads = {"c1": {"bias": jnp.ones(3)}, "f6": {"bias": jnp.full(2, jnp.nan)}}
+    assert step.after_backward(grads, jnp.float32(0.1)) == jnp.float32(0.1)
+    assert step.after_backward(grads, 0.1) == 0.1
+    grads["c1"]["bias"] = jnp.full(3, jnp.nan)
+    assert jnp.isnan(step.after_backward(grads, jnp.float32(0.1)))

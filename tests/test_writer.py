@@ -65,6 +65,20 @@ def test_a_folder_named_like_a_clouds_is_a_folder(tmp_path, monkeypatch):
     assert steps_and_splits(folder) and any(folder.glob("events*"))
 
 
+@pytest.mark.commands
+def test_a_writer_does_not_import_pytorch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code = (
+        "from pathlib import Path\n"
+        "from common.writer import Writer\n"
+        f"with Writer(Path({str(tmp_path)!r}), first_step=0, num_steps=1, steps_per_epoch=1): pass"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("events.*"))
+
+
 def test_training_is_written_one_call_behind_and_flush_catches_up(tmp_path):
     with open_writer(tmp_path) as log:
         log.write(1, "train", sums())
