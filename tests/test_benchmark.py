@@ -114,7 +114,7 @@ def test_pytorchs_networks_have_all_weights(peers):
 
 # ---- PyTorch's updates
 
-RACE = dict(activation="relu", pooling="max", optimizer="adamw", momentum=0.0, learning_rate=0.004)
+RACE = dict(activation="relu", pooling="max", optimizer="adamw", momentum=0.0, learning_rate=0.01)
 
 
 @tiers("form, settings", ("channels-last", RACE), ("channels-last", {}), ("eager", {}))

@@ -6,8 +6,11 @@ import statistics
 from collections.abc import Iterator
 
 import jax
+from flax import nnx
 
 import alexnet.config
+import alexnet.model
+import alexnet.network
 import lenet.config
 from common import runtime
 from common.flags import from_preset
@@ -23,6 +26,7 @@ from scripts.benchmark.training import (
     LeNetTraining,
     embedded_digits,
     lenet_operations,
+    operations,
 )
 
 OURS, THEIRS = "scripts.benchmark.growth", "scripts.benchmark.torch_peers"
@@ -34,10 +38,7 @@ TRAINING_CONTAINS = (
     f"Training of LeNet-5 deck {PEAK} Limits: the operations of forward and backward at the "
     f"matmul peak; {MEMORY_LIMIT}"
 )
-ALEXNET_CONTAINS = (
-    f"Training of AlexNet deck at full size {PEAK} Limits: none is measured for time; "
-    f"{MEMORY_LIMIT}"
-)
+ALEXNET_CONTAINS = TRAINING_CONTAINS.replace("LeNet-5 deck", "AlexNet deck at full size")
 DEVICES_CONTAINS = (
     f"{TRAINING_CONTAINS} The virtual devices share the cores, as do PyTorch's processes, one per "
     "device, with DistributedDataParallel over gloo; their memory counts together."
@@ -82,10 +83,14 @@ def training_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
 def alexnet_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
     """Training of a network of 250 MB, by batch size."""
     tried = forms(setting)[:1] if setting.smallest else forms(setting)
+    model = nnx.eval_shape(lambda: alexnet.network.build_model(alexnet_config(1), 1000))
+    per_image = operations(alexnet.model.layer_table(model, 227), training=True)
+    limits = 1e6 * per_image / matmul_peak(), bare_mb
     for batch_size in (1,) if setting.smallest else (32, 128):
         call = f"growth_of_alexnet({{}}{batch_size})"
-        name, limits = f"AlexNet deck, batch {batch_size}", (None, bare_mb)
-        yield growth_case(name, call, tried, ALEXNET_CONTAINS, limits)
+        yield growth_case(
+            f"AlexNet deck, batch {batch_size}", call, tried, ALEXNET_CONTAINS, limits
+        )
 
 
 def stream_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
@@ -108,7 +113,7 @@ def growth_case(
     call: str,
     peers: list[str],
     contains: str,
-    limits: tuple[float | None, float],
+    limits: tuple[float, float],
     *,
     processes: int = 1,
     **environment: str,
@@ -146,10 +151,14 @@ def growth_of_training(batch_size: int, num_images: int) -> float:
 def growth_of_alexnet(batch_size: int) -> float:
     """Microseconds per image of training AlexNet deck, the median of three steps."""
     runtime.keep_freed_memory()
-    flags = ("--dataset=fake", f"--batch_size={batch_size}")
-    training = AlexNetTraining(from_preset(alexnet.config.Config, "deck", *flags), 1000)
+    training = AlexNetTraining(alexnet_config(batch_size), 1000)
     took = [seconds(lambda: jax.block_until_ready(training.run())) for _ in range(4)]
     return 1e6 * statistics.median(took[1:]) / batch_size
+
+
+def alexnet_config(batch_size: int) -> alexnet.config.Config:
+    flags = ("--dataset=fake", f"--batch_size={batch_size}")
+    return from_preset(alexnet.config.Config, "deck", *flags)
 
 
 def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:

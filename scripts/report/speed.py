@@ -113,7 +113,7 @@ def errors_lines(results: Results, name: str) -> list[str]:
         if row["unit"] == "%":
             what = row["name"].replace(": ", ", the ")
             theirs = "" if row["ratio"] is None else f", of PyTorch's {with_range(row, 'peer')}%"
-            lines.append(f"{what}: {with_range(row, 'ours')}%{theirs}.")
+            lines.append(f"{what}: of ours {with_range(row, 'ours')}%{theirs}.")
     return lines
 
 
