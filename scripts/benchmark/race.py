@@ -64,8 +64,8 @@ class Race:
     def __init__(self, setting: Setting, splits: tuple, num_epochs: int):
         train, validation, test = splits
         self.scored = {"validation": validation, "test": test}
-        # Chosen for 99% of MNIST's validation digits, on seeds 0 to 2, among 3 to 5 epochs and rates
-        # of 0.003 to 0.01.
+        # Chosen for 99% of MNIST's validation digits, on seeds 0 to 2, among 3 to 5 epochs and
+        # rates of 0.003 to 0.01.
         config = lenet.config.Config(
             activation="relu",
             pooling="max",
