@@ -126,8 +126,8 @@ def test_class_names(tmp_path):
 def test_jax_takes_memory_for_images_without_a_copy(shape):
     images = empty_images(shape)
     assert images.shape == shape and images.dtype == np.uint8
-    assert images.ctypes.data % 64 == 0
     if images.size and jax.default_backend() == "cpu":
+        assert images.ctypes.data % 64 == 0
         assert jax.device_put(images).unsafe_buffer_pointer() == images.ctypes.data
 
 
