@@ -16,6 +16,7 @@ from scripts import ablate
 from scripts.report import results
 from scripts.studies import conduct, outcome, plan, runner
 from scripts.studies.catalog import STUDIES
+from scripts.studies.compare import Measured
 from scripts.studies.plan import Study
 
 TINY = (
@@ -371,6 +372,20 @@ def test_the_value_with_the_least_mean_error_is_chosen(tmp_path, errors, chosen,
     for value, numbers in choice["values"].items():
         error = errors[value]
         assert numbers == [None if error is None else error + seed for seed in (0, 1, 2)]
+
+
+def test_an_arm_that_reaches_the_error_nowhere_is_tried_with_its_own_values_alone(
+    tmp_path, monkeypatch
+):
+    def train(todo, metric, keep):
+        for run in todo:
+            finished_run(run, plan.config(CHOOSING, run))
+        return {}
+
+    monkeypatch.setattr(outcome, "measured", lambda record, metric: Measured(120, censored=True))
+    choice = conduct.choose(CHOOSING, "tanh", tmp_path, tmp_path / "kept", train)
+    assert list(choice["values"]) == ["0.1", "0.2", "0.4"]
+    assert not choice["reached"] and not choice["at_edge"]
 
 
 def test_a_choice_needs_every_run(tmp_path):

@@ -160,7 +160,11 @@ def choose(study: Study, arm: str, workdir: Path, results_dir: Path, train: Call
             measured = record and outcome.measured(record, metric)
             found[run.flags[-1].partition("=")[2]].append(measured)
         chosen = min(values, key=lambda value: _mean(found[value]))
-        if (more := plan.beyond(study, arm, values, chosen)) is None:
+        # Where no run got to the error within its epochs, no end of the grid is the better one.
+        ends = [end for of_one in found.values() for end in of_one]
+        nowhere = all(end and end.censored for end in ends)
+        more = None if nowhere else plan.beyond(study, arm, values, chosen)
+        if more is None:
             break
         values = [*values, more]
     numbers = {
@@ -172,7 +176,7 @@ def choose(study: Study, arm: str, workdir: Path, results_dir: Path, train: Call
         "values": numbers,
         "chosen": chosen,
         "at_edge": more is not None,
-        "reached": any(each and not each.censored for of_one in found.values() for each in of_one),
+        "reached": any(end and not end.censored for end in ends),
     }
 
 
