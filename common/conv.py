@@ -109,7 +109,7 @@ def cpu_convolution(
 
 def is_exported(batch) -> bool:
     """Whether a program is traced for batches of any size (`jax.export`): it will run on any
-    backend, and the plain form of everything suits all of them.
+    backend, and the plain forms suit all of them.
     """
     return export.is_symbolic_dim(batch)
 

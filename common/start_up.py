@@ -117,7 +117,7 @@ def restore_or_start(task, checkpointer: Checkpointer, workdir: Path) -> tuple:
                 raise other_training_set(task.config, f"{name} in {workdir}")
         task.restored(state, meta)
     else:
-        # On a CPU, compiling for speed takes three times as long; the bits are the same.
+        # On a CPU, compiling for speed takes much longer than it saves; the bits are the same.
         on_cpu = jax.default_backend() == "cpu"
         quickly = {"xla_backend_optimization_level": 1} if on_cpu else None
         start = jax.jit(

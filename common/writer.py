@@ -321,7 +321,7 @@ class _Events:
     """
 
     def __init__(self, workdir: Path, purge_step: int):
-        with hidden("torch"):  # which it imports where it can: a second, and 200 MB
+        with hidden("torch"):  # which it imports where it can, and does not need here
             from tensorboardX.proto import event_pb2, summary_pb2
             from tensorboardX.record_writer import RecordWriter
 

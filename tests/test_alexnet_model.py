@@ -733,10 +733,12 @@ def test_initial_weights_are_those_of_pytorchs_layers(torch, narrow_fc):
 
 
 @pytest.mark.commands
-@pytest.mark.parametrize("name", ["small", "cifar18"])
-def test_the_parts_of_a_batch_have_the_logits_of_the_whole(name, monkeypatch):
-    """In parts of 4 or fewer images: 1 and 3 at once, 8 and 12 in a loop, 7 (a prime) at once."""
-    model = build_model(from_preset(Config, name, "--dataset=fake"), 10)
+@pytest.mark.parametrize("name, lrn", [("small", "none"), ("cifar18", "within_map")])
+def test_the_parts_of_a_batch_have_the_logits_of_the_whole(name, lrn, monkeypatch):
+    """In parts of 4 or fewer images: 1 and 3 at once, 8 and 12 in a loop, 7 (a prime) at once.
+    Normalization is a loop in any case.
+    """
+    model = build_model(from_preset(Config, name, "--dataset=fake", f"--lrn={lrn}"), 10)
     images = np.random.default_rng(0).normal(0, 50, (12, *[model_side(model)] * 2, 3))
     images = images.astype(np.float32)
     first = jax.eval_shape(lambda x: model.layer("conv1", x), images[:1])
@@ -745,9 +747,20 @@ def test_the_parts_of_a_batch_have_the_logits_of_the_whole(name, monkeypatch):
         x = images[:count]
         for layer in model.order:
             x = model.layer(layer, x)
-        jaxpr = str(jax.make_jaxpr(lambda images: model(images))(images[:count]))
-        assert ("scan" in jaxpr) == (count in (8, 12) or "norm1" in model.order)
+        assert has_loop(model, images[:count]) == (count in (8, 12) or lrn != "none")
         np.testing.assert_allclose(model(images[:count]), x, rtol=1e-3, atol=1e-4)
+
+
+def test_with_a_model_axis_nothing_is_cut_in_parts(monkeypatch):
+    """The compiler would gather the batch on each device to loop over it."""
+    monkeypatch.setattr(sequence, "CACHED_VALUES", 1)
+    for mesh, cut in (("", True), ("data:1,model:2", False)):
+        model = build_model(from_preset(Config, "small", "--dataset=fake", f"--mesh={mesh}"), 10)
+        assert has_loop(model, np.zeros((2, 32, 32, 3), np.float32)) == cut
+
+
+def has_loop(model, images) -> bool:
+    return "scan" in str(jax.make_jaxpr(lambda images: model(images))(images))
 
 
 def model_side(model) -> int:
