@@ -276,7 +276,7 @@ def test_a_unit_of_c3_is_the_sum_of_its_products(name, show):
     trained = untrained(**RUNS[name])
     tab = show(trained)
     for feature, row, column in ((0, 0, 0), (7, 4, 9), (15, 9, 2)):
-        tab.locator(f"#c3-maps input[value='{feature}']").check(force=True)
+        tab.locator("#c3-maps label").nth(feature).click()  # waits until its layout is at rest
         tab.locator("#unit-row").fill(str(row))
         tab.locator("#unit-column").fill(str(column))
         seen = tab.evaluate("connections")[feature]
