@@ -114,7 +114,7 @@ def test_pytorchs_networks_have_all_weights(peers):
 
 # ---- PyTorch's updates
 
-RACE = dict(activation="relu", pooling="max", optimizer="adamw", momentum=0.0, learning_rate=0.004)
+RACE = dict(activation="relu", pooling="max", optimizer="adamw", momentum=0.0, learning_rate=0.01)
 
 
 @tiers("form, settings", ("channels-last", RACE), ("channels-last", {}), ("eager", {}))
@@ -401,13 +401,15 @@ def test_every_suite_gives_its_rows(peers, tmp_path):
         "startup": 2,
         "checkpoint": 6,
         "growth": 10,
-        "time_to_accuracy": 2,
+        "time_to_accuracy": 3,
     }
     for row in result["rows"]:
         assert row["ours"] > 0 and row["contains"] and row["unit"]
         if row["suite"] in suites.ONLY_IF_NAMED:
             assert row["peer"] in ("another form of ours", "a part of ours")
             assert row["ratio"] is None
+        elif row["unit"] == "%":
+            assert row["peer"] == "measured on our side" and row["ratio"] is None
         else:
             expected = gain(row["ours"], row["peer"], row["unit"])
             assert row["ratio"] == pytest.approx(expected)
@@ -428,5 +430,6 @@ def test_without_pytorch(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=QUICKLY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
-    assert {row["peer"] for row in result["rows"]} == {"not installed"}
-    assert result["versions"]["torch"] == "not installed" and len(result["rows"]) == 4 + 5 + 2
+    peers = [row["peer"] for row in result["rows"] if row["unit"] != "%"]
+    assert peers == ["not installed"] * (4 + 5 + 1)
+    assert result["versions"]["torch"] == "not installed"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 PAUSE_S = 0.02  # between the two sides: threads that have just worked spin for some milliseconds
-ANOTHER_FORM, A_PART = "another form of ours", "a part of ours"  # why such rows have no peer
+# Why a row has no peer.
+ANOTHER_FORM, A_PART, ONE_SIDE = "another form of ours", "a part of ours", "measured on our side"
 
 Numbers = tuple[float, ...]
 

@@ -91,12 +91,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def error_pct(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """The error on all examples in one batch, eager."""
-        with torch.no_grad():
-            predicted = self.model(self.prepare(*placed(torch.from_numpy(images)))).argmax(-1)
-        return 100 * float((predicted.cpu().numpy() != labels).mean())
-
     def restart(self, params: dict) -> None:
         """Starts over from our parameters."""
         copy_weights(self.model, params)
