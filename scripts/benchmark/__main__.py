@@ -3,7 +3,7 @@ machine allows:
 
     python -m scripts.benchmark [--suite=lenet_train,ops] [--json=results/benchmark.json]
 
-Both sides take turns, A B A B ..., after a warm-up that compiles and is not counted. A row shows
+Both sides take turns, A B A B ..., after three seconds of each that are not counted. A row shows
 the median of the rounds, the range, and the ratio: the median of the rounds' ratios, above 1 where
 ours is faster. PyTorch runs in its fastest form (eager, channels last, compiled; for small work
 with one thread too), found by a few measurements of each. A measurement of repeated work starts
