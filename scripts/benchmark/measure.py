@@ -42,10 +42,8 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
     """One row per number of a case. Without a warm-up our first round includes compilation."""
     form, tried = fastest(case, again=warm_up)
     if warm_up:
-        for run in (case.ours, *(case.peers[name] for name in (form,) if name)):
-            end = time.perf_counter() + WARM_UP_S
-            while time.perf_counter() < end:
-                run()
+        for run in (case.ours, case.peers[form]) if form else (case.ours,):
+            run_for(WARM_UP_S, run)
     ours, theirs = [], []
     for _ in range(rounds):
         ours.append(case.ours())
@@ -70,6 +68,14 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
         row |= {"limit": limit, "share_of_limit": gain(row["ours"], limit, unit) if limit else None}
         rows.append(row | {"rounds": rounds, "contains": case.contains})
     return rows
+
+
+def run_for(least_s: float, run: Callable[[], Numbers]) -> None:
+    """Measures, and counts nothing, until so many seconds are over; at least once."""
+    end = time.perf_counter() + least_s
+    run()
+    while time.perf_counter() < end:
+        run()
 
 
 def _spread(side: str, values: list[float]) -> dict[str, float | list[float]]:
