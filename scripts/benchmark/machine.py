@@ -46,16 +46,20 @@ def load_average() -> list[float]:
     return [round(load, 2) for load in os.getloadavg()]
 
 
-@functools.cache
 def matmul_peak(dtype: str = "float32") -> float:
     """FLOP/s of a square matrix product, the best of ten.
 
     On a CPU: 2048 x 2048 in float32 whatever the `dtype`, by JAX or NumPy, whichever is faster. On
     an accelerator: 8192 x 8192 (float32 on a GPU is TF32).
     """
+    return _matmul_peak(dtype if accelerated() else "float32")
+
+
+@functools.cache
+def _matmul_peak(dtype: str) -> float:
     n = 8192 if accelerated() else 2048
     a, product = np.random.default_rng(0).standard_normal((n, n), np.float32), jax.jit(jnp.matmul)
-    b = jnp.asarray(a, dtype if accelerated() else "float32")
+    b = jnp.asarray(a, dtype)
     best = best_seconds(lambda: product(b, b).block_until_ready(), 10)
     if not accelerated():
         best = min(best, best_seconds(lambda: a @ a, 10))

@@ -11,7 +11,7 @@ PAUSE_S = 0.02  # between the two sides: threads that have just worked spin for 
 # longer, for up to 150 updates.
 WARM_UP_S = 3
 # Why a row has no peer.
-ANOTHER_FORM, A_PART, ONE_SIDE = "another form of ours", "a part of ours", "measured on our side"
+ANOTHER_FORM, A_PART, ONE_SIDE = "another form of ours", "a part of ours", "not measured"
 
 Numbers = tuple[float, ...]
 

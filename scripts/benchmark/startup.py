@@ -28,6 +28,7 @@ def startup(setting: Setting) -> Iterator[Case]:
     imports_s = best_seconds(lambda: subprocess.run(imports, cwd=ROOT, check=True), 2)
     fresh = (setting.work / f"cache{i}" for i in itertools.count())
     kept = itertools.repeat(setting.work / "cache")
+    first_step(setting.work / "start", kept)  # fills it
     for name, caches in (("empty compile cache", fresh), ("warm compile cache", kept)):
         yield Case(
             ((f"lenet.train to the first step, {name}", "s"),),

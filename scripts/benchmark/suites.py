@@ -25,7 +25,7 @@ from scripts.benchmark.race import time_to_accuracy
 from scripts.benchmark.reading import input_batches
 from scripts.benchmark.startup import startup
 from scripts.benchmark.timing import PEERS, Setting
-from scripts.report.speed import number
+from scripts.report.speed import with_range
 
 SUITES = {
     "lenet_train": lenet.train,
@@ -149,16 +149,10 @@ def describe(source: dict) -> str:
 
 def line(row: dict) -> str:
     """A row as text."""
-    ours = f"{spread(row, 'ours')} {row['unit']}"
+    ours = f"{with_range(row, 'ours')} {row['unit']}"
     if row["ratio"] is None:
         theirs, ratio = row["peer"], "-"
     else:
-        theirs, ratio = f"{spread(row, 'peer')} {row['peer_form']}", f"{row['ratio']:.2f}x"
+        theirs, ratio = f"{with_range(row, 'peer')} {row['peer_form']}", f"{row['ratio']:.2f}x"
     share = "-" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
     return f"  {row['name']}: {ours} | PyTorch: {theirs} | ratio {ratio} | of the limit {share}"
-
-
-def spread(row: dict, side: str) -> str:
-    """'median (least to most)' of one side."""
-    low, high = map(number, row[f"{side}_range"])
-    return f"{number(row[side])} ({low} to {high})"

@@ -44,8 +44,8 @@ SHORT = {
     (
         "startup",
         "lenet.train to the first step, warm compile cache",
-    ): "`lenet.train`, from the shell to the first step",
-    ("time_to_accuracy", "mnist, 5 epochs"): "LeNet-5, a training to 99% of MNIST's validation",
+    ): "`lenet.train`, from the shell to the first step, compiled before",
+    ("time_to_accuracy", "mnist, 5 epochs"): "LeNet-5, five epochs of MNIST (99% of validation)",
 }
 
 # What the prediction assumes of links: those of NVIDIA's DGX H200 (its data sheets).
@@ -111,9 +111,8 @@ def errors_lines(results: Results, name: str) -> list[str]:
     lines = []
     for row in rows_of(results, name):
         if row["unit"] == "%":
-            what = row["name"].replace(": ", ", the ")
-            theirs = "" if row["ratio"] is None else f", of PyTorch's {with_range(row, 'peer')}%"
-            lines.append(f"{what}: of ours {with_range(row, 'ours')}%{theirs}.")
+            theirs = "" if row["ratio"] is None else f", PyTorch's {with_range(row, 'peer')}%"
+            lines.append(f"{row['name']}: {with_range(row, 'ours')}%{theirs}.")
     return lines
 
 
