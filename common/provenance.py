@@ -65,16 +65,18 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this code, with -dirty if tracked files differ from it; None outside a git
-    checkout of it.
+    """The commit of this code, with -dirty if tracked files differ from it, apart from results/,
+    where what runs writes; None outside a git checkout of it.
     """
     this = Path(__file__)
     tracked = ["git", "ls-files", "--error-unmatch", this.name]  # not installed in another checkout
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    head = ["git", "rev-parse", "HEAD"]
+    changed = ["git", "diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)results"]
     options = dict(cwd=this.parent, capture_output=True, text=True, check=True)
     try:
         subprocess.run(tracked, **options)
-        return subprocess.run(describe, **options).stdout.strip()
+        found, differing = (subprocess.run(each, **options).stdout for each in (head, changed))
+        return found.strip() + "-dirty" * bool(differing)
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -162,6 +162,29 @@ def test_a_copy_of_the_code_inside_another_checkout_has_no_commit(tmp_path, monk
     assert provenance.commit() is None
 
 
+def test_results_do_not_make_a_commit_dirty(tmp_path, monkeypatch):
+    """A study writes there, and its next run is of the same code."""
+
+    def git(*words):
+        name = ["-c", "user.name=a", "-c", "user.email=a"]
+        command = ["git", "-C", tmp_path, *name, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    code, result = tmp_path / "common/provenance.py", tmp_path / "results/choice.json"
+    for file in (code, result):
+        file.parent.mkdir()
+        file.write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    monkeypatch.setattr(provenance, "__file__", str(code))
+    head = git("rev-parse", "HEAD").strip()
+    result.write_text("2")
+    assert provenance.commit() == head
+    code.write_text("2")
+    assert provenance.commit() == f"{head}-dirty"
+
+
 def test_a_hidden_module_cannot_be_imported_until_the_end(tmp_path, monkeypatch):
     (tmp_path / "hidden_here.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

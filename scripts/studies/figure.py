@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from common import stopping
 from scripts.report.style import COLORS, GRAY, save, scale_error, style
@@ -47,6 +47,9 @@ def figure_of(study: Study, records: Mapping[Run, dict]) -> Figure:
         )
     if study.metric == "epochs":
         curves.set_xscale("log")
+        curves.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        curves.xaxis.set_major_formatter("{x:g}")
+        curves.xaxis.set_minor_locator(NullLocator())
     else:
         curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set_xlabel("epoch")
