@@ -5,6 +5,7 @@ gives its rows. No timing is asserted.
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -327,6 +328,8 @@ def test_a_suite_has_a_process_of_its_own():
     assert suites.in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(UserError, match="--mesh"):  # a mistake is one line from there too
         suites.in_fresh_process(parallel.mesh_shape, "x")
+    with pytest.raises(UserError, match="killed"):
+        suites.in_fresh_process(signal.raise_signal, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +337,8 @@ def test_a_suite_has_a_process_of_its_own():
     [
         ("--suite=lenet", "lenet_train"),
         ("--json={}/none/b.json", "--json"),
+        ("--json={}", "--json"),
+        ("--data_dir={}/none", "--data_dir"),
         ("--rounds=0", "rounds"),
     ],
 )
@@ -360,7 +365,9 @@ def test_rows_of_other_suites_stay_and_other_machines_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=f"{path}.* {named} "):
             suites.rows_of(path, source | other)
-    for content in ("{", "[]", '{"kind": "faults"}'):
+    others = '{"kind": "faults"}', '{"kind": "benchmark"}', "[" * 10_000
+    several = json.dumps(source | {"kind": "benchmark", "rows": [1]})
+    for content in ("{", "[]", several, *others):
         path.write_text(content)
         with pytest.raises(UserError, match=str(path)):
             suites.rows_of(path, source)

@@ -21,6 +21,7 @@ from absl import flags
 
 from common import launch, provenance
 from common.errors import UserError
+from common.storage import require_place
 from scripts.benchmark.machine import load_average
 from scripts.benchmark.suites import ONLY_IF_NAMED, SUITES, in_fresh_process, run_suite
 
@@ -54,8 +55,10 @@ def main(flag_values: flags.FlagValues) -> None:
     unknown = [name for name in flag_values.suite if name not in SUITES]
     if unknown:
         raise UserError(f"--suite={unknown[0]} does not exist; allowed: {', '.join(SUITES)}")
-    if flag_values.json and not Path(flag_values.json).absolute().parent.is_dir():
-        raise UserError(f"--json={flag_values.json}: no such folder")
+    if flag_values.data_dir and not Path(flag_values.data_dir).is_dir():
+        raise UserError(f"--data_dir={flag_values.data_dir}: no such folder")
+    if flag_values.json:
+        require_place(Path(flag_values.json), "--json", ".json")
     # What the suites' own processes cannot see: the command, and the commit before the file that
     # they write changes the checkout.
     begun = {

@@ -3,11 +3,9 @@
 import gc
 import importlib.metadata
 import json
-import multiprocessing
 import tempfile
 import textwrap
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from common import provenance, runtime
@@ -25,6 +23,7 @@ from scripts.benchmark.race import time_to_accuracy
 from scripts.benchmark.reading import input_batches
 from scripts.benchmark.startup import startup
 from scripts.benchmark.timing import PEERS, Setting
+from scripts.prepare.workers import worker_pool
 from scripts.report.speed import with_range
 
 SUITES = {
@@ -49,8 +48,8 @@ def in_fresh_process(function: Callable, *arguments):
     """What a function returns in a Python process of its own. A suite that ran after others in one
     process, with their threads and fragmented memory, was up to a third slower.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
+    with worker_pool(1, "other suites may need less") as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def run_suite(
@@ -65,15 +64,17 @@ def run_suite(
     source = machine() | begun | {"rounds": rounds, "smallest": smallest}
     where = {key: source.pop(key) for key in ("command", "commit")}
     path = Path(json_path)
-    others = rows_of(path, source) if json_path and path.exists() else []
+    if json_path:
+        rows_of(path, source)  # told before anything is measured
     print(f"{describe(source)}\n\n{name}: {SUITES[name].__doc__}")
     with tempfile.TemporaryDirectory() as work:
         cases = SUITES[name](Setting(smallest, data_dir, Path(work)))
         found = [{"suite": name} | row | where for row in print_rows(cases, rounds, smallest)]
     source["load_average_after"] = load_average()
     if json_path:
-        rows = [row for row in others if row["suite"] != name] + found
-        rows.sort(key=lambda row: list(SUITES).index(row["suite"]))
+        rows = [row for row in rows_of(path, source) if row["suite"] != name] + found
+        order = [*SUITES, *(row["suite"] for row in rows)]  # a suite may have been renamed
+        rows.sort(key=lambda row: order.index(row["suite"]))
         result = {"kind": "benchmark", "rows": rows, **source}
         write_atomic(path, json.dumps(result, indent=2) + "\n")
 
@@ -112,12 +113,6 @@ def rows_of(path: Path, source: dict) -> list[dict]:
     """The rows that a file has already. Raises UserError if it is not a benchmark, or was measured
     on another machine, with other versions or other work.
     """
-    try:
-        earlier = json.loads(path.read_text())
-    except ValueError:
-        earlier = None
-    if not isinstance(earlier, dict) or earlier.get("kind") != "benchmark":
-        raise UserError(f"--json={path} exists and is not a benchmark: name another file")
 
     def facts(content: dict) -> dict:
         names = ("processor", "cores", "accelerator")
@@ -125,14 +120,23 @@ def rows_of(path: Path, source: dict) -> list[dict]:
         machine = {name: content["machine"][name] for name in names}
         return machine | versions | {"smallest": content["smallest"]}
 
-    there = facts(earlier)
+    if not path.exists():
+        return []
+    try:
+        earlier = json.loads(path.read_text())
+        there, rows = facts(earlier), earlier["rows"]
+        intact = earlier["kind"] == "benchmark" and all("suite" in row for row in rows)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise UserError(f"--json={path} exists and is not a benchmark: name another file")
     for name, here in facts(source).items():
         if there[name] != here:
             raise UserError(
                 f"--json={path} has rows of {name} {there[name]}, and here it is {here}: "
                 "name another file"
             )
-    return earlier["rows"]
+    return rows
 
 
 def describe(source: dict) -> str:

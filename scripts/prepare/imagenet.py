@@ -197,7 +197,9 @@ def _write_shards(
 
     missing = [name for name in parts if not is_finished(name, resumed=True)]
     if missing:
-        with interrupt_noted() as interrupted, worker_pool(min(num_workers, len(missing))) as pool:
+        advice = "rerun the command to resume, with fewer of them (--num_workers=N)"
+        num_workers = min(num_workers, len(missing))
+        with interrupt_noted() as interrupted, worker_pool(num_workers, advice) as pool:
             with interrupt_blocked():  # the workers, started here, inherit this
                 futures = {
                     pool.submit(_write_shard, work, name, parts[name][1], form): name

@@ -14,8 +14,10 @@ from common.errors import UserError
 
 
 @contextlib.contextmanager
-def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once when the body raises and when this process is killed."""
+def worker_pool(num_workers: int, advice: str) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once when the body raises and when this process is killed. Raises
+    UserError, with the advice, if one of them is killed.
+    """
     context = multiprocessing.get_context("spawn")  # JAX has threads: no fork
     reader, writer = context.Pipe(duplex=False)
     with reader, writer, ProcessPoolExecutor(num_workers, context, _end_with, (reader,)) as pool:
@@ -24,8 +26,7 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         except BrokenProcessPool as error:
             writer.close()
             raise UserError(
-                "a worker process was killed, perhaps out of memory; rerun the command to resume, "
-                "with fewer of them (--num_workers=N)"
+                f"a worker process was killed, perhaps out of memory; {advice}"
             ) from error
         except BaseException:
             writer.close()
