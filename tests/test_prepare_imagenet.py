@@ -71,7 +71,7 @@ def private_cache(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def threads(num_workers: int):
+def threads(num_workers: int, advice: str):
     """What worker processes do, done in this process."""
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         yield pool

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
-def threads(num_workers: int):
+def threads(num_workers: int, advice: str):
     """What worker processes do, done in this process."""
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         yield pool
