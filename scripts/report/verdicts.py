@@ -45,7 +45,7 @@ def rows(study: dict) -> list[list[str]]:
 def not_reached(study: dict) -> list[str]:
     """A sentence for each arm that got to the error with none of the values tried."""
     return [
-        f"{arm} reached it with no {choice['setting']} of {', '.join(choice['values'])}"
+        f"{arm} did not reach it with any {choice['setting']} of {', '.join(choice['values'])}"
         for arm, choice in study["choice"].items()
         if not choice["reached"]
     ]
@@ -82,7 +82,8 @@ def _section(study: dict) -> list[str]:
         starting = [arm for arm, own in study["arms"].items() if "{pretrained}" in " ".join(own)]
         flags = " ".join([*study["base"], *study["pretraining"]])
         parts.append(f"{' and '.join(starting)}: from a run of the same seed, `{flags}`.")
-    for arm, choice in study["choice"].items():
+    chosen = {arm: each for arm, each in study["choice"].items() if each["reached"]}
+    for arm, choice in chosen.items():
         tried = ", ".join(
             f"{value}: {'diverged' if None in numbers else f'{sum(numbers) / len(numbers):.3g}'}"
             for value, numbers in choice["values"].items()
