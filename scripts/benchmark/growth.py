@@ -149,10 +149,10 @@ def growth_of_training(batch_size: int, num_images: int) -> float:
 
 
 def growth_of_alexnet(batch_size: int) -> float:
-    """Microseconds per image of training AlexNet deck, the median of three steps."""
+    """Microseconds per image of training AlexNet deck, the median of seven steps."""
     runtime.keep_freed_memory()
     training = AlexNetTraining(alexnet_config(batch_size), 1000)
-    took = [seconds(lambda: jax.block_until_ready(training.run())) for _ in range(4)]
+    took = [seconds(lambda: jax.block_until_ready(training.run())) for _ in range(8)]
     return 1e6 * statistics.median(took[1:]) / batch_size
 
 
