@@ -48,9 +48,17 @@ STUDIES = {
                 "sigmoid": ("--activation=sigmoid",),
             },
             pairs=20,
+            choose={
+                "tanh": "learning_rate=0.05,0.1,0.2",
+                "scaled_tanh": "learning_rate=0.02,0.05,0.1",
+                "relu": "learning_rate=0.03,0.05,0.1",
+                "silu": "learning_rate=0.05,0.1,0.2",
+                "sigmoid": "learning_rate=0.1,0.3,1",
+            },
+            choice_seeds=2,
             claim="tanh is used as the activation function.",
             source="the lecture",
-            hours=1.4,
+            hours=1.5,
         ),
         Study(
             "lenet_pooling",
