@@ -1,32 +1,42 @@
 """The parts of an update and of single operations, each measured by itself: where the time goes."""
 
 import functools
+import shutil
+import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from flax import nnx
 from jax import lax
 
+import alexnet.config
 import alexnet.lrn
+import lenet.config
+from common.digests import host_leaves
 from common.flags import from_preset
 from scripts.benchmark import sets
 from scripts.benchmark.alexnet import described
 from scripts.benchmark.attempts import attempt
+from scripts.benchmark.checkpoints import save_and_restore
 from scripts.benchmark.machine import copy_bandwidth, matmul_peak
 from scripts.benchmark.measure import A_PART, Case
 from scripts.benchmark.ops import cotangent, max_pool, shape_text, with_gradients
 from scripts.benchmark.reading import reading_parts
 from scripts.benchmark.timing import Setting, span, timed
-from scripts.benchmark.training import AlexNetTraining
+from scripts.benchmark.training import AlexNetTraining, LeNetTraining, embedded_digits
 
 STEP_CONTAINS = "An update as in cifar_train. Limit: its operations at the matmul peak."
+SCORES_CONTAINS = "Scores as in alexnet_predict. Limit: its operations at the matmul peak."
 CROPS_CONTAINS = "Limit: bytes in and out at the copy bandwidth."
 LRN_CONTAINS = (
     "Limit: what each reads and writes at the copy bandwidth; in all, x twice, the outputs, and "
     "both gradients."
 )
+STALL = "Until a save returns."
 POOLING_CONTAINS = (
     "Limit: what each reads and writes at the copy bandwidth; in all, 3.5 arrays like x, as in ops."
 )
@@ -35,8 +45,10 @@ POOLING_CONTAINS = (
 def profile(setting: Setting) -> Iterator[Case]:
     """The parts of what misses its target or just meets it, each measured by itself."""
     yield from step_parts(setting, "cifar18")
+    yield from prediction_parts(setting, "paper")
     yield from normalization_parts(setting)
     yield from pooling_parts(setting)
+    yield from stall_parts(setting)
     for record_format, records in sets.prepare_images(setting).items():
         yield from reading_parts(setting, record_format, records)
 
@@ -62,8 +74,51 @@ def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     run = functools.partial(prepare, image, draw)
     yield part(setting, f"{what}, crops", run, CROPS_CONTAINS, limit_s)
 
+    for layer in layers(training, x, keys=jax.vmap(jax.random.key)(draw)):
+        argnums = tuple(range(layer.name == "conv1", len(layer.arrays)))
+        # Without weights, it reads x and writes the outputs, then reads x and their gradient and
+        # writes its own.
+        products = (2 if layer.name == "conv1" else 3) * layer.operations / peak
+        limit_s = products or 4 * (3 * layer.arrays[0].size + 2 * layer.outputs.size) / bandwidth
+        name = f"{what}, {layer.name}"
+        yield attempt(setting, name, layer.function, layer.arrays, limit_s, argnums, A_PART)
+
+
+def prediction_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
+    """Scores of a batch in all, the crops, and each layer forward on random numbers."""
+    changes = ["--dataset=fake", f"--batch_size={2 if setting.smallest else 32}"]
+    changes += ["--crop_size=67"] * setting.smallest
+    training = AlexNetTraining(from_preset(alexnet.config.Config, preset_name, *changes), 1000)
+    what, peak, bandwidth = described(preset_name, training), matmul_peak(), copy_bandwidth()
+    limit_s = training.config.batch_size * training.operations(training=False) / peak
+    yield part(setting, f"scores of {what}, in all", training.score, SCORES_CONTAINS, limit_s)
+
+    prepare, image = jax.jit(training.network.prepare), jnp.asarray(training.batch["image"])
+    x = prepare(image)
+    limit_s = (image.nbytes + x.nbytes) / bandwidth
+    run = functools.partial(prepare, image)
+    yield part(setting, f"scores of {what}, crops", run, CROPS_CONTAINS, limit_s)
+
+    for layer in layers(training, x):
+        run = functools.partial(jax.jit(layer.function), *layer.arrays)
+        moved = 4 * (layer.arrays[0].size + layer.outputs.size) / bandwidth
+        limit_s = layer.operations / peak or moved
+        yield part(setting, f"scores of {what}, {layer.name}", run, SCORES_CONTAINS, limit_s)
+
+
+class Layer(NamedTuple):
+    """A layer as a function of its inputs x and, if it learns, its parameters: `arrays`."""
+
+    name: str
+    function: Callable
+    arrays: tuple
+    outputs: jax.ShapeDtypeStruct
+    operations: int  # with weights, forward
+
+
+def layers(training: AlexNetTraining, x: jax.Array, keys: jax.Array | None = None):
+    """The layers of a network in their order, the first with the inputs `x`."""
     model = training.network.bind(training.state.params)
-    keys = jax.vmap(jax.random.key)(draw)
     table = {row["name"]: row for row in training.layer_table()}
     for name in model.order:
         if isinstance(getattr(model, name, None), nnx.Module):
@@ -72,16 +127,13 @@ def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
             def function(x, params, graphdef=graphdef):
                 return nnx.merge(graphdef, params)(x)
 
-            x, first = x.reshape(len(x), -1) if name.startswith("fc") else x, name == "conv1"
-            limit_s = (2 if first else 3) * 2 * len(x) * table[name]["multiply_adds"] / peak
-            arrays, argnums = (x, params), (1,) if first else (0, 1)
+            x = x.reshape(len(x), -1) if name.startswith("fc") else x
+            arrays, operations = (x, params), 2 * len(x) * table[name]["multiply_adds"]
         else:
-            function, arrays, argnums = functools.partial(model.layer, name, keys=keys), (x,), (0,)
+            function = functools.partial(model.layer, name, keys=keys)
+            arrays, operations = (x,), 0
         outputs = jax.eval_shape(function, *arrays)
-        if len(arrays) == 1:
-            # reads x and writes the outputs, then reads x and their gradient and writes its own
-            limit_s = 4 * (3 * x.size + 2 * outputs.size) / bandwidth
-        yield attempt(setting, f"{what}, {name}", function, arrays, limit_s, argnums, A_PART)
+        yield Layer(name, function, arrays, outputs, operations)
         x = jax.random.normal(jax.random.key(0), outputs.shape)
 
 
@@ -140,3 +192,28 @@ def pooling_parts(setting: Setting) -> Iterator[Case]:
             run = functools.partial(jax.jit(function), *arrays)
             name, limit_s = f"max pooling 3/2, {shape_text(x)}, {name}", moved * x.nbytes
             yield part(setting, name, run, POOLING_CONTAINS, limit_s / copy_bandwidth())
+
+
+def stall_parts(setting: Setting) -> Iterator[Case]:
+    """What a training waits for when LeNet-5's state is saved: the copy to the host, and Orbax."""
+    state = LeNetTraining(lenet.config.Config(), embedded_digits(), 1).state
+    folder, name = setting.work / "stall", "stall of a checkpoint, LeNet-5 deck"
+    arrays = host_leaves(state)
+    together = {"all": jnp.concatenate([jnp.ravel(x).view(jnp.uint8) for x in arrays.values()])}
+
+    def by_orbax(tree) -> float:
+        """Seconds until Orbax's save returns."""
+        shutil.rmtree(folder, ignore_errors=True)
+        with ocp.CheckpointManager(folder) as manager:
+            start = time.perf_counter()
+            manager.save(1, args=ocp.args.StandardSave(tree))
+            return time.perf_counter() - start
+
+    parts = {
+        "in all": lambda: save_and_restore(folder, state)[0],
+        "copies to the host": timed(setting, lambda: host_leaves(state)),
+        f"Orbax alone with {len(arrays)} arrays": lambda: by_orbax(state),
+        "Orbax alone with one array of as many bytes": lambda: by_orbax(together),
+    }
+    for what, measure in parts.items():
+        yield Case(((f"{name}, {what}", "ms"),), span(measure, 1e-3), {}, STALL, no_peer=A_PART)
