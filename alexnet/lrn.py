@@ -52,9 +52,8 @@ def local_response_normalization(
     """
     if x.shape[-1] % towers:
         raise UserError(f"{x.shape[-1]} channels do not divide into {towers} towers")
-    grouped = x.reshape(*x.shape[:-1], towers, x.shape[-1] // towers)
     scale = alpha / size if alpha_over_n else alpha
-    return normalize(grouped, (grouped.ndim - 1,), size, scale, beta, k).reshape(x.shape)
+    return normalize(x, (x.ndim - 1,), size, scale, beta, k, towers)
 
 
 def within_map_normalization(
@@ -97,7 +96,7 @@ def normalization(
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5, 6))
 def normalize(
     x: Float[Array | np.ndarray, "*shape"],
     axes: tuple[int, ...],
@@ -105,27 +104,30 @@ def normalize(
     alpha: float,
     beta: float,
     k: float,
+    towers: int = 1,
 ) -> Float[Array, "*shape"]:
-    """x / (k + alpha * sum of x^2 over `size` neighbors along each of the axes)^beta."""
-    return _forward(x, axes, size, alpha, beta, k)[0]
+    """x / (k + alpha * sum of x^2 over `size` neighbors along each of the axes)^beta; no window
+    crosses from one of `towers` equal parts of an axis into another.
+    """
+    return _forward(x, axes, size, alpha, beta, k, towers)[0]
 
 
-def _forward(x, axes, size, alpha, beta, k):
+def _forward(x, axes, size, alpha, beta, k, towers):
     """(output, residuals for the gradient)"""
     if size < 1 or size % 2 == 0:
         raise UserError(f"size {size}: the size of a window must be odd")
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    root = jnp.sqrt(lax.rsqrt(k + alpha * window_sums(wide * wide, axes, size)))
+    root = jnp.sqrt(lax.rsqrt(k + alpha * window_sums(wide * wide, axes, size, towers)))
     return (wide * negative_power(root, beta)).astype(x.dtype), (x, root)
 
 
-def _backward(axes, size, alpha, beta, k, residuals, gradient):
+def _backward(axes, size, alpha, beta, k, towers, residuals, gradient):
     """g s^-beta - 2 alpha beta x * (sum of g x s^(-beta - 1) over the window), for the gradient g
     of the output and the scale s.
     """
     x, root = residuals
     wide, gradient = x.astype(root.dtype), gradient.astype(root.dtype)
-    sums = window_sums(gradient * wide * negative_power(root, beta + 1), axes, size)
+    sums = window_sums(gradient * wide * negative_power(root, beta + 1), axes, size, towers)
     result = gradient * negative_power(root, beta) - 2 * alpha * beta * wide * sums
     return (result.astype(x.dtype),)
 
@@ -134,18 +136,35 @@ normalize.defvjp(_forward, _backward)
 
 
 def window_sums(
-    x: Float[Array, "*shape"], axes: tuple[int, ...], size: int
+    x: Float[Array, "*shape"], axes: tuple[int, ...], size: int, towers: int = 1
 ) -> Float[Array, "*shape"]:
-    """Sums over `size` neighbors along each of the axes, with zeros beyond the borders."""
-    for axis in axes:
-        around = [(size // 2, size // 2) if i == axis else (0, 0) for i in range(x.ndim)]
-        if jax.default_backend() == "cpu":
-            padded = jnp.pad(x, around)
-            x = sum(lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(size))
-        else:
-            window = [size if i == axis else 1 for i in range(x.ndim)]
-            x = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, window, [1] * x.ndim, around)
-    return x
+    """Sums over `size` neighbors along each of the axes, with zeros beyond the borders of the axis
+    and of each of its `towers` equal parts.
+    """
+    return functools.reduce(lambda x, axis: line_sums(x, axis, size, towers), axes, x)
+
+
+def line_sums(
+    x: Float[Array, "*shape"], axis: int, size: int, towers: int
+) -> Float[Array, "*shape"]:
+    """The same along one axis."""
+    side, part, half = x.shape[axis], x.shape[axis] // towers, size // 2
+    around = [(half, half) if i == axis else (0, 0) for i in range(x.ndim)]
+    if jax.default_backend() != "cpu":
+        parts = x.reshape(*x.shape[:axis], towers, part, *x.shape[axis + 1 :])
+        around.insert(axis, (0, 0))
+        window = [size if i == axis + 1 else 1 for i in range(parts.ndim)]
+        zero, strides = np.zeros((), x.dtype), [1] * parts.ndim
+        return lax.reduce_window(parts, zero, lax.add, window, strides, around).reshape(x.shape)
+    padded = jnp.pad(x, around)
+    place = np.arange(side).reshape([side if i == axis else 1 for i in range(x.ndim)])
+    total = 0.0
+    for i in range(size):
+        shifted = lax.slice_in_dim(padded, i, i + side, axis=axis)
+        if towers > 1:  # an axis for the towers would make the innermost loops short
+            shifted = jnp.where((place + i - half) // part == place // part, shifted, 0)
+        total = total + shifted
+    return total
 
 
 def negative_power(root: Float[Array, "*shape"], exponent: float) -> Float[Array, "*shape"]:
