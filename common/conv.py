@@ -5,22 +5,22 @@ networks need. Other forms compute the same to float accuracy and are faster. Ti
 and a backward pass on two cores with JAX 0.10 (results/benchmark_attempts.json):
 
   LeNet-5, `batch_last_convolution`: inside a loop such as `fori_loop`, XLA does not call the
-  library that it uses elsewhere. For four batches of 128, C3 takes 112 ms with `lax` and 11 as
-  products with a banded matrix; C1 18 and 8. The batch is the last axis, because the innermost
+  library that it uses elsewhere. For four batches of 128, C3 takes 100 ms with `lax` and 6 as
+  products with a banded matrix; C1 14 and 4. The batch is the last axis, because the innermost
   loops of biases, activations and pooling would otherwise run over 6 or 16 maps.
 
   3x3 and 5x5 kernels on many channels, `winograd_convolution`: fewer multiplications. Batch 32:
-  AlexNet's conv2 (27x27x96, 5x5, to 256 maps) 186 instead of 509 ms, conv3 (13x13x256, 3x3, to 384)
-  91 instead of 164.
+  AlexNet's conv2 (27x27x96, 5x5, to 256 maps) 117 instead of 235 ms, conv3 (13x13x256, 3x3, to 384)
+  48 instead of 85.
 
   Few channels with a stride, `strided_convolution`, which turns pixels into channels. AlexNet's
-  conv1 (227x227x3, 11x11, stride 4, to 96 maps), batch 32, without the gradient of the images: 76
-  instead of 303 ms.
+  conv1 (227x227x3, 11x11, stride 4, to 96 maps), batch 32, without the gradient of the images: 52
+  instead of 189 ms.
 
   Few channels without a stride, `few_channels_convolution`. The first layer of cifar18 (24x24x3,
-  5x5, to 32 maps), batch 128: 8 instead of 21 ms.
+  5x5, to 32 maps), batch 128: 6 instead of 15 ms.
 
-  Groups: one convolution each. AlexNet's conv2 in two groups, batch 32: 132 instead of 1,825 ms.
+  Groups: one convolution each. AlexNet's conv2 in two groups, batch 32: 100 instead of 1,417 ms.
 
 All but the first plug into `nnx.Conv(conv_general_dilated=...)`. Some have a custom gradient
 (`jax.custom_vjp`), which forward-mode differentiation (`jax.jvp`) does not support.
