@@ -11,8 +11,8 @@ in a whole window: `size` across channels, size^2 within a map. There alpha = 1e
 
 On a CPU the sums are additions of shifted arrays. The gradient is written by hand on all backends:
 one more window sum, and powers of the scale from its inverse fourth root, which is kept. A batch of
-32 x 55 x 55 x 96 takes 12 ms forward and backward on two cores; 52 ms with JAX's own gradient, and 18
-with that of `lax.reduce_window`, which other backends use (results/benchmark_attempts.json).
+32 x 55 x 55 x 96 takes 12 ms forward and backward on two cores; 52 ms with JAX's own gradient, and
+18 with that of `lax.reduce_window`, which other backends use (results/benchmark_attempts.json).
 """
 
 import functools

@@ -67,12 +67,11 @@ def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     limit_s = training.config.batch_size * training.operations(training=True) / peak
     yield part(setting, f"{what}, in all", training.run, STEP_CONTAINS, limit_s)
 
-    prepare = jax.jit(training.network.prepare)
     image, draw = (jnp.asarray(training.batch[name]) for name in ("image", "draw"))
-    x = prepare(image, draw)
+    crops = functools.partial(jax.jit(training.network.prepare), image, draw)
+    x = crops()
     limit_s = (image.nbytes + x.nbytes) / bandwidth
-    run = functools.partial(prepare, image, draw)
-    yield part(setting, f"{what}, crops", run, CROPS_CONTAINS, limit_s)
+    yield part(setting, f"{what}, crops", crops, CROPS_CONTAINS, limit_s)
 
     for layer in layers(training, x, keys=jax.vmap(jax.random.key)(draw)):
         argnums = tuple(range(layer.name == "conv1", len(layer.arrays)))
@@ -89,21 +88,22 @@ def prediction_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     changes = ["--dataset=fake", f"--batch_size={2 if setting.smallest else 32}"]
     changes += ["--crop_size=67"] * setting.smallest
     training = AlexNetTraining(from_preset(alexnet.config.Config, preset_name, *changes), 1000)
-    what, peak, bandwidth = described(preset_name, training), matmul_peak(), copy_bandwidth()
+    what, peak = f"scores of {described(preset_name, training)}", matmul_peak()
+    bandwidth = copy_bandwidth()
     limit_s = training.config.batch_size * training.operations(training=False) / peak
-    yield part(setting, f"scores of {what}, in all", training.score, SCORES_CONTAINS, limit_s)
+    yield part(setting, f"{what}, in all", training.score, SCORES_CONTAINS, limit_s)
 
-    prepare, image = jax.jit(training.network.prepare), jnp.asarray(training.batch["image"])
-    x = prepare(image)
+    image = jnp.asarray(training.batch["image"])
+    crops = functools.partial(jax.jit(training.network.prepare), image)
+    x = crops()
     limit_s = (image.nbytes + x.nbytes) / bandwidth
-    run = functools.partial(prepare, image)
-    yield part(setting, f"scores of {what}, crops", run, CROPS_CONTAINS, limit_s)
+    yield part(setting, f"{what}, crops", crops, CROPS_CONTAINS, limit_s)
 
     for layer in layers(training, x):
         run = functools.partial(jax.jit(layer.function), *layer.arrays)
         moved = 4 * (layer.arrays[0].size + layer.outputs.size) / bandwidth
         limit_s = layer.operations / peak or moved
-        yield part(setting, f"scores of {what}, {layer.name}", run, SCORES_CONTAINS, limit_s)
+        yield part(setting, f"{what}, {layer.name}", run, SCORES_CONTAINS, limit_s)
 
 
 class Layer(NamedTuple):
@@ -116,7 +116,9 @@ class Layer(NamedTuple):
     operations: int  # with weights, forward
 
 
-def layers(training: AlexNetTraining, x: jax.Array, keys: jax.Array | None = None):
+def layers(
+    training: AlexNetTraining, x: jax.Array, keys: jax.Array | None = None
+) -> Iterator[Layer]:
     """The layers of a network in their order, the first with the inputs `x`."""
     model = training.network.bind(training.state.params)
     table = {row["name"]: row for row in training.layer_table()}
