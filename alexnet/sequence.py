@@ -1,6 +1,6 @@
 """A network as a sequence of named layers: what AlexNet and the CIFAR-10 networks share."""
 
-import math
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -37,31 +37,40 @@ class LayerSequence(nnx.Module):
         on_cpu = self.conv1.conv_general_dilated is cpu_convolution
         x, names = images, self.order
         if keys is None and on_cpu and not is_exported(images.shape[0]):
-            count = next(i for i, name in enumerate(names) if name.startswith("fc"))
-            x, names = self.in_parts(names[:count], x), names[count:]
+            places = [i for i, name in enumerate(names) if name.startswith(("conv", "local"))]
+            end = next(i for i, name in enumerate(names) if name.startswith("fc"))
+            for first, last in itertools.pairwise([*places, end]):
+                x = self.in_parts(names[first:last], x)
+            names = names[end:]
         for name in names:
             x = self.layer(name, x, keys)
         return x.astype(jnp.float32)
 
-    def in_parts(self, names: Sequence[str], images: Images) -> Float[Array, "B ..."]:
-        """The output of the last of these layers, computed for so few images at a time that their
-        maps stay in the cache; for all at once where no divisor of B is near that number.
-        """
-        batch, *shape = images.shape
-        one = jax.ShapeDtypeStruct((1, *shape), images.dtype)
-        first = jax.eval_shape(lambda x: self.layer(names[0], x), one)
-        limit = max(CACHED_VALUES // math.prod(first.shape), 1)
-        size = max(size for size in range(1, limit + 1) if batch % size == 0)
+    def in_parts(
+        self, names: Sequence[str], x: Float[Array | np.ndarray, "B ..."]
+    ) -> Float[Array, "B ..."]:
+        """The output of the last of these layers, computed for a few images at a time."""
+        size = self.part_size(names[0], x)
 
         def outputs(x):
             for name in names:
                 x = self.one_by_one(name, x) if "norm" in name else self.layer(name, x)
             return x
 
-        if size == batch or 2 * size < limit:
-            return outputs(images)
-        parts = lax.map(outputs, images.reshape(-1, size, *shape))
-        return parts.reshape(batch, *parts.shape[2:])
+        if size == len(x):
+            return outputs(x)
+        parts = lax.map(outputs, x.reshape(-1, size, *x.shape[1:]))
+        return parts.reshape(len(x), *parts.shape[2:])
+
+    def part_size(self, name: str, x: Float[Array | np.ndarray, "B ..."]) -> int:
+        """So few of the B images that what a layer makes of them stays in the cache; all where no
+        divisor of B is near that number.
+        """
+        one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+        outputs = jax.eval_shape(lambda x: self.layer(name, x), one)
+        limit = max(CACHED_VALUES // outputs.size, 1)
+        size = max(size for size in range(1, limit + 1) if len(x) % size == 0)
+        return len(x) if 2 * size < limit else size
 
     def one_by_one(self, name: str, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """A layer, in a loop over the images: XLA fuses none with what follows. Pooling would

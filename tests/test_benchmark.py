@@ -408,7 +408,7 @@ def test_every_suite_gives_its_rows(peers, tmp_path):
     assert set(streams) < set(found) and found[-1] == "digits in memory, batch 128"
     assert {suite: len(found) for suite, found in names.items()} == {
         "attempts": 2 * 2 + 3 + 2 + 7 * 4 + 6 + 2 * 5 + 2 * 4,
-        "profile": (2 + 12) + (2 + 22) + 6 + 2 * 4 + 4 + 2 * 5,
+        "profile": (2 + 12) + 2 * (2 + 22) + 6 + 2 * 4 + 4 + 2 * 5,
         "startup": 2,
         "checkpoint": 6,
         "growth": 10,

@@ -69,7 +69,7 @@ def attempts(setting: Setting) -> Iterator[Case]:
             x = array(2 if setting.smallest else images, *shape)
             limit_s = arrays * x.nbytes / copy_bandwidth()
             for form, function in forms(x.shape[-1]).items():
-                yield attempt(setting, f"{name}, {shape_text(x)}, {form}", function, (x,), limit_s)
+                yield attempt(setting, f"{name}, {shape_text(x)}: {form}", function, (x,), limit_s)
     for record_format, records in sets.prepare_images(setting).items():
         yield from reading_attempts(setting, record_format, records)
 
@@ -93,7 +93,7 @@ def lenet_attempts(setting: Setting, array: Callable) -> Iterator[Case]:
             shape = f"{batch_size}x{side}x{side}x{channels}"
             yield attempt(
                 setting,
-                f"LeNet-5 {name} for {steps} batches, {shape}, {form}",
+                f"LeNet-5 {name} for {steps} batches, {shape}: {form}",
                 function,
                 (x, kernel),
                 (2 if first else 3) * 2 * uses / matmul_peak(),
@@ -110,7 +110,7 @@ def layer_attempts(setting: Setting, array: Callable, layer: Layer) -> Iterator[
     first = layer.name.endswith("conv1")
     limit_s = (2 if first else 3) * 2 * len(x) * side**2 * kernel.size / matmul_peak()
     for form, function in convolution_forms(layer.stride, layer.padding, layer.groups).items():
-        name = f"{layer.name}, {shape_text(x)}, {form}"
+        name = f"{layer.name}, {shape_text(x)}: {form}"
         yield attempt(setting, name, function, (x, kernel), limit_s, (1,) if first else (0, 1))
 
 

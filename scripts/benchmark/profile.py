@@ -1,4 +1,6 @@
-"""The parts of an update and of single operations, each measured by itself: where the time goes."""
+"""Where the time goes: the parts of updates, scores, single operations and saves, each measured by
+itself.
+"""
 
 import functools
 import shutil
@@ -29,22 +31,29 @@ from scripts.benchmark.reading import reading_parts
 from scripts.benchmark.timing import Setting, span, timed
 from scripts.benchmark.training import AlexNetTraining, LeNetTraining, embedded_digits
 
-STEP_CONTAINS = "An update as in cifar_train. Limit: its operations at the matmul peak."
-SCORES_CONTAINS = "Scores as in alexnet_predict. Limit: its operations at the matmul peak."
+IN_ALL_CONTAINS = "As in cifar_train or alexnet_predict. Limit: the operations at the matmul peak."
 CROPS_CONTAINS = "Limit: bytes in and out at the copy bandwidth."
+LAYER_CONTAINS = (
+    "A layer forward. Limit: its operations at the matmul peak; without weights, bytes in and out "
+    "at the copy bandwidth."
+)
 LRN_CONTAINS = (
     "Limit: what each reads and writes at the copy bandwidth; in all, x twice, the outputs, and "
     "both gradients."
 )
-STALL = "Until a save returns."
+STALL_CONTAINS = (
+    "In all: until Checkpointer.save returns. Orbax alone: until its CheckpointManager.save "
+    "returns. Not finite: a look for NaN and infinity in all arrays."
+)
 POOLING_CONTAINS = (
     "Limit: what each reads and writes at the copy bandwidth; in all, 3.5 arrays like x, as in ops."
 )
 
 
 def profile(setting: Setting) -> Iterator[Case]:
-    """The parts of what misses its target or just meets it, each measured by itself."""
+    """The parts of what misses its target or just meets it."""
     yield from step_parts(setting, "cifar18")
+    yield from step_parts(setting, "small")
     yield from prediction_parts(setting, "paper")
     yield from normalization_parts(setting)
     yield from pooling_parts(setting)
@@ -60,66 +69,92 @@ def part(setting: Setting, name: str, run: Callable, contains: str, limit_s: flo
 
 
 def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
-    """An update in all, the crops, and each layer forward and backward on random numbers."""
+    """An update in all, the crops, and each layer forward and backward."""
     changes = ["--dataset=fake", *["--batch_size=8"] * setting.smallest]
     training = AlexNetTraining(from_preset(alexnet.config.Config, preset_name, *changes), 10)
-    what, peak, bandwidth = described(preset_name, training), matmul_peak(), copy_bandwidth()
-    limit_s = training.config.batch_size * training.operations(training=True) / peak
-    yield part(setting, f"{what}, in all", training.run, STEP_CONTAINS, limit_s)
-
-    image, draw = (jnp.asarray(training.batch[name]) for name in ("image", "draw"))
-    crops = functools.partial(jax.jit(training.network.prepare), image, draw)
-    x = crops()
-    limit_s = (image.nbytes + x.nbytes) / bandwidth
-    yield part(setting, f"{what}, crops", crops, CROPS_CONTAINS, limit_s)
-
+    what, draw = described(preset_name, training), jnp.asarray(training.batch["draw"])
+    operations = training.operations(training=True)
+    yield whole(setting, what, training, training.run, operations)
+    x, case = crops(setting, what, training, draw)
+    yield case
+    peak, bandwidth = matmul_peak(), copy_bandwidth()
     for layer in layers(training, x, keys=jax.vmap(jax.random.key)(draw)):
-        argnums = tuple(range(layer.name == "conv1", len(layer.arrays)))
-        # Without weights, it reads x and writes the outputs, then reads x and their gradient and
-        # writes its own.
-        products = (2 if layer.name == "conv1" else 3) * layer.operations / peak
-        limit_s = products or 4 * (3 * layer.arrays[0].size + 2 * layer.outputs.size) / bandwidth
-        name = f"{what}, {layer.name}"
+        first = layer.name == "conv1"  # needs no gradient of its inputs
+        argnums = tuple(range(1 if first else 0, len(layer.arrays)))
+        if layer.operations:
+            limit_s = (2 if first else 3) * layer.operations / peak
+        else:  # reads x and writes the outputs, then reads x and their gradient and writes its own
+            limit_s = 4 * (3 * layer.arrays[0].size + 2 * layer.outputs.size) / bandwidth
+        name = f"{what}: {layer.name}"
         yield attempt(setting, name, layer.function, layer.arrays, limit_s, argnums, A_PART)
 
 
 def prediction_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
-    """Scores of a batch in all, the crops, and each layer forward on random numbers."""
+    """Scores of a batch in all, the crops, and each layer forward, for as many images at a time as
+    in `LayerSequence.in_parts`.
+    """
     changes = ["--dataset=fake", f"--batch_size={2 if setting.smallest else 32}"]
     changes += ["--crop_size=67"] * setting.smallest
     training = AlexNetTraining(from_preset(alexnet.config.Config, preset_name, *changes), 1000)
-    what, peak = f"scores of {described(preset_name, training)}", matmul_peak()
-    bandwidth = copy_bandwidth()
-    limit_s = training.config.batch_size * training.operations(training=False) / peak
-    yield part(setting, f"{what}, in all", training.score, SCORES_CONTAINS, limit_s)
-
-    image = jnp.asarray(training.batch["image"])
-    crops = functools.partial(jax.jit(training.network.prepare), image)
-    x = crops()
-    limit_s = (image.nbytes + x.nbytes) / bandwidth
-    yield part(setting, f"{what}, crops", crops, CROPS_CONTAINS, limit_s)
-
+    what = f"scores of {described(preset_name, training)}"
+    yield whole(setting, what, training, training.score, training.operations(training=False))
+    x, case = crops(setting, what, training)
+    yield case
+    model = training.network.bind(training.state.params)
+    peak, bandwidth = matmul_peak(), copy_bandwidth()
     for layer in layers(training, x):
-        run = functools.partial(jax.jit(layer.function), *layer.arrays)
-        moved = 4 * (layer.arrays[0].size + layer.outputs.size) / bandwidth
-        limit_s = layer.operations / peak or moved
-        yield part(setting, f"{what}, {layer.name}", run, SCORES_CONTAINS, limit_s)
+        batch = layer.arrays[0]
+        if layer.name.startswith("conv"):
+            part_size = model.part_size(layer.name, batch)
+        elif layer.name.startswith("fc"):
+            part_size = len(batch)
+        size = 1 if "norm" in layer.name else part_size
+
+        def run(x, *params, layer=layer, size=size):
+            parts = x.reshape(-1, size, *x.shape[1:])
+            return lax.map(lambda part: layer.function(part, *params), parts)
+
+        run = functools.partial(jax.jit(run), *layer.arrays)
+        moved = 4 * (batch.size + layer.outputs.size)
+        limit_s = layer.operations / peak if layer.operations else moved / bandwidth
+        yield part(setting, f"{what}: {layer.name}", run, LAYER_CONTAINS, limit_s)
 
 
-class Layer(NamedTuple):
+def whole(
+    setting: Setting, what: str, training: AlexNetTraining, run: Callable, operations: int
+) -> Case:
+    """All of it, for so many operations per image."""
+    limit_s = training.config.batch_size * operations / matmul_peak()
+    return part(setting, f"{what}: in all", run, IN_ALL_CONTAINS, limit_s)
+
+
+def crops(
+    setting: Setting, what: str, training: AlexNetTraining, *draw: jax.Array
+) -> tuple[jax.Array, Case]:
+    """The crops of the batch, random with `draw`, and what they take."""
+    image = jnp.asarray(training.batch["image"])
+    run = functools.partial(jax.jit(training.network.prepare), image, *draw)
+    x = run()
+    limit_s = (image.nbytes + x.nbytes) / copy_bandwidth()
+    return x, part(setting, f"{what}: crops", run, CROPS_CONTAINS, limit_s)
+
+
+class NetworkLayer(NamedTuple):
     """A layer as a function of its inputs x and, if it learns, its parameters: `arrays`."""
 
     name: str
     function: Callable
     arrays: tuple
     outputs: jax.ShapeDtypeStruct
-    operations: int  # with weights, forward
+    operations: int  # of the forward pass; 0 without weights
 
 
 def layers(
     training: AlexNetTraining, x: jax.Array, keys: jax.Array | None = None
-) -> Iterator[Layer]:
-    """The layers of a network in their order, the first with the inputs `x`."""
+) -> Iterator[NetworkLayer]:
+    """The layers of a network in their order, the first with the inputs `x`, the others with random
+    numbers.
+    """
     model = training.network.bind(training.state.params)
     table = {row["name"]: row for row in training.layer_table()}
     for name in model.order:
@@ -135,7 +170,7 @@ def layers(
             function = functools.partial(model.layer, name, keys=keys)
             arrays, operations = (x,), 0
         outputs = jax.eval_shape(function, *arrays)
-        yield Layer(name, function, arrays, outputs, operations)
+        yield NetworkLayer(name, function, arrays, outputs, operations)
         x = jax.random.normal(jax.random.key(0), outputs.shape)
 
 
@@ -173,7 +208,7 @@ def normalization_parts(setting: Setting) -> Iterator[Case]:
     for name, (function, arrays) in passes.items():
         moved = 5 * x.nbytes if name == "in all" else (len(arrays) + 1) * x.nbytes
         run = functools.partial(jax.jit(function), *arrays)
-        name = f"LRN, {shape_text(x)}, {name}"
+        name = f"LRN, {shape_text(x)}: {name}"
         yield part(setting, name, run, LRN_CONTAINS, moved / copy_bandwidth())
 
 
@@ -192,12 +227,12 @@ def pooling_parts(setting: Setting) -> Iterator[Case]:
         }
         for name, (function, arrays, moved) in parts.items():
             run = functools.partial(jax.jit(function), *arrays)
-            name, limit_s = f"max pooling 3/2, {shape_text(x)}, {name}", moved * x.nbytes
+            name, limit_s = f"max pooling 3/2, {shape_text(x)}: {name}", moved * x.nbytes
             yield part(setting, name, run, POOLING_CONTAINS, limit_s / copy_bandwidth())
 
 
 def stall_parts(setting: Setting) -> Iterator[Case]:
-    """What a training waits for when LeNet-5's state is saved: the copy to the host, and Orbax."""
+    """What a training waits for when LeNet-5's state is saved."""
     state = LeNetTraining(lenet.config.Config(), embedded_digits(), 1).state
     folder, name = setting.work / "stall", "stall of a checkpoint, LeNet-5 deck"
     arrays = host_leaves(state)
@@ -213,9 +248,10 @@ def stall_parts(setting: Setting) -> Iterator[Case]:
 
     parts = {
         "in all": lambda: save_and_restore(folder, state)[0],
-        "copies to the host": timed(setting, lambda: host_leaves(state)),
+        "not finite": timed(setting, lambda: [np.isfinite(x).all() for x in arrays.values()]),
         f"Orbax alone with {len(arrays)} arrays": lambda: by_orbax(state),
         "Orbax alone with one array of as many bytes": lambda: by_orbax(together),
     }
     for what, measure in parts.items():
-        yield Case(((f"{name}, {what}", "ms"),), span(measure, 1e-3), {}, STALL, no_peer=A_PART)
+        ours = span(measure, 1e-3)
+        yield Case(((f"{name}: {what}", "ms"),), ours, {}, STALL_CONTAINS, no_peer=A_PART)

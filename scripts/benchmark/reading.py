@@ -173,11 +173,11 @@ def reading_parts(setting: Setting, record_format: str, records: Records) -> Ite
         read = functools.partial(
             drained_rate, setting, batches, ahead=READ_AHEAD, count=BATCH, use=place_on_device
         )
-        row = (f"{what}, in all", "us")
+        row = (f"{what}: in all", "us")
         yield Case((row,), lambda: (1e6 / read()[0],), {}, contains, (limit,), A_PART)
     for name, run in parts.items():
         ours = span(timed(setting, run, wait=lambda done: done), 1e-6, len(records))
-        yield Case(((f"{what}, {name}", "us"),), ours, {}, contains, no_peer=A_PART)
+        yield Case(((f"{what}: {name}", "us"),), ours, {}, contains, no_peer=A_PART)
 
 
 def reading_attempts(setting: Setting, record_format: str, records: Records) -> Iterator[Case]:
@@ -189,7 +189,7 @@ def reading_attempts(setting: Setting, record_format: str, records: Records) -> 
     limit = 1e6 / sets.reading_limit(records)
     for form, read in reading_forms(records).items():
         ours = span(timed(setting, read), 1e-6, len(records))
-        row = (f"{record_format} records, 256x256x3, {form}", "us")
+        row = (f"{record_format} records, 256x256x3: {form}", "us")
         yield Case((row,), ours, {}, contains, (limit,), ANOTHER_FORM)
 
 

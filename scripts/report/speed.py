@@ -1,7 +1,5 @@
 """Tables of speed, from results/benchmark*.json: ours beside PyTorch's and the machine's limits."""
 
-import re
-
 import alexnet.config
 from scripts import summarize
 from scripts.report.results import Results
@@ -188,7 +186,7 @@ def forms_table(results: Results, suite: str, first_form: str, columns: tuple[st
         return "Not measured yet."
     cells: dict[str, list[str]] = {}
     for row in rows:
-        what, form = re.fullmatch(r"(.*?, (?:batch )?[\dx]+|.* deck), (.*)", row["name"]).groups()
+        what, form = row["name"].split(": ", 1)
         share = row["share_of_limit"]
         in_percent = "" if share is None else f" ({100 * share:.0f}%)"
         cells.setdefault(what, []).append(f"{form} {number(row['ours'])} {row['unit']}{in_percent}")
