@@ -7,8 +7,8 @@ in the 2012 code, windows run on to the last pixel, cut off at the bottom and ri
 
 The gradient of `lax.reduce_window` with a stride is slow on a CPU. There, the forward pass works on
 size x size strided slices, and the gradient is written by hand: one pass over the pixels that reads
-only where each maximum was. Overlapping maxima of 128 x 33 x 33 x 32 take 2 ms forward and backward
-on two cores; slices with JAX's own gradient 5 or more (results/benchmark_attempts.json).
+only where each maximum was. Slices with JAX's own gradient take about twice as long or more
+(results/benchmark_attempts.json).
 
 Where several pixels share the maximum, the first of them gets the gradient, in either form.
 """

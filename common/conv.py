@@ -1,26 +1,24 @@
 """The fastest exact form of a convolution on each backend, and the masked convolution.
 
 On GPU and TPU that is `lax.conv_general_dilated`. On a CPU, XLA is slow on most of what the two
-networks need. Other forms compute the same to float accuracy and are faster. Times are of a forward
-and a backward pass on two cores with JAX 0.10 (results/benchmark_attempts.json):
+networks need. Other forms compute the same to float accuracy and are faster: in parentheses, how
+many times as long `lax` takes forward and backward, on two kinds of processors with JAX 0.10
+(results/benchmark_attempts.json has one of them):
 
   LeNet-5, `batch_last_convolution`: inside a loop such as `fori_loop`, XLA does not call the
-  library that it uses elsewhere. For four batches of 128, C3 takes 100 ms with `lax` and 6 as
-  products with a banded matrix; C1 14 and 4. The batch is the last axis, because the innermost
-  loops of biases, activations and pooling would otherwise run over 6 or 16 maps.
+  library that it uses elsewhere. Products with a banded matrix take its place (C1: 2 to 3, C3: 10
+  to 16). The batch is the last axis, because the innermost loops of biases, activations and pooling
+  would otherwise run over 6 or 16 maps.
 
-  3x3 and 5x5 kernels on many channels, `winograd_convolution`: fewer multiplications. Batch 32:
-  AlexNet's conv2 (27x27x96, 5x5, to 256 maps) 117 instead of 235 ms, conv3 (13x13x256, 3x3, to 384)
-  48 instead of 85.
+  3x3 and 5x5 kernels on many channels, `winograd_convolution`: fewer multiplications (AlexNet's
+  conv2: 2 to 3; conv3 to conv5: 1.6 to 1.9).
 
-  Few channels with a stride, `strided_convolution`, which turns pixels into channels. AlexNet's
-  conv1 (227x227x3, 11x11, stride 4, to 96 maps), batch 32, without the gradient of the images: 52
-  instead of 189 ms.
+  Few channels with a stride, `strided_convolution`, which turns pixels into channels (AlexNet's
+  conv1, without the gradient of the images: 4 to 5).
 
-  Few channels without a stride, `few_channels_convolution`. The first layer of cifar18 (24x24x3,
-  5x5, to 32 maps), batch 128: 6 instead of 15 ms.
+  Few channels without a stride, `few_channels_convolution` (conv1 of cifar18: 2.5).
 
-  Groups: one convolution each. AlexNet's conv2 in two groups, batch 32: 100 instead of 1,417 ms.
+  Groups: one convolution each (AlexNet's conv2 in two groups: 14 or more).
 
 All but the first plug into `nnx.Conv(conv_general_dilated=...)`. Some have a custom gradient
 (`jax.custom_vjp`), which forward-mode differentiation (`jax.jvp`) does not support.

@@ -34,7 +34,7 @@ STUDIES = {
             pairs=20,
             claim="The table breaks symmetry and keeps the number of connections within bounds.",
             source=f"{LECUN}, II.B; the lecture",
-            hours=0.7,
+            hours=2.0,
         ),
         Study(
             "lenet_activation",
@@ -72,7 +72,7 @@ STUDIES = {
             pairs=20,
             claim="The average pooling layer is used for subsampling.",
             source="the lecture",
-            hours=0.8,
+            hours=1.7,
         ),
         Study(
             "relu_vs_tanh",
@@ -94,7 +94,7 @@ STUDIES = {
             choice_seeds=1,  # 25 minutes a run
             claim="Networks with ReLU reach 25% training error on CIFAR-10 six times faster.",
             source=f"{KRIZHEVSKY}, Figure 1; the lecture",
-            hours=8.0,
+            hours=2.7,
         ),
         Study(
             "lrn_cifar18",
