@@ -2,7 +2,7 @@
 text without a terminal).
 
 Metrics arrive as sums on the device and are fetched one call later, when the next steps are under
-way: the device never waits.
+way: but for the first, the device never waits.
 """
 
 import json
@@ -182,14 +182,17 @@ class Writer:
         """Takes the sums of `split` ("train", "validation" or "test") at `step`: device arrays
         `loss`, `errors` and `count`.
 
-        Those of training are fetched by the next call. Call `flush` before an evaluation, so that
-        its time does not count as training.
+        Those of training are fetched by the next call; the first at once, because the clock starts
+        when they are done. Call `flush` before an evaluation, so that its time does not count as
+        training.
 
         Raises NonFiniteError if a loss, this one or the pending one, is NaN or infinite.
         """
         self._write_pending()
         if split == "train":
             self._pending = (step, sums)
+            if self._chunk_start is None:
+                self._write_pending()
             return
         self._record(step, split, summarize(jax.device_get(sums)))
         if not self._silent and time.monotonic() >= self._drawing_due:

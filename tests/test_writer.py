@@ -82,13 +82,15 @@ def test_a_writer_does_not_import_pytorch(tmp_path):
 def test_training_is_written_one_call_behind_and_flush_catches_up(tmp_path):
     with open_writer(tmp_path) as log:
         log.write(1, "train", sums())
-        assert steps_and_splits(tmp_path) == []
+        assert steps_and_splits(tmp_path) == [(1, "train")]  # the first starts the clock
         log.write(2, "train", sums())
         assert steps_and_splits(tmp_path) == [(1, "train")]
-        log.flush()
-        assert steps_and_splits(tmp_path) == [(1, "train"), (2, "train")]
         log.write(3, "train", sums())
-    assert steps_and_splits(tmp_path)[-1] == (3, "train")  # the end of the block flushes
+        assert steps_and_splits(tmp_path) == [(1, "train"), (2, "train")]
+        log.flush()
+        assert steps_and_splits(tmp_path)[-1] == (3, "train")
+        log.write(4, "train", sums())
+    assert steps_and_splits(tmp_path)[-1] == (4, "train")  # the end of the block flushes
 
 
 def crashed_run(folder) -> None:
@@ -243,6 +245,18 @@ def test_speed_leaves_out_compilation_and_evaluation_and_sums_over_resumes(tmp_p
         log.write(5, "train", sums(count=500))
         log.flush()
     assert (log.images, log.seconds, log.images_per_s) == (5000, 100.0, 300.0)
+
+
+def test_the_clock_starts_with_the_end_of_the_first_steps(tmp_path, monkeypatch):
+    """Not when their sums are fetched, a call later."""
+    now = [100.0]
+    monkeypatch.setattr(writer.time, "monotonic", lambda: now[0])
+    with open_writer(tmp_path) as log:
+        for step, seconds in ((1, 50), (2, 2), (3, 2)):
+            now[0] += seconds
+            log.write(step, "train", sums(count=1000))
+        log.flush()
+        assert log.images_per_s == 500
 
 
 def test_plain_lines_without_a_terminal(tmp_path, monkeypatch, capsys):

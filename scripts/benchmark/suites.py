@@ -16,7 +16,7 @@ from scripts.benchmark.attempts import attempts
 from scripts.benchmark.checkpoints import checkpoints
 from scripts.benchmark.growth import growth
 from scripts.benchmark.machine import copy_bandwidth, load_average, matmul_peak
-from scripts.benchmark.measure import measure
+from scripts.benchmark.measure import A_PART, ANOTHER_FORM, measure
 from scripts.benchmark.ops import ops
 from scripts.benchmark.profile import profile
 from scripts.benchmark.race import time_to_accuracy
@@ -67,6 +67,8 @@ def run_suite(
     if json_path:
         rows_of(path, source)  # told before anything is measured
     print(f"{describe(source)}\n\n{name}: {SUITES[name].__doc__}")
+    if smallest:
+        print("  Smallest: less work and smaller images than the rows' names say, one round.")
     with tempfile.TemporaryDirectory() as work:
         cases = SUITES[name](Setting(smallest, data_dir, Path(work)))
         found = [{"suite": name} | row | where for row in print_rows(cases, rounds, smallest)]
@@ -153,10 +155,12 @@ def describe(source: dict) -> str:
 
 def line(row: dict) -> str:
     """A row as text."""
-    ours = f"{with_range(row, 'ours')} {row['unit']}"
-    if row["ratio"] is None:
-        theirs, ratio = row["peer"], "-"
-    else:
-        theirs, ratio = f"{with_range(row, 'peer')} {row['peer_form']}", f"{row['ratio']:.2f}x"
-    share = "-" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}%"
-    return f"  {row['name']}: {ours} | PyTorch: {theirs} | ratio {ratio} | of the limit {share}"
+    cells = [f"  {row['name']}: {with_range(row, 'ours')} {row['unit']}"]
+    if row["ratio"] is not None:
+        cells.append(f"PyTorch: {with_range(row, 'peer')} {row['peer_form']}")
+        cells.append(f"ratio {row['ratio']:.2f}x")
+    elif row["peer"] not in (ANOTHER_FORM, A_PART):
+        cells.append(f"PyTorch: {row['peer']}")
+    if row["share_of_limit"] is not None:
+        cells.append(f"of the limit {100 * row['share_of_limit']:.0f}%")
+    return " | ".join(cells)
