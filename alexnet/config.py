@@ -197,7 +197,7 @@ class Config:
     batch_size: int = setting(
         128, "Examples per update, over all devices.", section="Run", lower_bound=1
     )
-    num_epochs: int = setting(90, "Passes over the training set.", lower_bound=1)
+    num_epochs: int = setting(90, "Passes over the training set.", lower_bound=1, upper_bound=10**6)
     stop_at_train_error_pct: float = setting(
         0.0,
         "End after the first epoch whose mean training error is at or below this; 0: never.",

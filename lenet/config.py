@@ -163,7 +163,7 @@ class Config:
         128, "Examples per update, over all devices.", section="Run", lower_bound=1
     )
     num_epochs: int = setting(
-        20, "Passes over the training set, distorted copies not counted.", lower_bound=1
+        20, "Passes over the training set, copies not counted.", lower_bound=1, upper_bound=10**6
     )
     stop_at_train_error_pct: float = setting(
         0.0,

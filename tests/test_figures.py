@@ -113,7 +113,12 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert "learning_rate" in printed and "seed" not in printed and "1.5" in printed
     assert (tmp_path / "both.svg").stat().st_size > 3000
     (tmp_path / "empty").mkdir()
-    for arguments in (["empty"], ["a", "--out=both.gif"], ["a", "--out=none/both.svg"]):
+    (tmp_path / "empty" / "folder.png").mkdir()
+    (tmp_path / "b" / "result.json").write_text('{"test_error_pct": ')
+    for arguments in (
+        *(["empty"], ["a", "--out=both.gif"], ["a", "--out=none/both.svg"]),
+        *(["a", "--out=empty/folder.png"], ["empty/../b"], ["a", "--check"], ["a", "--arm=c"]),
+    ):
         argv = ["report", *(word.replace("empty", str(tmp_path / "empty")) for word in arguments)]
         argv = [word if word != "a" else str(tmp_path / "a") for word in argv]
         assert report.run_tool(report.define_flags, report.main, argv, ("[RUN ...]",)) == 2

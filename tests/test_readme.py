@@ -322,6 +322,15 @@ def test_what_is_refused(make_run, tmp_path, changed, study, arm, named):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("content", ['{"rows": ', "[1]", "null", "\xff"])
+@pytest.mark.parametrize("name", ["benchmark.json", "c3/study.json", "c3/lenet_table_seed10.json"])
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    (path := tmp_path / name).parent.mkdir(exist_ok=True)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        results.load(tmp_path)
+
+
 def test_an_unfinished_run_is_refused(make_run, tmp_path):
     (run := make_run()).joinpath("result.json").unlink()
     with pytest.raises(UserError, match=re.escape(str(run))):

@@ -76,8 +76,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues, *runs: str) -> None:
     if flag_values.add and not runs:
         raise UserError("--add needs the folders of finished runs.")
+    if flag_values.check and (runs or flag_values.figures):
+        raise UserError("--check writes nothing: not with --add, --figures or runs.")
+    if (flag_values.study or flag_values.arm) and not flag_values.add:
+        raise UserError("--study and --arm belong to --add.")
     if runs and not flag_values.add:
         return compare_runs([Path(run) for run in runs], Path(flag_values.out))
+    results.load(RESULTS)  # a damaged file is told before anything is written
     if flag_values.add:
         for path in results.add(map(Path, runs), flag_values.study, flag_values.arm, RESULTS):
             print(f"{path.relative_to(ROOT)} written")

@@ -25,13 +25,25 @@ class Results(NamedTuple):
 
 
 def load(folder: Path) -> Results:
-    contents = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    """Raises UserError, naming the file, where one is damaged."""
+    contents = {path.stem: read_object(path) for path in folder.glob("*.json")}
     runs = [result for result in contents.values() if "study" in result]
     runs.sort(key=lambda run: (run["network"], run["study"], run["arm"], run["seed"]))
     measured = {name: made for name, made in contents.items() if "study" not in made}
-    studies = [json.loads(path.read_text()) for path in sorted(folder.glob("*/study.json"))]
-    studied = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*_seed*.json"))]
+    studies = [read_object(path) for path in sorted(folder.glob("*/study.json"))]
+    studied = [read_object(path) for path in sorted(folder.glob("*/*_seed*.json"))]
     return Results(runs, measured, studies, studied)
+
+
+def read_object(path: Path) -> dict:
+    """A file of one JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: no JSON object")
+    return content
 
 
 def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Path]:

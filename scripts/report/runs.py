@@ -10,7 +10,9 @@ from rich.table import Table
 
 from common.curves import mean_by_epoch
 from common.errors import UserError
+from common.storage import require_place
 from common.workdir import read_metrics
+from scripts.report.results import read_object
 from scripts.report.style import COLORS, GRAY, save, scale_error, style
 
 FORMS = (".svg", ".png")
@@ -19,12 +21,9 @@ RESULTS = ("test_error_pct", "validation_error_pct", "train_error_pct", "num_ste
 
 def compare(workdirs: list[Path], out: Path) -> None:
     """Prints the table and writes the picture. Raises UserError."""
-    if out.suffix not in FORMS:
-        raise UserError(f"--out={out} must end in {' or '.join(FORMS)}")
+    require_place(out, "--out", out.suffix if out.suffix in FORMS else " or ".join(FORMS))
     settings = {workdir: read_settings(workdir) for workdir in workdirs}
     print_table(settings)
-    if not out.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.parent}")
     with style():
         save(draw({workdir: read_metrics(workdir) for workdir in workdirs}), out)
     print(f"{out} written")
@@ -58,11 +57,9 @@ def print_table(settings: dict[Path, dict]) -> None:
 
 
 def read_result(workdir: Path) -> dict:
-    """result.json; {} of a run that is not finished."""
-    try:
-        return dict(json.loads((workdir / "result.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
+    """result.json; {} of a run that is not finished. Raises UserError for a damaged one."""
+    path = workdir / "result.json"
+    return read_object(path) if path.exists() else {}
 
 
 def draw(metrics: dict[Path, list[dict]]) -> Figure:
