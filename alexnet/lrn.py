@@ -12,7 +12,7 @@ in a whole window: `size` across channels, size^2 within a map. There alpha = 1e
 On a CPU the sums are additions of shifted arrays. The gradient is written by hand on all backends:
 one more window sum, and powers of the scale from its inverse fourth root, which is kept. Forward
 and backward, JAX's own gradient takes four times as long on a CPU, and sums by `lax.reduce_window`,
-which other backends use, 1.4 to 2.3 times (results/benchmark_attempts.json).
+which other backends use, twice as long (results/benchmark_attempts.json).
 """
 
 import functools

@@ -2,23 +2,23 @@
 
 On GPU and TPU that is `lax.conv_general_dilated`. On a CPU, XLA is slow on most of what the two
 networks need. Other forms compute the same to float accuracy and are faster: in parentheses, how
-many times as long `lax` takes forward and backward, on two kinds of processors with JAX 0.10
-(results/benchmark_attempts.json has one of them):
+many times as long `lax` takes forward and backward on two cores with JAX 0.10
+(results/benchmark_attempts.json):
 
   LeNet-5, `batch_last_convolution`: inside a loop such as `fori_loop`, XLA does not call the
-  library that it uses elsewhere. Products with a banded matrix take its place (C1: 2 to 3, C3: 10
-  to 16). The batch is the last axis, because the innermost loops of biases, activations and pooling
-  would otherwise run over 6 or 16 maps.
+  library that it uses elsewhere. Products with a banded matrix take its place (C1: 2, C3: 10). The
+  batch is the last axis, because the innermost loops of biases, activations and pooling would
+  otherwise run over 6 or 16 maps.
 
   3x3 and 5x5 kernels on many channels, `winograd_convolution`: fewer multiplications (AlexNet's
-  conv2: 2 to 3; conv3 to conv5: 1.6 to 1.9).
+  conv2: 2.8; conv3 to conv5: 1.6 to 1.9).
 
   Few channels with a stride, `strided_convolution`, which turns pixels into channels (AlexNet's
-  conv1, without the gradient of the images: 4 to 5).
+  conv1, without the gradient of the images: 5).
 
   Few channels without a stride, `few_channels_convolution` (conv1 of cifar18: 2.5).
 
-  Groups: one convolution each (AlexNet's conv2 in two groups: 14 or more).
+  Groups: one convolution each (AlexNet's conv2 in two groups: 17).
 
 All but the first plug into `nnx.Conv(conv_general_dilated=...)`. Some have a custom gradient
 (`jax.custom_vjp`), which forward-mode differentiation (`jax.jvp`) does not support.

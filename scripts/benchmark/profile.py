@@ -112,7 +112,7 @@ def prediction_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
 
         def run(x, *params, layer=layer, size=size):
             parts = x.reshape(-1, size, *x.shape[1:])
-            return lax.map(lambda part: layer.function(part, *params), parts)
+            return lax.map(lambda images: layer.function(images, *params), parts)
 
         run = functools.partial(jax.jit(run), *layer.arrays)
         moved = 4 * (batch.size + layer.outputs.size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.curves import mean_by_epoch
-from common.errors import UserError
+from common.errors import StorageError, UserError
 from common.workdir import read_metrics, write_atomic
 
 ROOT = Path(__file__).parents[2]
@@ -26,24 +26,23 @@ class Results(NamedTuple):
 
 def load(folder: Path) -> Results:
     """Raises UserError, naming the file, where one is damaged."""
-    contents = {path.stem: read_object(path) for path in folder.glob("*.json")}
+    contents = {path.stem: read_json(path) for path in folder.glob("*.json")}
     runs = [result for result in contents.values() if "study" in result]
     runs.sort(key=lambda run: (run["network"], run["study"], run["arm"], run["seed"]))
     measured = {name: made for name, made in contents.items() if "study" not in made}
-    studies = [read_object(path) for path in sorted(folder.glob("*/study.json"))]
-    studied = [read_object(path) for path in sorted(folder.glob("*/*_seed*.json"))]
+    studies = [read_json(path) for path in sorted(folder.glob("*/study.json"))]
+    studied = [read_json(path) for path in sorted(folder.glob("*/*_seed*.json"))]
     return Results(runs, measured, studies, studied)
 
 
-def read_object(path: Path) -> dict:
-    """A file of one JSON object."""
+def read_json(path: Path) -> dict:
+    """The object that a JSON file holds; {} if there is no file. Raises UserError."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: no JSON object")
-    return content
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore or remove it.") from error
 
 
 def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from common.curves import mean_by_epoch
 from common.errors import UserError
 from common.storage import require_place
 from common.workdir import read_metrics
-from scripts.report.results import read_object
+from scripts.report.results import read_json
 from scripts.report.style import COLORS, GRAY, save, scale_error, style
 
 FORMS = (".svg", ".png")
@@ -49,17 +49,11 @@ def print_table(settings: dict[Path, dict]) -> None:
         if len(set(values)) > 1:
             table.add_row(name, *values)
     table.add_section()
-    results = [read_result(workdir) for workdir in settings]
+    results = [read_json(workdir / "result.json") for workdir in settings]
     for name in RESULTS:
         if any(name in result for result in results):
             table.add_row(name, *(f"{result.get(name, '–')}" for result in results))
     Console().print(table)
-
-
-def read_result(workdir: Path) -> dict:
-    """result.json; {} of a run that is not finished. Raises UserError for a damaged one."""
-    path = workdir / "result.json"
-    return read_object(path) if path.exists() else {}
 
 
 def draw(metrics: dict[Path, list[dict]]) -> Figure:

@@ -32,10 +32,10 @@ def conduct(
       UserError: the folder holds another study, or runs are missing at the end.
     """
     file, kept = workdir / "study.json", results_dir / study.name
-    before = plan.read_json(file)
+    before = results.read_json(file)
     if before:
         plan.require_same(study, plan.from_json(file), workdir)
-    started = before or plan.read_json(kept / "study.json")
+    started = before or results.read_json(kept / "study.json")
     if (with_threads := started.get("threads", threads)) != threads:
         raise UserError(f"{study.name} was started with --threads={with_threads}: other bits.")
     contents = (
@@ -188,7 +188,7 @@ def _mean(measured: list[Measured | None]) -> float:
 def choice_made(study: Study, workdir: Path, results_dir: Path) -> dict[str, dict]:
     """Arm -> its choice, as the study's folder or results/ has it for the same study."""
     for file in (workdir / "study.json", results_dir / study.name / "choice.json"):
-        found = plan.read_json(file)
+        found = results.read_json(file)
         if found.get("choice"):
             plan.require_same(study, plan.from_json(file), file.parent)
             return found["choice"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +15,8 @@ import alexnet.config
 import common.flags
 import lenet.config
 from common import stopping
-from common.errors import StorageError, UserError
-from scripts.report.results import NAME
+from common.errors import UserError
+from scripts.report.results import NAME, read_json
 
 CONFIGS: dict[str, ModuleType] = {"lenet": lenet.config, "alexnet": alexnet.config}
 FIRST_SEED = 10  # 0 to 2 are for choices
@@ -288,16 +287,6 @@ def to_json(study: Study) -> dict:
     """The study's definition as JSON has it."""
     mappings = {"models": dict(study.models), "choose": dict(study.choose)}
     return study._asdict() | mappings
-
-
-def read_json(path: Path) -> dict:
-    """What a study.json or choice.json holds; {} if there is none. Raises UserError."""
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to begin anew.") from error
 
 
 def from_json(path: Path) -> Study:
