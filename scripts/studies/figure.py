@@ -25,8 +25,8 @@ def draw(study: Study, records: Mapping[Run, dict], workdir: Path) -> None:
 
 
 def figure_of(study: Study, records: Mapping[Run, dict]) -> Figure:
-    """Curves on the left, with a band from the least to the most of an arm's seeds; on the right a
-    dot for each run, pairs joined.
+    """Curves on the left, with a band for the middle half of an arm's seeds; on the right a dot for
+    each run, pairs joined, and the arm's mean.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     curves, dots = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -55,14 +55,15 @@ def figure_of(study: Study, records: Mapping[Run, dict]) -> Figure:
     curves.set_xlabel("epoch")
     curves.set_ylabel(f"{'training' if split == 'train' else split} error (%)")
     scale_error(curves)
-    curves.legend(frameon=False, labelcolor=GRAY)
+    above = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, handlelength=1.2)
+    curves.legend(**above, frameon=False, labelcolor=GRAY)
     draw_dots(dots, study, records)
     figure.suptitle(study.question, x=0.01, ha="left", fontsize=12, color=GRAY, parse_math=False)
     return figure
 
 
 def draw_curves(axes: Axes, curves: list[dict | None], color: str, arm: str) -> None:
-    """Each seed as a thin line; their mean and band as far as all of them go."""
+    """Each seed as a thin line; their median and middle half as far as all of them go."""
     curves = [curve for curve in curves if curve]
     for curve in curves:
         axes.plot(curve["epoch"], curve["error_pct"], color=color, linewidth=0.6, alpha=0.35)
@@ -71,8 +72,9 @@ def draw_curves(axes: Axes, curves: list[dict | None], color: str, arm: str) -> 
     length = min(len(curve["epoch"]) for curve in curves)
     epochs = curves[0]["epoch"][:length]
     errors = np.array([curve["error_pct"][:length] for curve in curves])
-    axes.fill_between(epochs, errors.min(0), errors.max(0), color=color, alpha=0.15, linewidth=0)
-    axes.plot(epochs, errors.mean(0), color=color, linewidth=1.8, label=arm)
+    low, middle, high = np.quantile(errors, (0.25, 0.5, 0.75), axis=0)
+    axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.plot(epochs, middle, color=color, linewidth=1.8, label=arm)
 
 
 def draw_dots(axes: Axes, study: Study, records: Mapping[Run, dict]) -> None:
@@ -98,4 +100,6 @@ def draw_dots(axes: Axes, study: Study, records: Mapping[Run, dict]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6))
     if study.ratio:
         axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color=GRAY, alpha=0.2)
+        axes.grid(axis="y", color=GRAY, alpha=0.2)
+    else:
+        scale_error(axes)
