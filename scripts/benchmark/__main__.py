@@ -11,7 +11,7 @@ with a run that is not counted and lasts 0.3 seconds. The share of the limit is 
 reaches of the limit that the row's text names: operations at the peak of a float32 matrix product,
 bytes at the bandwidth of a copy, the bare decoder. Without PyTorch (requirements-peers.txt) its
 columns say so. Each suite runs in a process of its own; after it the file is written, which keeps
-the rows of other suites. On two idle cores all suites take 50 to 70 minutes.
+the rows of other suites. On two idle cores all suites take about an hour.
 """
 
 import sys
