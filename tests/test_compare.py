@@ -411,6 +411,21 @@ def test_the_pairs_that_would_tell_are_those_of_power_tables(margin, pairs):
     assert f"{pairs} pairs would tell {margin} points" in sentence
 
 
+def test_several_comparisons_ask_for_more_pairs():
+    """At 5% / 2, two-sided, 80% power: (2.241 + 0.842)^2 / 0.5^2 and the t-test's correction."""
+    base, arm = apart(0, scale=100)
+    changed = {"deviation": 1.0}
+    sentence = judged(base, arm, margin=0.5, changed=changed, num_comparisons=2)["sentence"]
+    assert "about 41 pairs would tell" in sentence
+
+
+def test_a_bound_lies_within_no_margin():
+    base, arm = [115] * 6 + [200] * 2, [110] * 8
+    found = judged(base, arm, ratio=True, margin=0.5, changed={"p_adjusted": 0.01})
+    assert found["verdict"] == "lower" and "at most" in found["sentence"]
+    assert not found["within_margin"] and "margin" not in found["sentence"]
+
+
 def test_the_pairs_that_would_tell_a_factor_are_counted_in_logarithms():
     changed = {"deviation": np.log(2)}  # so that a factor of 2 is one deviation
     sentence = judged([10] * 8, [1, 100] * 4, ratio=True, margin=1, changed=changed)["sentence"]
@@ -453,8 +468,8 @@ def test_a_difference_of_at_most_a_negative_number_is_lower_by_at_least_that():
         assert words in sentence and "at most" not in sentence
 
 
-def test_seeds_added_after_the_fact_are_told():
-    words = "; exploratory: seeds were added after the fact"
+def test_what_was_changed_after_the_start_is_told():
+    words = "; exploratory: its seeds or its margin were changed after the start"
     for difference in (-0.2, 0, 0.2):
         plain = judged(*apart(difference))
         told = judged(*apart(difference), exploratory=True)

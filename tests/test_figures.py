@@ -27,6 +27,7 @@ def record(study, run, number) -> dict:
     return {
         "network": "lenet",
         "test_error_pct": number,
+        "train_error_pct": 0.5,
         "stopped_after_epochs": number,
         "settings": config.__dict__,
         "curves": {"train": curve, "validation": curve},
@@ -68,12 +69,16 @@ def test_a_study_is_drawn_small_and_legible_without_a_background(study, tmp_path
 
 def test_the_tables_of_studies(tmp_path, capsys):
     found = records(STUDY, tmp_path, {"tanh": [5, 6, 7, 8, 9, 9], "relu": [1, 2, 3, 2, 1, 2]})
+    found[next(iter(found))] |= {"is_chance": True, "study": "another"}
     study = contents(STUDY, found)
     _, tanh, relu = verdicts.rows(study)
+    assert "(1 at chance)" in tanh[2] and "chance" not in relu[2]
     assert tanh[:2] == ["tanh", "6"] and tanh[2].startswith("7.33%") and "–" in tanh
     assert relu[2].startswith("1.83%") and relu[3] == "-5.500"
     text = verdicts.verdict_table([study]) + verdicts.all_verdicts([study])
     for words in ("Which <activation>?", "own/figure.svg", "`COMMAND`", "nobody", "`01234567`"):
+        assert words in text
+    for words in ("tanh 0.5%, relu 0.5%", "`another`", "12 minutes"):
         assert words in text
     assert study["comparisons"][0]["verdict"] == "lower"
     assert study["comparisons"][0]["sentence"] in text

@@ -115,6 +115,7 @@ def test_flags_of_the_trainings_are_told_from_those_of_the_program():
         (dict(choose={"tanh": "learning_rate"}), "--choose=learning_rate"),
         (dict(choose={"tanh": "no_such=1,2"}), "no_such"),
         (dict(choose={"tanh": "learning_rate=0.1"}), "--choose"),
+        (dict(choose={"relu": "activation=tanh,silu"}), "--choose=activation"),
         (dict(arms={"tanh": (), "kept": ("--keep=2",)}), "tanh and kept"),
         (dict(arms={"tanh": (), "other": ("--dataset=mnist",)}), "mnist"),
         (dict(metric="epochs"), "--stop_at_"),
@@ -251,7 +252,7 @@ def test_runs_whose_records_are_in_results_are_not_trained_again(conducted, tmp_
     options = ("--seeds=1", "--name=second", "--workdir=again", "--results=kept")
     done = program(*AD_HOC, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.glob("again/*/seed*"))
+    assert "2 of 2 runs" in done.stdout and not list(tmp_path.glob("again/*/seed*"))
     commands = program(*AD_HOC, *options, "--seeds=2", "--print_commands", cwd=tmp_path)
     lines = commands.stdout.splitlines()
     assert len(lines) == 2 and all("--seed=11" in line for line in lines)
@@ -270,7 +271,19 @@ def test_runs_whose_records_are_in_results_are_not_trained_again(conducted, tmp_
 )
 def test_a_grid_grows_beyond_its_edge(text, chosen, more):
     study = OWN._replace(choose={"tanh": text})
-    assert plan.beyond(study, "tanh", plan.choices(study, "tanh"), chosen) == more
+    values = plan.choices(study, "tanh")
+    at_edge = plan.is_edge(values, chosen)
+    assert (plan.beyond(study, "tanh", values, chosen) if at_edge else None) == more
+    assert at_edge == (chosen not in ("0.03", "silu"))
+
+
+def test_a_damaged_record_is_named_and_not_trained_again(tmp_path):
+    run = plan.runs(OWN, tmp_path, {})[0]
+    damaged = tmp_path / "results" / "other" / f"tanh_seed{run.seed}.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text('{"network": ')
+    with pytest.raises(UserError, match=str(damaged)):
+        outcome.read(OWN, run, tmp_path / "results")
 
 
 def finished_run(run, config, network="lenet"):
@@ -326,6 +339,38 @@ def test_an_arm_that_reached_the_error_nowhere_is_left_out(tmp_path):
     assert list(study.arms) == ["tanh", "relu"] and {run.arm for run in runs} == {"tanh", "relu"}
     with pytest.raises(UserError, match="tanh"):
         conduct.final_runs(three, tmp_path, {"tanh": {"reached": False, "chosen": "0.1"}})
+
+
+@pytest.mark.parametrize(("commit", "digest"), [("1-dirty", "b"), ("1", "a")])
+def test_a_run_that_cannot_be_kept_or_compared_stops_no_other(
+    tmp_path, monkeypatch, capsys, commit, digest
+):
+    def train(study, todo, *, jobs, threads, finished):
+        for run in todo:
+            finished_run(run, plan.config(study, run))
+            result = json.loads((run.workdir / "result.json").read_text())
+            result |= dict(test_error_pct=1.0, train_error_pct=0.5, wall_time_s=1.0, commit=commit)
+            result |= dict(machine={"processor": "p", "accelerator": "a"})
+            result |= dict(versions=dict.fromkeys(("python", "jax", "flax", "optax"), "1"))
+            result |= dict(training_set={"sha256": digest if run.seed == 11 else "b"})
+            (run.workdir / "result.json").write_text(json.dumps(result))
+            said.append(finished(run))
+        return {}
+
+    said = []
+    (tmp_path / "w").mkdir()
+    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(conduct.figure, "draw", lambda *_: None)
+    with pytest.raises(UserError) as caught:
+        conduct.conduct(OWN, tmp_path / "w", tmp_path / "kept", jobs=1, threads=1, add=True)
+    study = json.loads((tmp_path / "w" / "study.json").read_text())
+    assert len(said) == 4 and len(study["comparisons"]) == 1
+    if commit == "1":
+        assert "other data" in said[-1] and "other data" in str(caught.value)
+        assert len(study["missing"]) == 2 and len(list(tmp_path.glob("kept/own/*.json"))) == 4
+    else:
+        assert "not kept" in said[0] and "1-dirty" in str(caught.value)
+        assert not (tmp_path / "kept").exists()
 
 
 # ---- the choice of a setting

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from scripts.claims.facts import Facts, mean_interval
+from scripts.report.verdicts import not_reached
 from scripts.studies.catalog import STUDIES
+from scripts.studies.compare import Measured, compare, judge
 
 NOW = "computed now"
 REENCODED = "on re-encoded images"  # of CIFAR-10
@@ -125,15 +127,36 @@ Verdict = Callable[[dict], bool | None]  # comparison -> agrees, or None: undeci
 
 
 def says(*verdicts: str) -> Verdict:
-    """The study's verdict on the arm against the base: 'lower', 'higher' or 'no difference'."""
-    return lambda comparison: (
-        None if comparison["verdict"] == "undecided" else comparison["verdict"] in verdicts
-    )
+    """The study's verdict on the arm against the base: 'lower', 'higher' or 'no difference', which
+    one within the study's margin is, too.
+    """
+
+    def agrees(comparison: dict) -> bool | None:
+        if comparison["verdict"] == "undecided":
+            return None
+        same = "no difference" in verdicts and comparison["within_margin"]
+        return same or comparison["verdict"] in verdicts
+
+    return agrees
+
+
+def direction(points: float) -> Verdict:
+    """The direction of a difference whose size the source gives for other data. No difference
+    contradicts it where ours excludes that size.
+    """
+
+    def agrees(comparison: dict) -> bool | None:
+        if comparison["verdict"] in ("lower", "higher"):
+            return comparison["verdict"] == ("lower" if points < 0 else "higher")
+        (low, high), small = comparison["interval"], comparison["verdict"] == "no difference"
+        return False if small and not low <= points <= high else None
+
+    return agrees
 
 
 def within(low: float, high: float) -> Verdict:
-    """The interval of the ratio overlaps these ends, which the source's digits leave open, and
-    spans less than a factor of 1.5.
+    """The mean ratio lies between these ends, which the source's digits leave open, and its
+    interval spans less than a factor of 1.5.
     """
 
     def agrees(comparison: dict) -> bool | None:
@@ -143,7 +166,8 @@ def within(low: float, high: float) -> Verdict:
         # With a bound the true ratio lies farther in one direction, and may lie within.
         if (most < low and bound != "at least") or (least > high and bound != "at most"):
             return False
-        return True if not bound and most < 1.5 * least else None
+        precise = not bound and most < 1.5 * least
+        return True if precise and low <= comparison["mean"] <= high else None
 
     return agrees
 
@@ -159,26 +183,74 @@ def studied(
     note: str = "",
 ) -> Claim:
     """Two or more arms of a study: the comparison of each with the next must agree, whichever of
-    the two the study has first.
+    the two the study has first. An arm that ended before it could be compared decides nothing.
     """
 
     def check(facts: Facts) -> tuple[str, str]:
         if study not in facts.studies:
             return NONE, not_yet(study)
+        made = facts.studies[study]
         texts, verdicts, pairs = [], [], []
         for arm, base in itertools.pairwise(arms):
-            found = find_comparison(facts.studies[study], base, arm)
-            if found is None:
+            found = find_comparison(made, base, arm)
+            ended = [made["choice"][name] for name in (arm, base) if name in made["choice"]]
+            ended = [choice for choice in ended if not choice["reached"]]
+            if found:
+                texts.append(in_words(found))
+                verdicts.append(agrees(found))
+                pairs.append(found["pairs"])
+            elif ended:
+                verdicts.append(None)
+                pairs.append(min(len(runs) for runs in ended[0]["values"].values()))
+            else:
                 return NONE, f"not run: the study does not compare {base} with {arm}"
-            texts.append(in_words(found))
-            verdicts.append(agrees(found))
-            pairs.append(found["pairs"])
-        ours = "; ".join(texts) + note
-        if False in verdicts:
-            return ours, "differs"
-        return ours, f"undecided at n = {min(pairs)}" if None in verdicts else REPRODUCED
+        texts += [text for text in not_reached(made) if text.split()[0] in arms]
+        exploratory = "; exploratory" * made["exploratory"]
+        return "; ".join(texts) + exploratory + note, _status(verdicts, pairs)
 
     return Claim(id, source, claim, stated, f"study {study}", check)
+
+
+def paired(
+    id: str,
+    source: str,
+    claim: str,
+    stated: str,
+    study: str,
+    arms: tuple[str, str],
+    value: Callable[[dict], float | None],
+    agrees: Verdict,
+    note: str = "",
+) -> Claim:
+    """Two arms of a study, (arm, base), compared by another value of its runs than the study does;
+    `value` takes it from a run. None: that run was kept without it.
+    """
+
+    def check(facts: Facts) -> tuple[str, str]:
+        arm, base = (
+            {
+                run["seed"]: Measured(number)
+                for run in facts.runs_of(STUDIES[study].network(name), study, name)
+                if (number := value(run)) is not None
+            }
+            for name in arms
+        )
+        comparison = compare(base, arm, ratio=False)
+        if not comparison["pairs"]:
+            return NONE, not_yet(study)
+        comparison |= {"arms": arms[::-1], "p_adjusted": comparison["p"]}
+        options = dict(unit="points", margin=STUDIES[study].margin, exploratory=False)
+        comparison = judge(comparison, names=arms[::-1], **options)
+        status = _status([agrees(comparison)], [comparison["pairs"]])
+        return in_words(comparison) + note, status
+
+    return Claim(id, source, claim, stated, f"runs of study {study}", check)
+
+
+def _status(verdicts: Sequence[bool | None], pairs: Sequence[int]) -> str:
+    if False in verdicts:
+        return "differs"
+    return f"undecided at n = {min(pairs)}" if None in verdicts else REPRODUCED
 
 
 def in_words(comparison: dict) -> str:

@@ -1,8 +1,10 @@
 """What claims are checked against: networks from the live modules, and what results/ holds."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,9 @@ import alexnet.network
 import lenet.config
 import lenet.network
 from common.flags import from_preset
+from scripts.studies import plan
+from scripts.studies.catalog import STUDIES
+from scripts.studies.outcome import is_of
 from scripts.summarize import NUM_CLASSES, summarize
 
 # Programs that run once: most of their time is compilation.
@@ -38,8 +43,19 @@ class Facts(NamedTuple):
     studies: Mapping[str, dict]  # results/NAME/study.json, by NAME
 
     def runs_of(self, network: str, study: str, arm: str) -> list[dict]:
+        """The runs of an arm. Arms of two studies may have the same settings: such a run is kept
+        under the name of one of them. (Not where a setting was chosen: only its own records tell.)
+        """
         place = (network, study, arm)
-        return [run for run in self.runs if (run["network"], run["study"], run["arm"]) == place]
+        found = [run for run in self.runs if (run["network"], run["study"], run["arm"]) == place]
+        if study in STUDIES and arm not in STUDIES[study].choose:
+            seeds = {run["seed"] for run in found}
+            for planned in plan.runs(STUDIES[study], Path(), {}):
+                if planned.arm == arm and planned.seed not in seeds:
+                    same_seed = (run for run in self.runs if run["seed"] == planned.seed)
+                    alike = (run for run in same_seed if is_of(run, STUDIES[study], planned))
+                    found += itertools.islice(alike, 1)
+        return found
 
 
 def gather(runs: Sequence[dict], studies: Mapping[str, dict]) -> Facts:
@@ -73,3 +89,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     mean, n = statistics.mean(values), len(values)
     half = stdtrit(n - 1, 0.975) * statistics.stdev(values) / math.sqrt(n)
     return mean - half, mean + half
+
+
+def curve(run: dict, split: str) -> dict[int, float]:
+    """The error on a split after each pass; nothing if the run was kept without its curves."""
+    found = run.get("curves", {}).get(split, {"epoch": [], "error_pct": []})
+    return dict(zip(found["epoch"], found["error_pct"], strict=True))

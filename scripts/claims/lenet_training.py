@@ -11,13 +11,13 @@ from lenet import optimizer
 from lenet.connections import c3_mask
 from lenet.model import loss_function
 from scripts.claims.claim import EXACT, NONE, NOW, REPRODUCED, computed, measured, not_run
-from scripts.claims.facts import Facts, quickly
+from scripts.claims.facts import Facts, curve, quickly
 from scripts.claims.lenet import digits, prepared
 
 TRAINING, RESULTS, SDLM = "LeCun 1998, III.B", "LeCun 1998, III.B", "LeCun 1998, appendix C"
 DATA, COMPARISON = "LeCun 1998, III.A", "LeCun 1998, III.C, Fig. 9"
 PAPER, DISTORTED = ("lenet", "presets", "paper"), ("lenet", "presets", "paper_distortions")
-CURVES = ("lenet", "lenet_loss", "eq9_j3")  # the same settings as PAPER, kept with their curves
+CURVES = ("lenet", "lenet_loss", "eq9_j3")  # the settings of PAPER, kept with their curves
 
 
 def _rates(facts: Facts) -> str:
@@ -96,15 +96,9 @@ def _distorted(run: dict) -> str:
     return f"{originals:,} + {copies * originals:,}, each used {uses:g} times"
 
 
-def _curve(run: dict, split: str) -> dict[int, float]:
-    """The error on a split after each pass; nothing if the run was kept without its curves."""
-    curve = run.get("curves", {}).get(split, {"epoch": [], "error_pct": []})
-    return dict(zip(curve["epoch"], curve["error_pct"], strict=True))
-
-
 def _rise(run: dict) -> float | None:
     """The last test error minus the smallest after any pass."""
-    errors = list(_curve(run, "test").values())
+    errors = list(curve(run, "test").values())
     return errors[-1] - min(errors) if errors else None
 
 
@@ -149,9 +143,9 @@ MEASURED = (
     ("lenet-82-errors", "LeCun 1998, Fig. 8", "misclassified test digits", "82", DISTORTED,
      lambda run: run["num_test_examples"] - np.trace(run["confusion_matrix"]).item(), 82, 10, ""),
     ("lenet-ten-passes", RESULTS, "test error after around 10 passes", "0.95%",
-     CURVES, lambda run: _curve(run, "test").get(10), 0.95, 0.1),
+     CURVES, lambda run: curve(run, "test").get(10), 0.95, 0.1),
     ("lenet-training-error", RESULTS, "training error after 19 passes", "0.35%",
-     CURVES, lambda run: _curve(run, "train").get(19), 0.35, 0.1),
+     CURVES, lambda run: curve(run, "train").get(19), 0.35, 0.1),
     ("lenet-no-over-training", RESULTS, "rise of the test error after its lowest", "none",
      CURVES, _rise, 0, 0.1, " points"),
 )

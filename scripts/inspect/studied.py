@@ -29,7 +29,7 @@ def subject(folder: Path, name: str) -> Subject:
         sentences = [each["sentence"] for each in study["comparisons"]]
         sentences += verdicts.not_reached(study)
         about = [
-            ("runs", f"{study['pairs']} pairs, {study['hours_trained']:.1f} hours of training"),
+            ("runs", f"{study['pairs']} pairs, {verdicts.trained(study)}"),
             ("command", f"{study['command']}"),
             ("commits", ", ".join(study["commits"])),
             ("machines", "; ".join(study["machines"])),

@@ -34,6 +34,8 @@ def rows(study: dict) -> list[list[str]]:
             row[-1] = f"> {row[-1]} ({numbers['censored']} did not reach it)"
         elif numbers["deviation"] is not None and not ratio:
             row[-1] += f" ± {numbers['deviation']:.2f}"
+        if at_chance := numbers.get("at_chance"):  # older files have none
+            row[-1] += f" ({at_chance} at chance)"
         each = compared.get(arm)
         if each and each["interval"]:
             low, high = each["interval"]
@@ -43,12 +45,21 @@ def rows(study: dict) -> list[list[str]]:
 
 
 def not_reached(study: dict) -> list[str]:
-    """A sentence for each arm that got to the error with none of the values tried."""
+    """A sentence for each arm that got to the error, or through its epochs, with no value tried."""
+    did_not = "did not reach it" if study["metric"] == "epochs" else "diverged"
     return [
-        f"{arm} did not reach it with any {choice['setting']} of {', '.join(choice['values'])}"
+        f"{arm} {did_not} with any {choice['setting']} of {', '.join(choice['values'])}"
         for arm, choice in study["choice"].items()
         if not choice["reached"]
     ]
+
+
+def trained(study: dict) -> str:
+    """How long all runs took together."""
+    hours = study["hours_trained"]
+    return (
+        f"{hours:.1f} hours of training" if hours >= 1 else f"{60 * hours:.0f} minutes of training"
+    )
 
 
 def verdict_table(studies: list[dict]) -> str:
@@ -67,17 +78,23 @@ def all_verdicts(studies: list[dict]) -> str:
 
 
 def _section(study: dict) -> list[str]:
-    name, others = study["name"], f" Others measured {study['others']}." * bool(study["others"])
+    name, elsewhere = study["name"], f" Others measured {study['others']}." * bool(study["others"])
     networks = {NETWORKS[network] for network in (study["model"], *study["models"].values())}
     sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
     claim = f"The claim: {study['claim']} ({study['source']})."
     parts = [
         f"### `{name}`: {' '.join([study['question'], *study['added']])}",
-        f"{' and '.join(sorted(networks))}. {claim}{others}",
+        f"{' and '.join(sorted(networks))}. {claim}{elsewhere}",
         "\n".join(f"- {sentence}." for sentence in sentences),
         f"![{study['question']}]({name}/figure.svg)",
         markdown(rows(study)),
     ]
+    if study["metric"] != "epochs":
+        measured = study["arms_measured"].items()
+        errors = [f"{arm} {numbers['train_error_pct']:.3g}%" for arm, numbers in measured]
+        parts.append(f"Mean training error at the end: {', '.join(errors)}.")
+    if others := [f"`{other}`" for other in study["studies"] if other != name]:
+        parts.append(f"Some of its runs are those of {' and '.join(others)}, too.")
     if study.get("pretraining"):
         starting = [arm for arm, own in study["arms"].items() if "{pretrained}" in " ".join(own)]
         flags = " ".join([*study["base"], *study["pretraining"]])
@@ -97,7 +114,7 @@ def _section(study: dict) -> list[str]:
         )
     commits = ", ".join(f"`{commit[:8]}`" for commit in study["commits"])
     parts.append(
-        f"`{study['command']}`: {study['hours_trained']:.1f} hours of training, "
+        f"`{study['command']}`: {trained(study)}, "
         f"{study['threads']} thread{'s' * (study['threads'] > 1)} a run; commit {commits}."
     )
     return parts

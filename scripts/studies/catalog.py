@@ -110,7 +110,7 @@ STUDIES = {
         ),
         Study(
             "dropout",
-            "Does dropout prevent overfitting?",
+            "Does dropout lower the test error?",
             SMALL,
             {"dropout": (), "none": ("--dropout=0",)},
             model="alexnet",
@@ -235,6 +235,7 @@ STUDIES = {
             },
             models={"alexnet": "alexnet"},
             margin=1.0,
+            choose={"lenet": "learning_rate=0.03,0.1,0.3"},  # that of MNIST is 0.1
             claim="AlexNet has a higher accuracy than previous CNNs.",
             source="the lecture",
             hours=1.0,

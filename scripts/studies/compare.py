@@ -185,7 +185,8 @@ def judge(
     metric: str = "error",
     num_comparisons: int = 1,
 ) -> dict:
-    """The comparison with its "verdict" on the arm and a "sentence" that says it.
+    """The comparison with its "verdict" on the arm, whether it lies "within_margin", and a
+    "sentence" that says both.
 
     Lower or higher: `p_adjusted`, which the caller has set, is at most 0.05, the interval excludes
     0 (a ratio's 1), and the pairs with one censored run point the same way. No difference: no such
@@ -197,29 +198,36 @@ def judge(
         unit: of a difference, such as points; of a ratio, what is needed, such as epochs.
         metric: what a difference is of.
     """
-    needed = pairs_for(num_comparisons)
     used = comparison["pairs"] - comparison["both_censored"]
-    verdict = "undecided" if used < needed else _verdict(comparison, margin)
+    decides = used >= pairs_for(num_comparisons)
+    verdict = _verdict(comparison, margin) if decides else "undecided"
     sentence = _where(comparison, names, unit, metric)
     percent = 100 if comparison["ratio"] else 1
     unit = f"% of the {unit}" if comparison["ratio"] else f" {unit}"
     small = f"{percent * margin:g}{unit}"
+    within_margin = verdict != "undecided" and _is_small(comparison, margin)
     if verdict == "undecided":
-        sentence = f"undecided ({sentence}): {_advice(comparison, small, margin, used, needed)}"
+        advice = _advice(comparison, small, margin, used, num_comparisons)
+        sentence = f"undecided ({sentence}): {advice}"
     elif verdict == "no difference":
         beyond = f"{_range([percent * _farthest(comparison)])}{unit}"
         sentence = f"no difference beyond {beyond} between {names[1]} and {names[0]}"
-    elif _farthest(comparison) <= margin:
+    elif within_margin:
         sentence += f", within the margin of {small}"
     sentence += _not_there(comparison, names)
     if exploratory:
-        sentence += "; exploratory: seeds were added after the fact"
-    return comparison | {"verdict": verdict, "sentence": sentence}
+        sentence += "; exploratory: its seeds or its margin were changed after the start"
+    return comparison | {"verdict": verdict, "within_margin": within_margin, "sentence": sentence}
 
 
 def _farthest(comparison: dict) -> float:
     """The distance of the interval's farther end from no difference."""
     return max(abs(end - comparison["ratio"]) for end in comparison["interval"])
+
+
+def _is_small(comparison: dict, margin: float) -> bool:
+    """Whether all of the interval matters little; behind a bound the true mean may lie outside."""
+    return comparison["bound"] is None and _farthest(comparison) <= margin
 
 
 def _verdict(comparison: dict, margin: float) -> str:
@@ -230,30 +238,30 @@ def _verdict(comparison: dict, margin: float) -> str:
         return "lower"
     if significant and low > equal and bound in (None, "at least"):
         return "higher"
-    return "no difference" if bound is None and _farthest(comparison) <= margin else "undecided"
+    return "no difference" if _is_small(comparison, margin) else "undecided"
 
 
-def _advice(comparison: dict, small: str, margin: float, used: int, needed: int) -> str:
-    """How an undecided comparison of `used` pairs could be decided."""
-    if used < needed:
+def _advice(comparison: dict, small: str, margin: float, used: int, comparisons: int) -> str:
+    """How an undecided comparison of `used` pairs, one of `comparisons`, could be decided."""
+    if used < (needed := pairs_for(comparisons)):
         return f"a verdict needs {needed} pairs, not {used}"
     if comparison["bound"]:
         return "a higher limit or more pairs would tell"
-    pairs = _pairs_to_tell(comparison, margin, needed)
+    pairs = _pairs_to_tell(comparison, margin, needed, comparisons)
     if pairs is None:
         return f">{MOST_PAIRS:,} pairs would tell {small}"
     return f"about {pairs} pairs would tell {small}" if pairs > used else "more pairs would tell"
 
 
-def _pairs_to_tell(comparison: dict, margin: float, least: int) -> int | None:
-    """The fewest pairs with which a t-test finds a true difference of `margin` in 80% of studies;
-    None beyond MOST_PAIRS.
+def _pairs_to_tell(comparison: dict, margin: float, least: int, comparisons: int) -> int | None:
+    """The fewest pairs with which a t-test finds a true difference of `margin` in 80% of studies,
+    if it is the first of Holm's `comparisons`; None beyond MOST_PAIRS.
     """
     distance = math.log1p(margin) if comparison["ratio"] else margin
     n = np.arange(least, MOST_PAIRS + 1)
     shift = distance / max(comparison["deviation"], 1e-12) * np.sqrt(n)
     power = stats.nct.sf(  # its power is 1 long before 30, where it loses its digits
-        stats.t.isf(SIGNIFICANCE / 2, n - 1), n - 1, np.minimum(shift, 30)
+        stats.t.isf(SIGNIFICANCE / comparisons / 2, n - 1), n - 1, np.minimum(shift, 30)
     )
     return int(n[np.argmax(power >= POWER)]) if power[-1] >= POWER else None
 

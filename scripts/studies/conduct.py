@@ -38,17 +38,13 @@ def conduct(
     started = before or results.read_json(kept / "study.json")
     if (with_threads := started.get("threads", threads)) != threads:
         raise UserError(f"{study.name} was started with --threads={with_threads}: other bits.")
-    contents = (
-        before
-        | plan.to_json(study)
-        | {
-            "command": provenance.command(),
-            "threads": threads,
-            "planned_pairs": started.get("planned_pairs", study.pairs),
-            "planned_margin": started.get("planned_margin", study.margin),
-            "choice": choice_made(study, workdir, results_dir),
-        }
-    )
+    contents = plan.to_json(study) | {
+        "command": provenance.command(),
+        "threads": threads,
+        "planned_pairs": started.get("planned_pairs", study.pairs),
+        "planned_margin": started.get("planned_margin", study.margin),
+        "choice": choice_made(study, workdir, results_dir),
+    }
     planned = contents["planned_pairs"], contents["planned_margin"]
     needed = compare.pairs_for(len(study.arms) - 1)
     if study.pairs < needed:
@@ -58,17 +54,31 @@ def conduct(
         write_atomic(file, results.to_text(contents))
 
     def train(todo: list[Run], metric: str, keep: bool) -> dict[Run, runner.Failure]:
+        known = outcome.read_all(study, todo, results_dir)
+
         def finished(run: Run) -> str:
-            if keep:
-                outcome.keep(study, run, results_dir)
-            value, censored = outcome.measured(results.read(run.workdir), metric)
+            known[run] = results.read(run.workdir)
+            value, censored = outcome.measured(known[run], metric)
             unit = "%" * metric.endswith("pct")
-            return f"{'more than ' * censored}{value:g}{unit} {verdicts.MEASURES[metric]}"
+            words = f"{'more than ' * censored}{value:g}{unit} {verdicts.MEASURES[metric]}"
+            if run in outcome.with_other_data(known):
+                words += "; on other data than the runs before it, so not compared"
+            try:
+                if keep:
+                    outcome.keep(study, run, results_dir)
+            except UserError as error:  # the others go on; it is raised at the end
+                words += f"; not kept: {error}"
+            return words
 
         def test_error(run: Run) -> str:
             return f"{results.read(run.workdir)['test_error_pct']:g}% test error"
 
-        todo = [run for run in todo if outcome.read(study, run, results_dir) is None]
+        if given := [run for run in known if not run.workdir.exists()]:
+            print(
+                f"{study.name}: {len(given)} of {len(todo)} runs are records of {results_dir}, not "
+                "trained here; --results=FOLDER with another folder trains them."
+            )
+        todo = [run for run in todo if run not in known]
         first = outcome.unfinished_pretraining(study, todo, workdir)
         for run in [*first, *todo]:
             require_same_config(plan.config(study, run), run.workdir)
@@ -89,9 +99,6 @@ def conduct(
             write_atomic(kept / "choice.json", results.to_text(choice))
     study, todo = final_runs(study, workdir, contents["choice"])
     failed = train(todo, study.metric, keep=add)
-    if add:
-        for run in todo:  # those too that were finished before --add was given
-            outcome.keep(study, run, results_dir)
     records, missing = complete_records(study, todo, failed, results_dir)
     exploratory = (study.pairs, study.margin) != planned
     contents |= outcome.analyze(study, records, missing=len(missing), exploratory=exploratory)
@@ -100,6 +107,9 @@ def conduct(
     print_study(study, contents)
     if records:
         figure.draw(study, records, workdir)
+    if add:
+        for run in todo:  # those too that were finished before --add was given
+            outcome.keep(study, run, results_dir)
     if missing:
         raise UserError(f"missing: {'; '.join(missing)}")
     if add:
@@ -126,8 +136,7 @@ def complete_records(
     study: Study, todo: list[Run], failed: dict[Run, runner.Failure], results_dir: Path
 ) -> tuple[dict[Run, dict], list[str]]:
     """(the records of the runs that are whole, what is missing and why)."""
-    read = {run: outcome.read(study, run, results_dir) for run in todo}
-    records = {run: record for run, record in read.items() if record is not None}
+    records = outcome.read_all(study, todo, results_dir)
     missing = [f"{run} ({failed.get(run, 'not finished')})" for run in todo if run not in records]
     for run in outcome.with_other_data(records):
         del records[run]
@@ -163,7 +172,8 @@ def choose(study: Study, arm: str, workdir: Path, results_dir: Path, train: Call
         # Where no run got to the error within its epochs, no end of the grid is the better one.
         ends = [end for of_one in found.values() for end in of_one]
         nowhere = all(end and end.censored for end in ends)
-        more = None if nowhere else plan.beyond(study, arm, values, chosen)
+        at_edge = not nowhere and plan.is_edge(values, chosen)
+        more = plan.beyond(study, arm, values, chosen) if at_edge else None
         if more is None:
             break
         values = [*values, more]
@@ -175,7 +185,7 @@ def choose(study: Study, arm: str, workdir: Path, results_dir: Path, train: Call
         "metric": metric,
         "values": numbers,
         "chosen": chosen,
-        "at_edge": more is not None,
+        "at_edge": at_edge,
         "reached": any(end and not end.censored for end in ends),
     }
 

@@ -1,7 +1,7 @@
 """What a study found: the results of its runs, compared in pairs of one seed."""
 
-import json
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import common.flags
@@ -24,7 +24,8 @@ def record_file(study: Study, run: Run, folder: Path) -> Path:
 def read(study: Study, run: Run, folder: Path) -> dict | None:
     """The record of a finished run: from its folder, or from results/, where a run of any study has
     the same settings, or one of this study if it starts from another run, whose settings they do
-    not tell; else None. Raises UserError if its folder holds a run with other settings.
+    not tell; else None. Raises UserError if its folder holds a run with other settings, or if a
+    record is damaged.
     """
     own = _own_of(study, run)
     if own is not None:
@@ -32,13 +33,15 @@ def read(study: Study, run: Run, folder: Path) -> dict | None:
     starts = bool(plan.config(study, run).init_from)
     own_record = record_file(study, run, folder)
     for path in [own_record] if starts else sorted(folder.glob(f"*/*_seed{run.seed}.json")):
-        try:
-            found = dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            continue
-        if _is_of(found, study, run):
+        if is_of(found := results.read_json(path), study, run):
             return found
     return None
+
+
+def read_all(study: Study, runs: Iterable[Run], folder: Path) -> dict[Run, dict]:
+    """The records of those runs that are finished. Raises UserError as `read` does."""
+    records = {run: read(study, run, folder) for run in runs}
+    return {run: record for run, record in records.items() if record is not None}
 
 
 def unfinished_pretraining(study: Study, todo: Iterable[Run], workdir: Path) -> list[Run]:
@@ -51,7 +54,7 @@ def unfinished_pretraining(study: Study, todo: Iterable[Run], workdir: Path) -> 
 
 def _own_of(study: Study, run: Run) -> dict | None:
     own = _own(run)
-    if own is not None and not _is_of(own, study, run):
+    if own is not None and not is_of(own, study, run):
         raise UserError(f"{run.workdir} holds a run with other settings; use another --workdir")
     return own
 
@@ -63,7 +66,8 @@ def _own(run: Run) -> dict | None:
         return None
 
 
-def _is_of(record: dict, study: Study, run: Run) -> bool:
+def is_of(record: dict, study: Study, run: Run) -> bool:
+    """Whether a record is of this run's network, settings and seed, whichever study made it."""
     if record.get("network") != study.network(run.arm) or "settings" not in record:
         return False
     return not common.flags.changes(record["settings"], plan.config(study, run))
@@ -110,6 +114,7 @@ def analyze(
     arms = {
         arm: compare.summarize(list(found.values()), ratio=study.ratio)
         | {"values": {str(seed): each.value for seed, each in found.items()}}
+        | _beside([record for run, record in records.items() if run.arm == arm])
         for arm, found in values.items()
         if found
     }
@@ -139,6 +144,17 @@ def analyze(
         "commits": sorted({str(record["commit"]) for record in records.values()}),
         "machines": sorted({_machine(record) for record in records.values()}),
         "hours_trained": round(sum(r["wall_time_s"] for r in records.values()) / 3600, 2),
+        "studies": sorted({record.get("study", study.name) for record in records.values()}),
+    }
+
+
+def _beside(records: Sequence[dict]) -> dict:
+    """What a reader needs beside an arm's measure: the mean training error at the end, and how many
+    runs are no better than chance.
+    """
+    return {
+        "train_error_pct": statistics.mean(record["train_error_pct"] for record in records),
+        "at_chance": sum(record.get("is_chance", False) for record in records),
     }
 
 

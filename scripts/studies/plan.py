@@ -211,6 +211,8 @@ def require_sound(study: Study) -> None:
     for arm, text in study.choose.items():
         if not re.fullmatch(r"\w+=[^,]+(,[^,]+)+", text):
             raise UserError(f"--choose={text} must be a setting and its values: NAME=0.1,0.3")
+        if any(flag.startswith(f"--{_setting(study, arm)}=") for flag in study.arms[arm]):
+            raise UserError(f"--choose={text}: arm {arm} has a value of its own for it")
         if len(set(choices(study, arm))) < len(choices(study, arm)):
             raise UserError(f"--choose={text} names a value twice")
         if not study.ratio and not configs[arm].validation_size:
@@ -219,16 +221,20 @@ def require_sound(study: Study) -> None:
             config(study, run)
 
 
-def beyond(study: Study, arm: str, values: Sequence[str], chosen: str) -> str | None:
-    """A value one step beyond the grid where the chosen one is its first or last; None where it is
-    not, where the values are not positive numbers, or where the network does not take it.
-    """
+def is_edge(values: Sequence[str], chosen: str) -> bool:
+    """Whether a value is the least or the largest of a grid of positive numbers."""
     try:
         numbers = sorted(values, key=float)
     except ValueError:
-        return None
-    if float(numbers[0]) <= 0 or chosen not in (numbers[0], numbers[-1]):
-        return None
+        return False
+    return float(numbers[0]) > 0 and chosen in (numbers[0], numbers[-1])
+
+
+def beyond(study: Study, arm: str, values: Sequence[str], chosen: str) -> str | None:
+    """The value one step beyond the edge of a grid; None where the grid has it, or where the
+    network does not take it.
+    """
+    numbers = sorted(values, key=float)
     neighbor = numbers[1] if chosen == numbers[0] else numbers[-2]
     number = float(chosen) ** 2 / float(neighbor)
     whole = all(value.isdecimal() for value in values)

@@ -71,6 +71,7 @@ def train(
                         progress.end(run, finished(run))
                     elif code == LockedError.exit_code and not stopped:
                         waiting.append(run)  # by a study that was killed, perhaps
+                        progress.say(f"{run}: another process trains it; waiting for that")
                         next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
                     elif not stopped:
                         failed[run] = Failure(code, last_line(log_file(run)))
@@ -153,7 +154,7 @@ class _Progress:
         self._ended += 1
         self._shares[run] = 1.0
         self._bar.update(self._task, completed=sum(self._shares.values()))
-        self._print(f"{self._ended}/{len(self._shares)}: {run}: {words}")
+        self.say(f"{self._ended}/{len(self._shares)}: {run}: {words}")
 
     def look(self, running: Iterable[Run]) -> None:
         """Brings the bar up to date."""
@@ -170,9 +171,10 @@ class _Progress:
         words = f"{self._ended}/{total} runs done, {left} left"
         self._bar.update(self._task, completed=done, left=words)
         if self._bar.disable:
-            self._print(words)
+            self.say(words)
 
-    def _print(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
         if self._bar.disable:
             print(f"{self._name} {line}", file=sys.stderr, flush=True)
         else:
