@@ -54,7 +54,7 @@ def train(
     Raises Interrupted after a signal, when all have saved their state and ended.
     """
     waiting, running, failed = deque(todo), {}, {}
-    stopped, next_try = None, 0.0
+    stopped, next_try, elsewhere = None, 0.0, set()
     try:
         with runtime.stop_signals() as stop_requested, _Progress(study, todo) as progress:
             while waiting or running:
@@ -71,7 +71,9 @@ def train(
                         progress.end(run, finished(run))
                     elif code == LockedError.exit_code and not stopped:
                         waiting.append(run)  # by a study that was killed, perhaps
-                        progress.say(f"{run}: another process trains it; waiting for that")
+                        if run not in elsewhere:
+                            progress.say(f"{run}: another process trains it; waiting for that")
+                        elsewhere.add(run)
                         next_try = time.monotonic() + SECONDS_BETWEEN_TRIES
                     elif not stopped:
                         failed[run] = Failure(code, last_line(log_file(run)))
