@@ -275,7 +275,7 @@ def agreement_line(results: Results) -> str:
 def machines_line(results: Results) -> str:
     """The machines and versions that the runs of all studies were made on."""
     places = set()
-    for run in results.runs:
+    for run in (*results.runs, *results.studied):
         machine, versions = run["machine"], run["versions"]
         names = ("python", "jax", "flax", "optax", "orbax-checkpoint")
         packages = ", ".join(f"{name} {versions[name]}" for name in names)
