@@ -51,9 +51,9 @@ STUDIES = {
             "quickstart": Arm("quickstart: `deck` on 7,500 digits of `mnist10k`", (0, 2.0)),
         },
         note="Test errors are those after the last epoch. Settings were chosen with seeds 0 to 2 "
-        "on validation digits; the seeds here are others. Only the `paper` runs score the test set "
-        "after every epoch, for curves like the paper's, and train on all 60,000 digits as the "
-        "paper does. The quickstart's 2,000 test digits are not MNIST's test set.",
+        "on validation digits; the seeds here are others. The `paper` and `lush` runs score the "
+        "test set after every epoch, for curves like the paper's, and train on all 60,000 digits "
+        "as the paper does. The quickstart's 2,000 test digits are not MNIST's test set.",
     ),
     ("lenet", "distortions"): Study(
         "LeNet-5: `paper` with distortions, what was tried",
@@ -94,8 +94,8 @@ STUDIES = {
     ("alexnet", "overfit"): Study(
         "AlexNet: full-size networks overfit 30 ImageNet images",
         {
-            "deck": Arm("`deck`, full size, overfits 30 ImageNet images", (0, 0)),
-            "paper": Arm("`paper`, full size, overfits 30 ImageNet images", (0, 0)),
+            "deck": Arm("`deck`'s layers, full size, overfit 30 ImageNet images", (0, 0)),
+            "paper": Arm("`paper`'s layers, full size, overfit 30 ImageNet images", (0, 0)),
         },
         ("train_error_pct",),
         "Zero training error shows that every part of the full-size pipeline and network works, "

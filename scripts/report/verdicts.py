@@ -55,11 +55,10 @@ def not_reached(study: dict) -> list[str]:
 
 
 def trained(study: dict) -> str:
-    """How long all runs took together."""
+    """How long the runs that are compared took, one after the other."""
     hours = study["hours_trained"]
-    return (
-        f"{hours:.1f} hours of training" if hours >= 1 else f"{60 * hours:.0f} minutes of training"
-    )
+    words = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    return f"{words} of training, all runs together"
 
 
 def verdict_table(studies: list[dict]) -> str:
@@ -115,6 +114,6 @@ def _section(study: dict) -> list[str]:
     commits = ", ".join(f"`{commit[:8]}`" for commit in study["commits"])
     parts.append(
         f"`{study['command']}`: {trained(study)}, "
-        f"{study['threads']} thread{'s' * (study['threads'] > 1)} a run; commit {commits}."
+        f"{study['threads']} thread{'s' * (study['threads'] > 1)} per run; commit {commits}."
     )
     return parts

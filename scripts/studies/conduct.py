@@ -43,6 +43,7 @@ def conduct(
         "threads": threads,
         "planned_pairs": started.get("planned_pairs", study.pairs),
         "planned_margin": started.get("planned_margin", study.margin),
+        "exploratory": started.get("exploratory", False),  # once so, always
         "choice": choice_made(study, workdir, results_dir),
     }
     planned = contents["planned_pairs"], contents["planned_margin"]
@@ -100,7 +101,7 @@ def conduct(
     study, todo = final_runs(study, workdir, contents["choice"])
     failed = train(todo, study.metric, keep=add)
     records, missing = complete_records(study, todo, failed, results_dir)
-    exploratory = (study.pairs, study.margin) != planned
+    exploratory = contents["exploratory"] or (study.pairs, study.margin) != planned
     contents |= outcome.analyze(study, records, missing=len(missing), exploratory=exploratory)
     contents["missing"] = missing
     write()

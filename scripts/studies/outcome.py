@@ -106,7 +106,7 @@ def analyze(
 
     Args:
       missing: runs that are planned and not there; the sentences say how many.
-      exploratory: the number of seeds or the margin was changed after the start.
+      exploratory: the study was changed after its start, as by more seeds.
     """
     values: dict[str, dict[int, Measured]] = {arm: {} for arm in study.arms}
     for run, record in records.items():
