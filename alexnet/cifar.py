@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from alexnet.lrn import normalization
 from alexnet.pooling import average_pool, max_pool
-from alexnet.sequence import ACTIVATIONS, Keys, LayerSequence
+from alexnet.sequence import ACTIVATIONS, Keys, LayerSequence, bias_in_float32
 from common.errors import UserError
 
 # cifar13's normalizations are those of layers-conv-local-11pct.cfg, which differs in two more ways.
@@ -108,6 +108,7 @@ class CifarNet(LayerSequence):
             outputs = MAPS[net].get(name, num_classes)
             if name.startswith("conv"):
                 options |= dict(padding=[(2, 2), (2, 2)], conv_general_dilated=convolution)
+                options |= dict(promote_dtype=bias_in_float32)
                 layer = nnx.Conv(maps, outputs, (5, 5), **options)
             elif name.startswith("local"):
                 layer = LocallyConnected(size, maps, outputs, **options)
@@ -138,7 +139,8 @@ class CifarNet(LayerSequence):
             return self.norm(x)
         if name == "fc10":
             x = x.reshape(x.shape[0], -1)
-        return getattr(self, name)(x)
+        layer = getattr(self, name)
+        return layer(x).astype(layer.dtype)
 
 
 class LocallyConnected(nnx.Module):
@@ -164,13 +166,11 @@ class LocallyConnected(nnx.Module):
 
     def __call__(self, x: Float[Array, "B size size C"]) -> Float[Array, "B size size features"]:
         _, height, width, _ = x.shape
-        x, kernel, bias = (
-            array.astype(self.dtype) for array in (x, self.kernel[...], self.bias[...])
-        )
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         # A product of (B, 9 * in) and (9 * in, out) per pixel. The pixels are the leading axes, as
         # in matmul: twice as fast as an einsum on (B, H, W, 9 * in).
         x = x.transpose(1, 2, 0, 3)
         x = jnp.pad(x, ((1, 1), (1, 1), (0, 0), (0, 0)))  # (H + 2, W + 2, B, in)
         windows = [x[i : i + height, j : j + width] for i in range(3) for j in range(3)]
         outputs = jnp.matmul(jnp.concatenate(windows, axis=-1), kernel)  # (H, W, B, out)
-        return outputs.transpose(2, 0, 1, 3) + bias
+        return outputs.transpose(2, 0, 1, 3) + self.bias[...]

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from alexnet import lrn as normalizations
 from alexnet import pooling as pools
-from alexnet.sequence import ACTIVATIONS, Keys, LayerSequence
+from alexnet.sequence import ACTIVATIONS, Keys, LayerSequence, bias_in_float32
 from common.errors import UserError
 from common.losses import Labels, Logits, Losses, cross_entropy
 
@@ -141,6 +141,7 @@ class AlexNet(LayerSequence):
         def conv(name: str, inputs: int, outputs: int, size: int, padding, strides=1) -> nnx.Conv:
             groups = towers if name in TOWERS else 1
             options = dict(feature_group_count=groups, conv_general_dilated=convolution)
+            options |= dict(promote_dtype=bias_in_float32)
             options |= initial(name, size * size * inputs // groups)
             padding = [padding, padding]
             return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, **options)
@@ -187,7 +188,8 @@ class AlexNet(LayerSequence):
             return getattr(self, kind)(x)
         if kind == "fc":
             x = self.before_fc(x.reshape(x.shape[0], -1))  # (B, 6, 6, 256) -> (B, 9216)
-        return getattr(self, name)(x)
+        layer = getattr(self, name)
+        return layer(x).astype(layer.dtype)
 
 
 def drop(

@@ -16,6 +16,15 @@ from common.conv import cpu_convolution, is_exported
 CACHED_VALUES = 2_400_000  # of the first layer's output, in prediction on a CPU: 10 MB as float32
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
+
+def bias_in_float32(arrays: tuple, *, dtype) -> tuple:
+    """What a convolution computes with, of its inputs, kernel and bias: the bias's gradient is a
+    sum over all pixels of all images, which bfloat16 does not hold.
+    """
+    inputs, kernel, bias = arrays
+    return inputs.astype(dtype), kernel.astype(dtype), bias
+
+
 Images, Keys = Float[Array | np.ndarray, "B H W C"], Key[Array, " B"]
 
 

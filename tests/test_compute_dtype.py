@@ -93,6 +93,21 @@ def test_bfloat16_is_float32_coarsely(name):
         assert np.linalg.norm(e - c) <= 5 * np.linalg.norm(e - r) + 0.01 * np.linalg.norm(e)
 
 
+@pytest.mark.parametrize("name", ["alexnet small", "cifar13"])
+def test_the_gradients_of_biases_are_summed_in_float32(name):
+    """Of the sum of a layer's outputs: how many units share the bias. bfloat16 has 8 bits."""
+    model = MODELS[name]("bfloat16")
+    images = jnp.ones(SHAPES[name])
+
+    def total(model):
+        return jnp.sum(model.layer("conv1", images).astype(jnp.float32))
+
+    gradient = nnx.jit(nnx.grad(total))(model).conv1.bias[...]
+    _, height, width, maps = jax.eval_shape(lambda: model.layer("conv1", images)).shape
+    assert gradient.shape == (maps,) and height * width * len(images) > 2048
+    np.testing.assert_array_equal(gradient, height * width * len(images))
+
+
 @pytest.mark.slow
 def test_a_run_in_bfloat16_learns(tmp_path):
     command = [sys.executable, "-m", "lenet.train", f"--workdir={tmp_path}", "--dataset=mnist10k"]
