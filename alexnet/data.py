@@ -182,6 +182,8 @@ def remarks(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
         ]
     if channels == 1 and config.mirror == "color" and config.augmentation != "none":
         lines.append("gray images are not mirrored, they may be digits; --mirror=always does it")
+    if config.drop_epochs and min(config.drop_epoch_numbers) >= config.num_epochs:
+        lines.append(f"the learning rate never drops: --drop_epochs={config.drop_epochs}")
     return lines
 
 

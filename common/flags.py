@@ -147,14 +147,19 @@ def from_preset(config_class, name: str, *arguments: str):
 
 
 def _with_presets(arguments: list[str], config_class) -> list[str]:
-    """The arguments with --flagfile=PATH in place of each --preset=NAME."""
-    expanded, rest = [], iter(arguments)
+    """The arguments with --flagfile=PATH in place of --preset=NAME, and before the others, so that
+    those override it wherever they stand. Raises UserError.
+    """
+    files, others, rest = [], [], iter(arguments)
     for argument in rest:
         flag, equals, name = argument.partition("=")
         if flag in ("--preset", "-preset"):
-            argument = f"--flagfile={_preset(name if equals else next(rest, ''), config_class)}"
-        expanded.append(argument)
-    return expanded
+            files.append(f"--flagfile={_preset(name if equals else next(rest, ''), config_class)}")
+        else:
+            others.append(argument)
+    if len(files) > 1:
+        raise UserError("--preset is given twice; a run has one")
+    return files + others
 
 
 def _preset(name: str, config_class) -> Path:
@@ -193,7 +198,7 @@ def help_text(flag_values: flags.FlagValues, heading: str, config_class=None) ->
     if found:
         width = max(map(len, found))
         lines = [_filled(f"  {name:<{width}}  {_claim(found[name])}", width + 4) for name in found]
-        parts.append("\n".join(["Presets (--preset=NAME; flags after it override it):", *lines]))
+        parts.append("\n".join(["Presets (--preset=NAME; other flags override it):", *lines]))
     for section, names in sections.items():
         parts.append("\n".join([f"{section}:", *(_flag_help(flag_values[name]) for name in names)]))
     return "\n\n".join(parts)

@@ -4,6 +4,7 @@ when a record is damaged.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -144,9 +145,14 @@ class Records:
         return dataclasses.replace(self, slices=tuple(chosen))
 
     def fingerprint(self) -> dict:
-        """What tells this training set from another, as JSON: its length and its shards."""
+        """What tells this training set from another, as JSON: its length, its shards, and what it
+        was made from, where `scripts.prepare_data` says so.
+        """
         shards = [[Path(part.filename).name, *part[2:]] for part in self.slices]
-        return {"train_examples": len(self), "train_shards": shards}
+        found = {"train_examples": len(self), "train_shards": shards}
+        if (source := self.folder / "source.json").is_file():
+            found["train_source_sha256"] = hashlib.sha256(source.read_bytes()).hexdigest()
+        return found
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The examples at `indices` (n,): images (n, H, W, C) uint8, labels (n,) int32.

@@ -2,6 +2,7 @@
 hours.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -10,9 +11,10 @@ import numpy as np
 from common import stopping
 from common.checkpoint import Checkpointer
 from common.classes import listed, name_of
-from common.errors import DataError
+from common.errors import DataError, UserError
 from common.examples import Examples, cache_file, cached
 from common.flags import require_settings
+from common.processes import all_gather_text
 from common.records import Records, parse
 
 MAX_READ = 10_000  # records of a streamed split that are read for their labels
@@ -106,6 +108,7 @@ def restore_or_start(task, checkpointer: Checkpointer, workdir: Path) -> tuple:
     def new_state(params):  # those of the layers that do not start anew
         return task.initial_state({**task.network.init(), **params})
 
+    require_trainable(task)
     target = task.placement.abstract(lambda: new_state({}))
     task.placement.state_shardings(target)  # refuses what cannot be split, before compiling
     if restored := checkpointer.restore_newest(target):
@@ -126,6 +129,20 @@ def restore_or_start(task, checkpointer: Checkpointer, workdir: Path) -> tuple:
         given, transfer = task.given_params(target.params)
         step, state, meta = 0, start(given), {"transfer": transfer}
     return step, task.placement.place_state(state), meta
+
+
+def require_trainable(task) -> None:
+    """Raises UserError where there is one class, and DataError, in all processes, where they have
+    different training sets.
+    """
+    if task.network.num_classes < 2:
+        raise UserError("there is one class, so nothing to tell apart; give --classes two or more")
+    data = task.training_set | {"class_names": task.facts.get("class_names")}
+    if len(set(all_gather_text(json.dumps(data)))) > 1:
+        raise DataError(
+            f"{task.config.dataset} is another training set in some processes: --data_dir of each "
+            "must hold a copy of one prepared set"
+        )
 
 
 def other_training_set(config, what: str) -> DataError:

@@ -146,6 +146,9 @@ def test_what_does_not_fit_is_refused(tmp_path, photos):
             splits_of("photos", photos, **settings)
 
 
+DROPS = dict(schedule="epochs", drop_epochs="30,60")
+
+
 @pytest.mark.parametrize(
     ("shape", "settings", "named"),
     [
@@ -157,6 +160,8 @@ def test_what_does_not_fit_is_refused(tmp_path, photos):
         ((32, 32, 1), dict(crop_size=32), ["--mirror=always"]),
         ((32, 32, 1), dict(crop_size=32, mirror="never"), []),
         ((32, 32, 1), dict(crop_size=32, augmentation="none"), []),
+        ((32, 32, 3), dict(crop_size=32, **DROPS, num_epochs=30), ["--drop_epochs=30,60"]),
+        ((32, 32, 3), dict(crop_size=32, **DROPS, num_epochs=31), []),
     ],
 )
 def test_what_the_network_does_not_see_is_said(shape, settings, named):

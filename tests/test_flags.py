@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import alexnet.config
+import common.flags
 import lenet.config
 from common.errors import UserError
 from common.flags import (
@@ -155,6 +156,22 @@ def test_every_preset_of_a_network_is_found_by_name(config_class):
     assert len(set(configs.values())) == len(configs)
     changed = from_preset(config_class, "paper", "--seed=3")
     assert changed == dataclasses.replace(configs["paper"], seed=3)
+
+
+def test_flags_override_the_preset_wherever_they_stand():
+    expected = from_preset(lenet.config.Config, "paper", "--seed=3", "--num_epochs=2")
+    for arguments in (
+        ["--seed=3", "--preset=paper", "--num_epochs=2"],
+        ["--seed=3", "--num_epochs=2", "--preset", "paper"],
+    ):
+        define(lenet.config.Config, values := flags.FlagValues())
+        common.flags.parse(values, ["train", *arguments], lenet.config.Config)
+        assert read(lenet.config.Config, values) == expected
+
+
+def test_a_second_preset_is_refused():
+    with pytest.raises(UserError, match="--preset is given twice"):
+        from_preset(lenet.config.Config, "paper", "--preset=deck")
 
 
 @pytest.mark.parametrize(

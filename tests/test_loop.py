@@ -877,13 +877,24 @@ def test_a_changed_set_of_digits_or_photos_is_told(tmp_path, write_set, monkeypa
     digits = task(lenet, gray)
     assert differ(digits, task(lenet, gray + 1)) == {"train_images_sha256"}
     assert "train_examples" in differ(digits, task(lenet, gray[:23]))
-    other_labels = task(lenet, gray, train_size=19), task(lenet, gray[:23])
-    assert "train_labels_sha256" in differ(digits, other_labels[0]) and other_labels
+    images = digits.splits["train"]
+    assert images.fingerprint() == digits.training_set
+    relabeled = dataclasses.replace(images, labels=images.labels[::-1].copy())
+    changed = relabeled.fingerprint().items() - digits.training_set.items()
+    assert dict(changed).keys() == {"train_labels_sha256"}
 
     photo = dict(net="cifar18", crop_size=16, dropout=0.0)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 80, 3), np.uint8)
     photos = task(alexnet, pixels, **photo)
     assert "train_shards" in photos.training_set
+    records = photos.splits["train"]
+    found = []
+    for made_from in ("one", "other"):  # the same names and sizes of shards
+        (records.folder / "source.json").write_text(made_from)
+        found.append(records.fingerprint())
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == [
+        "train_source_sha256"
+    ]
     changed = task(alexnet, pixels[:39], **photo)
     assert "train_examples" in differ(photos, changed)
     state = jax.eval_shape(lambda: photos.initial_state(photos.network.init()))

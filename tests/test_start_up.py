@@ -1,6 +1,7 @@
 """What is odd about a run is said at its start, in a line each."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import alexnet.train
 import lenet.config
 import lenet.train
 from common import start_up as module
+from common.errors import DataError, UserError
 from common.loop import fit
-from common.start_up import absent_classes, remarks
+from common.start_up import absent_classes, remarks, require_trainable
 from scripts.prepare.builders import write_prepared
 
 DIGITS = lenet.config.Config(dataset="mnist10k", validation_size=500)
@@ -96,3 +98,28 @@ def test_the_lines_are_printed(tmp_path, capsys):
     fit(lenet.train.make_task(dataclasses.replace(DIGITS, **config)), tmp_path, lambda: None)
     errors = capsys.readouterr().err
     assert "--validation_size" in errors and "single step" in errors
+
+
+def trainable(num_classes=10, sha256="a"):
+    """What `require_trainable` reads of a task."""
+    return SimpleNamespace(
+        network=SimpleNamespace(num_classes=num_classes),
+        config=SimpleNamespace(dataset="photos"),
+        training_set={"train_examples": 4, "train_source_sha256": sha256},
+        facts={"class_names": ("cat", "dog")},
+    )
+
+
+def test_one_class_is_refused():
+    with pytest.raises(UserError, match="--classes"):
+        require_trainable(trainable(num_classes=1))
+    require_trainable(trainable(num_classes=2))
+
+
+def test_processes_with_other_data_are_refused(monkeypatch):
+    told = []
+    monkeypatch.setattr(module, "all_gather_text", lambda text: told.append(text) or told)
+    require_trainable(trainable())
+    require_trainable(trainable())
+    with pytest.raises(DataError, match="photos"):
+        require_trainable(trainable(sha256="b"))
