@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES, open_image
 from common.network import Network
 from common.overlap import MNIST_TRAINING_DIGITS
 from lenet.normalize import normalize_digit
-from scripts.prepare.encode import Form, resized
+from scripts.prepare.encode import Form, as_shown, resized
 from scripts.prepare.entries import is_hidden, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -25,7 +25,7 @@ STDIN = "-"
 
 def find_pictures(words: Sequence[str]) -> Iterator[str]:
     """The files that the words name, in order: a file or `-` is itself; a folder is the pictures in
-    it and in the folders below, by name.
+    it and in the folders below, by name; how many of its files are none is told on stderr.
 
     Raises DataError for a folder without pictures, or one that cannot be read.
     """
@@ -33,7 +33,7 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
         if not os.path.isdir(word):
             yield word
             continue
-        found = False
+        found, others = False, 0
         for place, folders, names in os.walk(word, onerror=_fail):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
             for name in sorted(names):
@@ -42,6 +42,12 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
                 if name.lower().endswith(ENDINGS) and not is_hidden(name) and not is_other:
                     found = True
                     yield path
+                else:
+                    others += not is_hidden(name)
+        if found and others:
+            endings = ", ".join(ENDINGS)
+            line = f"{printable(word)}: {others:,} files left out, which do not end in {endings}"
+            print(line, file=sys.stderr)
         if not found:
             endings = ", ".join(ENDINGS)
             raise DataError(f"{printable(word)} has no pictures: no file ends in {endings}")
@@ -89,23 +95,18 @@ def _decoded(content: bytes, channels: int) -> np.ndarray:
     if not content:
         raise ValueError("an empty file")
     image = open_image(content, FORMATS)
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a JPEG file with a preview or a map of depths
         raise ValueError(f"{frames} pictures in one file, animated or pages")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("32 bits per channel")
-    if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), shown)
-    pixels = np.asarray(image.convert(PILLOW_MODES[channels]))
+    pixels = np.asarray(as_shown(image).convert(PILLOW_MODES[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def takes_digits(network: Network) -> bool:
     """Whether its images may be normalized digits: gray, of 28x28 pixels."""
-    return (28, 28, 1) in network.image_shapes
+    return network.image_shapes[0] == (28, 28, 1)
 
 
 def knows_digits(network: Network) -> bool:
@@ -120,7 +121,7 @@ def has_digit(network: Network, digit: str, shape: tuple[int, int, int]) -> bool
       digit: `on`, `off`, or `auto`: on for a network that was trained on MNIST's digits, unless the
         picture has the size of those already.
     """
-    unlike_stored = shape not in network.image_shapes
+    unlike_stored = shape != network.image_shapes[0]
     return digit == "on" or (digit == "auto" and knows_digits(network) and unlike_stored)
 
 
@@ -140,7 +141,7 @@ def read_fitted(
 def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.ndarray:
     """A picture as the network's training set would store it.
 
-    One of a stored size is left as it is. A digit is found and normalized; of another picture the
+    One of the stored size is left as it is. A digit is found and normalized; of another picture the
     shorter side is rescaled and the center cropped, as `scripts.prepare_data` does.
 
     Args:
@@ -148,7 +149,7 @@ def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.nda
       digit: see `has_digit`.
 
     Returns:
-      an image of one of `network.image_shapes`, uint8.
+      an image of `network.image_shapes[0]`, the shape of the training set's, uint8.
 
     Raises DataError where no digit is found.
     """
@@ -157,7 +158,7 @@ def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.nda
         if found is None:
             raise DataError("no digit: no ink on it, or hardly any contrast")
         return found[..., None]
-    if picture.shape in network.image_shapes:
+    if picture.shape == network.image_shapes[0]:
         return picture
     height, _, channels = network.image_shapes[0]
     image = Image.fromarray(picture[..., 0] if channels == 1 else picture)

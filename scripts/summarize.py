@@ -75,7 +75,8 @@ def summarize(config) -> dict:
     `kernel` is [rows, columns], `padding` the zeros before and after; null where a layer has none.
     """
     if isinstance(config, lenet.config.Config):
-        model, size = nnx.eval_shape(lambda: lenet.network.build_model(config)), 32
+        size, num_classes = 32, num_chosen(config) or 10
+        model = nnx.eval_shape(lambda: lenet.network.build_model(config, num_classes))
         layers, geometry = lenet.model.layer_table(model), lenet_geometry
     else:
         size, num_classes = config.crop_size, number_of_classes(config)
@@ -140,11 +141,16 @@ def alexnet_geometry(model: LayerSequence, row: dict, inputs: list[int]) -> dict
     return dict(kernel=kernel, stride=stride, padding=padding, activation=activation)
 
 
+def num_chosen(config) -> int:
+    """How many classes --classes names."""
+    return len(config.classes.split(",")) if config.classes else 0
+
+
 def number_of_classes(config) -> int:
-    """What --num_classes or a known set says. Raises UserError for others: their data is not looked
-    at.
+    """What --classes, --num_classes or a known set says. Raises UserError for others: their data is
+    not looked at.
     """
-    num_classes = config.num_classes or NUM_CLASSES.get(config.dataset)
+    num_classes = num_chosen(config) or config.num_classes or NUM_CLASSES.get(config.dataset)
     if num_classes is None:
         raise UserError(
             f"--dataset={config.dataset}: the number of classes is unknown; add --num_classes=N"

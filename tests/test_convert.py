@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -311,6 +312,17 @@ def test_an_export_gives_what_the_run_gives(name, tmp_path):
     for layer, arrays in trained.params.items():
         for parameter, array in arrays.items():
             assert f"{layer}.{parameter} | {' x '.join(map(str, array.shape))} |" in card
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_is_exported(tmp_path):
+    shutil.copytree(GOLDEN / "alexnet_cifar18", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps(config | {"compute_dtype": "bfloat16"})
+    )
+    run("scripts.convert", "export", tmp_path / "run", tmp_path / "exported")
+    assert (tmp_path / "exported" / "predict.jax_export").is_file()
 
 
 def test_nothing_is_overwritten_and_markdown_is_escaped(tmp_path):

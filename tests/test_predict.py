@@ -22,7 +22,7 @@ from lenet.config import Config
 from lenet.data import DIGITS
 from lenet.network import assemble
 from scripts import predict, predict_string
-from scripts.pictures import FORMATS, find_pictures, fitted, read_picture
+from scripts.pictures import FORMATS, find_pictures, fitted, has_digit, read_picture
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -76,6 +76,8 @@ def test_a_picture_is_as_a_viewer_shows_it(photo, tmp_path):
     deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "deep.png", 1)[..., 0], deep // 256)
+    photo.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[photo.resize((8, 6))])
+    assert read_picture(tmp_path / "two.jpg", 3).shape == (30, 40, 3)  # not its preview
 
 
 def test_what_is_no_picture_is_refused(photo, tmp_path):
@@ -108,12 +110,13 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
         read_picture(tmp_path / "huge.png", 1)
 
 
-def test_a_folder_is_its_pictures_by_name(photo, tmp_path):
+def test_a_folder_is_its_pictures_by_name(photo, tmp_path, capsys):
     for name in ("b/2.PNG", "b/1.jpg", "a.tif", ".hidden.png", "__MACOSX/c.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         photo.save(tmp_path / name, "png")
     found = [str(tmp_path / name) for name in ("a.tif", "b/1.jpg", "b/2.PNG")]
     assert list(find_pictures([str(tmp_path), "-"])) == [*found, "-"]
+    assert capsys.readouterr().err.startswith(f"{tmp_path}: 1 files left out")  # notes.txt
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none"):
         list(find_pictures([str(tmp_path / "none")]))
@@ -127,6 +130,13 @@ def test_a_picture_becomes_what_the_set_stores(photo):
     found = fitted(np.asarray(photo), network)
     center = photo.crop((5, 0, 35, 30)).resize((32, 32), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(found, center)
+
+
+def test_only_pictures_of_the_training_sets_size_are_taken_as_they_are():
+    network = lenet.load(GOLDEN / "lenet_deck").network
+    assert network.image_shapes == ((28, 28, 1), (32, 32, 1))
+    assert not has_digit(network, "auto", (28, 28, 1)) and has_digit(network, "auto", (32, 32, 1))
+    assert fitted(np.zeros((32, 32, 1), np.uint8), network, "off").shape == (28, 28, 1)
 
 
 @pytest.mark.commands

@@ -232,6 +232,15 @@ def test_png_with_16_bits_and_transparency(color_type, channels):
     np.testing.assert_array_equal(center_square(png(image, color_type)), expected)
 
 
+def test_gray_png_of_16_bits_as_a_viewer_shows_it():
+    """Also where the file names a transparent level, which Pillow reports for it."""
+    levels = np.linspace(0, 65535, 256 * 256).astype(np.uint16).reshape(256, 256)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "png", transparency=7)
+    found = center_square(buffer.getvalue(), Form(grey=True, as_shown=True))
+    np.testing.assert_array_equal(found[..., 0], levels // 256)
+
+
 def test_palette():
     indices = np.arange(65536).reshape(256, 256).astype(np.uint8)
     image = Image.fromarray(indices, "L").convert("P")

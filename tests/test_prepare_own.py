@@ -157,6 +157,31 @@ def test_tiny_imagenet_as_imagenet(tmp_path, tiny_imagenet):
     assert (records.num_classes, set(records.read(np.arange(8))[1])) == (1000, {1, 285})
 
 
+def test_annotations_beside_class_folders_label_nothing(tmp_path):
+    """As of Tiny ImageNet whose val/ was sorted into folders: a name may be in several."""
+    tree(
+        tmp_path,
+        *(f"{split}/{c}/{i}.jpg" for split in ("train", "val") for c in "ab" for i in "01"),
+    )
+    (tmp_path / "val/val_annotations.txt").write_text("0.jpg\tb\n1.jpg\ta\n")
+    found = find_images(tmp_path, all_synsets=False)
+    labels = {file.name: found.class_names[file.label] for file in found.splits["validation"]}
+    assert len(labels) == 4 and all(name.split("/")[1] == label for name, label in labels.items())
+
+
+def test_files_named_like_imagenets_stay_in_ones_own_classes(tmp_path):
+    name = "ILSVRC2012_val_0000000{}.JPEG"
+    tree(
+        tmp_path, *(f"{split}/cat/{name.format(i)}" for i, split in enumerate(("train", "val"), 1))
+    )
+    tree(
+        tmp_path, *(f"{split}/dog/{name.format(i)}" for i, split in enumerate(("train", "val"), 3))
+    )
+    found = find_images(tmp_path, all_synsets=False)
+    assert found.class_names == ("cat", "dog")
+    assert [len(files) for files in found.splits.values()] == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("folders", "splits"),
     [

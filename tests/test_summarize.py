@@ -85,6 +85,15 @@ def test_every_preset_has_a_table(summarize):
         assert code == 0 and total in output
 
 
+def test_some_classes_have_as_many_outputs(summarize):
+    for arguments in (
+        ["--classes=3,5"],
+        ["--model=alexnet", "--dataset=cifar10", "--classes=cat,dog"],
+    ):
+        code, output, _ = summarize(*arguments, "--json")
+        assert code == 0 and json.loads(output)["layers"][-1]["output"][-1] == 2
+
+
 def test_mistakes_get_one_line(summarize):
     for arguments, named in (
         (["--model=vgg"], "lenet"),

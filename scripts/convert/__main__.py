@@ -76,7 +76,7 @@ def class_names(file: str) -> tuple[str, ...]:
     if not file:
         return ()
     try:
-        with Path(file).expanduser().open(encoding="utf-8") as opened_file:
+        with Path(file).expanduser().open(encoding="utf-8-sig") as opened_file:
             lines = opened_file.read(MAX_NAMES).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class_names={file} cannot be read: {one_line(error)}") from error

@@ -138,6 +138,8 @@ def errors(run: Run) -> Table | None:
     if not found:
         return None
     published, note = published_of(run)
+    if run.result.get("overlap"):
+        note = f"Some images of the test split were trained on. {note}".strip()
     rows, head = [], ("measure", "this run")
     if published:
         head += (published.source,)

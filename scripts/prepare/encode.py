@@ -63,14 +63,25 @@ def center_square(content: bytes, form: Form = Form()) -> np.ndarray:  # noqa: B
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata
         image = open_image(content)
-        if form.as_shown:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                shown = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), shown)
-        if image.mode == "I;16":  # Pillow would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return resized(image, form)
+        return resized(as_shown(image) if form.as_shown else _of_eight_bits(image), form)
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """A picture as a viewer shows it: rotated as its EXIF orientation says, and transparent parts
+    white; of 16 bits per channel the upper 8.
+    """
+    image = _of_eight_bits(ImageOps.exif_transpose(image))
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), shown)
+    return image
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """Of 16 bits per channel the upper 8; Pillow would clip at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 def resized(image: Image.Image, form: Form) -> np.ndarray:

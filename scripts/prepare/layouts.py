@@ -149,7 +149,10 @@ def _arrange(
         folder = tuple(parents)
         if folder not in tree.folders:
             tree.folders.update(folder[:depth] for depth in range(1, len(folder) + 1))
-        in_class = bool(folder) and bool(_WNID.fullmatch(folder[-1]))
+        in_class = bool(folder) and (
+            _WNID.fullmatch(folder[-1])
+            or not (all_synsets or folder[-1].lower() in SPLITS)  # classes of one's own
+        )
         if _OFFICIAL_VALIDATION.fullmatch(name) and not in_class:
             validation.append(entry)
         elif name.lower().endswith(ENDINGS):
@@ -256,7 +259,8 @@ def _classes(
     """The images of a split with the names of their classes. Raises DataError where a folder is
     not that of a class.
     """
-    if annotated := tree.annotations.get(root):
+    annotated, has_classes = tree.annotations.get(root), tree.below[root] - {(*root, "images")}
+    if annotated and not has_classes:
         lines = read(annotated).decode(errors="replace").splitlines()
         class_of = dict(line.split(maxsplit=2)[:2] for line in lines if len(line.split()) > 1)
         for folder in (root, *sorted(tree.below[root])):
