@@ -82,6 +82,13 @@ def test_the_tables_of_studies(tmp_path, capsys):
         assert words in text
     assert study["comparisons"][0]["verdict"] == "lower"
     assert study["comparisons"][0]["sentence"] in text
+    for run, each in found.items():
+        each["train_error_pct"] = each["test_error_pct"] - run.seed % 2 - 3 * (run.arm == "tanh")
+    (compared,) = contents(STUDY._replace(overfitting=True), found)["comparisons"]
+    assert compared["gap"]["mean"] == pytest.approx(-3) and compared["gap"]["verdict"] == "lower"
+    assert (
+        "relu's test minus training error is 3.00 points lower than tanh's" in compared["sentence"]
+    )
     conduct.print_study(STUDY, study)
     assert "relu" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """What a study found: the results of its runs, compared in pairs of one seed."""
 
+import functools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from scripts.report.verdicts import MEASURES
 from scripts.studies import compare, plan
 from scripts.studies.compare import Measured
 from scripts.studies.plan import Run, Study
+
+GAP = "test minus training error"
 
 # ---- the record of a run
 
@@ -123,18 +126,22 @@ def analyze(
         {"arms": [first, arm]} | compare.compare(values[first], values[arm], ratio=study.ratio)
         for arm in others
     ]
+    judge = functools.partial(
+        compare.judge,
+        unit="epochs" if study.ratio else "points",
+        margin=study.margin,
+        num_comparisons=len(others),
+        exploratory=exploratory,
+    )
     adjusted = compare.holm([comparison["p"] for comparison in comparisons])
     for comparison, p in zip(comparisons, adjusted, strict=True):
+        names = tuple(comparison["arms"])
         comparison["p_adjusted"] = p
-        comparison |= compare.judge(
-            comparison,
-            names=tuple(comparison["arms"]),
-            unit="epochs" if study.ratio else "points",
-            metric=MEASURES[study.metric],
-            margin=study.margin,
-            num_comparisons=len(others),
-            exploratory=exploratory,
-        )
+        comparison |= judge(comparison, names=names, metric=MEASURES[study.metric])
+        if study.overfitting:
+            gap = compare.compare(*(_gaps(records, arm) for arm in names), ratio=False)
+            gap = judge(gap | {"p_adjusted": gap["p"]}, names=names, metric=GAP)
+            comparison |= {"gap": gap, "sentence": f"{comparison['sentence']}; {gap['sentence']}"}
         if missing:
             comparison["sentence"] += f"; {missing} runs are missing"
     return {
@@ -145,6 +152,15 @@ def analyze(
         "machines": sorted({_machine(record) for record in records.values()}),
         "hours_trained": round(sum(r["wall_time_s"] for r in records.values()) / 3600, 2),
         "studies": sorted({record.get("study", study.name) for record in records.values()}),
+    }
+
+
+def _gaps(records: Mapping[Run, dict], arm: str) -> dict[int, Measured]:
+    """Seed -> how much worse a run is on test images than on those learned from."""
+    return {
+        run.seed: Measured(record["test_error_pct"] - record["train_error_pct"])
+        for run, record in records.items()
+        if run.arm == arm
     }
 
 

@@ -40,6 +40,7 @@ class Study(NamedTuple):
       metric: test_error_pct; or epochs, until a run with --stop_at_..._error_pct ends.
       margin: the least difference that matters: points of error, or a share of the epochs.
       pairs: seeds for each arm, from FIRST_SEED on.
+      overfitting: whether test minus training errors are compared, too.
       choose: arm -> NAME=VALUE,VALUE: a setting of that arm whose value is chosen before.
       choice_seeds: runs of each value for that, of CHOICE_SEEDS.
       claim, source: the statement that is tested, and where it stands.
@@ -58,6 +59,7 @@ class Study(NamedTuple):
     added: tuple[str, ...] = ()
     metric: str = "test_error_pct"
     margin: float = 0.1
+    overfitting: bool = False
     pairs: int = 6
     choose: Mapping[str, str] = NONE
     choice_seeds: int = len(CHOICE_SEEDS)
