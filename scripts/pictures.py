@@ -163,3 +163,11 @@ def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.nda
     height, _, channels = network.image_shapes[0]
     image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
     return resized(image, Form(size=height, grey=channels == 1))
+
+
+def seen_part(image: np.ndarray, network: Network) -> np.ndarray:
+    """The part of a stored image (H, W, C) that the network takes: AlexNet's center crop."""
+    size = network.prepare(image[None]).shape[1]
+    height, width, _ = image.shape
+    top, left = max((height - size) // 2, 0), max((width - size) // 2, 0)
+    return image[top : top + size, left : left + size]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from common.network import Network
 from lenet.space_displacement import CENTER, MARGIN
+from scripts.pictures import seen_part
 from scripts.prepare.entries import printable
 from scripts.report.style import COLORS, save, style
 
@@ -36,7 +37,7 @@ def show(predictions: Sequence, network: Network, path: Path) -> None:
         for row, found in zip(axes, predictions, strict=True):
             _draw_image(row[0], found.thumbnail)
             row[0].set_xlabel(_short(Path(found.file).name), parse_math=False)
-            _draw_image(row[1], _seen(network, found.image))
+            _draw_image(row[1], seen_part(found.image, network))
             _draw_bars(row[2], found)
         axes[0, 0].set_title("picture")
         axes[0, 1].set_title("what the network saw")
@@ -81,16 +82,6 @@ def _draw_line(axes: Axes, line) -> None:
         axes.text(center, rows + 4, _short(name), size=18, **below)
         axes.text(center, rows + 8.5, sure, size=9, **below)
     axes.set_ylim(rows + 11, -0.5)
-
-
-def _seen(network: Network, image: np.ndarray) -> np.ndarray:
-    """The part of a stored image that the network takes: AlexNet's center crop."""
-    size, _, _ = network.prepare(image[None]).shape[1:]
-    height, width, _ = image.shape
-    top, left = max((height - size) // 2, 0), max((width - size) // 2, 0)
-    return image[top : top + size, left : left + size].squeeze(
-        axis=-1 if image.shape[-1] == 1 else ()
-    )
 
 
 def _draw_image(axes: Axes, image: np.ndarray) -> None:

@@ -8,11 +8,13 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import scipy.spatial
+import scipy.special
 from PIL import Image
 
 import lenet.network
@@ -20,7 +22,7 @@ from common import launch, runtime
 from common.errors import UserError
 from scripts.faults.releases import GOLDEN, write_noise10
 from scripts.inspect import __main__ as tool
-from scripts.inspect import about, opened, page, pixels, seen, slides, studied
+from scripts.inspect import about, examples, opened, page, pixels, seen, slides, studied
 from scripts.inspect.parts import Bar, Cell, Drawing, Gallery, Grid, Item, Subject, Table, percent
 from scripts.report.results import RESULTS
 
@@ -31,8 +33,27 @@ HOSTILE = "<script>alert('$x_1$')</script>\" onload=\x1b[31m\u202e\ud800&amp;"
 
 
 def test_mistakes_come_most_confident_first():
-    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])
-    assert seen.mistakes(probabilities, np.array([0, 0, 0, 1])).tolist() == [2, 1]
+    logits = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]])
+    assert seen.mistakes(logits, np.array([0, 0, 0, 1])).tolist() == [2, 1]
+    # of RBF units, whose probabilities all round to 1
+    far = -np.array([[0.0, 80.0, 90.0], [0.0, 95.0, 90.0], [40.0, 300.0, 0.0]])
+    assert seen.mistakes(far, np.array([1, 1, 1])).tolist() == [1, 0, 2]
+
+
+def test_bars_tell_the_label_from_the_others():
+    """Of NumPy's numbers, as sets have them."""
+    run = SimpleNamespace(name_of=str)
+    found = examples.bars(run, np.array([0.2, 0.7, 0.1]), np.int32(0))
+    assert [(bar.words, bar.is_true) for bar in found] == [
+        ("1", False),
+        ("0 *", True),
+        ("2", False),
+    ]
+    figure = slides.gallery(
+        Gallery("n", "t", "", [Item(np.zeros((4, 4, 1), np.uint8), ("a",), bars=found)])
+    )
+    colors = [bar.get_facecolor()[:3] for axes in figure.axes for bar in axes.patches]
+    assert len(colors) == 3 and colors[0] == colors[2] != colors[1]
 
 
 def test_the_confusion_matrix_counts():
@@ -75,7 +96,8 @@ def test_occlusion_finds_the_pixel_that_matters(shape, places):
 def test_responses_are_those_of_the_loaded_network():
     trained = lenet.network.load(GOLDEN / "lenet_deck")
     images = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1)).astype(np.uint8)
-    probabilities, features = seen.respond(trained, images, "f6")
+    logits, features = seen.respond(trained, images, "f6")
+    probabilities = scipy.special.softmax(logits, axis=1)
     np.testing.assert_allclose(probabilities, trained.predict(images), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(features, trained.activations(images)["f6"], rtol=1e-4, atol=1e-5)
 

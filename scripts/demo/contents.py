@@ -16,7 +16,7 @@ from lenet.connections import c3_connections
 from lenet.data import load_splits
 from lenet.model import layer_table
 from scripts.inspect.page import without_controls
-from scripts.inspect.seen import mistakes
+from scripts.inspect.seen import mistakes, respond
 
 MAX_SAMPLES = 20  # test examples that can be chosen, each of another class
 MAX_MISTAKES = 5  # and of those that the network gets wrong
@@ -98,8 +98,8 @@ def examples_of(trained: Trained, data_dir: str) -> tuple[list[dict], list[dict]
     _, _, test = load_splits(config)
     numbers = renumbered(test, trained, "the run")
     labels = test.labels if numbers is None else numbers[test.labels]
-    probabilities = trained.predict(test.images)
-    read_as = probabilities.argmax(axis=1)
+    logits, _ = respond(trained, test.images, "c5")
+    read_as = logits.argmax(axis=1)
 
     def example(place: int) -> dict[str, Any]:
         pixels = base64.b64encode(test.images[place].tobytes()).decode()
@@ -113,5 +113,5 @@ def examples_of(trained: Trained, data_dir: str) -> tuple[list[dict], list[dict]
     present = np.unique(labels)
     spread = np.linspace(0, len(present) - 1, min(len(present), MAX_SAMPLES)).astype(int)
     samples = [example(np.flatnonzero(labels == present[number])[0]) for number in spread]
-    wrong = [example(place) for place in mistakes(probabilities, labels)[:MAX_MISTAKES]]
+    wrong = [example(place) for place in mistakes(logits, labels)[:MAX_MISTAKES]]
     return samples, wrong, int((read_as == labels).sum()), len(labels)

@@ -71,10 +71,10 @@ def summary(run: Run) -> str:
 
 def preset_name(run: Run) -> str:
     """The preset that the command names, LeNet-5's default where it names none; "" where neither
-    is known.
+    is known, as of a run that repeats another's flags.txt.
     """
     command = run.result.get("command")
-    if not isinstance(command, str):
+    if not isinstance(command, str) or ("flagfile" in command and not preset_of(command)):
         return ""
     known = common.flags.presets(type(run.trained.config))
     preset = preset_of(command) or ("deck" if run.network == "lenet" else "")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import scipy.special
 
 from scripts.inspect import about, examples, looked_at, weights
 from scripts.inspect.looked_at import Picture
@@ -26,10 +27,10 @@ def of_run(run: Run, name: str, image: str) -> Subject:
     picture, missing = picture_of(run, image), list(run.missing)
     if not picture:
         missing.append("With --image=FILE the report shows a picture of yours, layer by layer.")
-    probabilities = predicted = features = None
+    logits = predicted = features = None
     if run.test:
-        probabilities, features = respond(run.trained, run.test.images, picture.hidden)
-        predicted = probabilities.argmax(axis=1)
+        logits, features = respond(run.trained, run.test.images, picture.hidden)
+        predicted = logits.argmax(axis=1)
     parts = [
         about.what_was_run(run),
         about.errors(run),
@@ -37,7 +38,7 @@ def of_run(run: Run, name: str, image: str) -> Subject:
         about.confusions(run, predicted),
     ]
     if run.test:
-        parts += [examples.mistakes_of(run, probabilities), examples.top_five(run, probabilities)]
+        parts += [examples.mistakes_of(run, logits), examples.top_five(run, logits)]
     parts.append(weights.first_kernels(run))
     if run.network == "lenet":
         parts.append(weights.c3_table(run))
@@ -50,7 +51,7 @@ def of_run(run: Run, name: str, image: str) -> Subject:
     if run.train:
         lines = picture.title, examples.said(run, picture.probabilities)
         queries = [(Item(reduced(picture.image), lines), picture.features)]
-        queries += mistaken(run, probabilities, features)
+        queries += mistaken(run, logits, features)
         _, of_training = respond(run.trained, run.train.images, picture.hidden)
         title = run.layer_title(picture.hidden)
         parts.append(examples.neighbors_of(run, title, of_training, queries))
@@ -59,11 +60,12 @@ def of_run(run: Run, name: str, image: str) -> Subject:
     return Subject(name, str(run.folder), about.summary(run), found, missing)
 
 
-def mistaken(run: Run, probabilities, features) -> list[tuple[Item, np.ndarray]]:
+def mistaken(run: Run, logits, features) -> list[tuple[Item, np.ndarray]]:
     """The most confident mistakes on test examples, with their features."""
     found, test = [], run.test
-    for n in mistakes(probabilities, test.labels)[:NEAR_MISTAKES].tolist():
-        lines = f"label {run.name_of(test.labels[n])}", examples.said(run, probabilities[n])
+    for n in mistakes(logits, test.labels)[:NEAR_MISTAKES].tolist():
+        says = examples.said(run, scipy.special.softmax(logits[n]))
+        lines = f"label {run.name_of(test.labels[n])}", says
         item = Item(reduced(test.images[n]), lines, f"test example {test.places[n]}")
         found.append((item, features[n]))
     return found

@@ -3,6 +3,7 @@ hidden layer.
 """
 
 import numpy as np
+import scipy.special
 
 from scripts.inspect.opened import Run
 from scripts.inspect.parts import Bar, Gallery, Item, percent
@@ -17,7 +18,7 @@ def bars(run: Run, probabilities: np.ndarray, label: int | None) -> tuple[Bar, .
     """The five most probable classes of (num_classes,)."""
     top = np.argsort(-probabilities, kind="stable")[:5].tolist()
     return tuple(
-        Bar(run.name_of(n), float(probabilities[n]), None if label is None else n == label)
+        Bar(run.name_of(n), float(probabilities[n]), None if label is None else bool(n == label))
         for n in top
     )
 
@@ -28,9 +29,9 @@ def said(run: Run, probabilities: np.ndarray) -> str:
     return f"says {run.name_of(best)}: {percent(probabilities[best])}"
 
 
-def top_five(run: Run, probabilities: np.ndarray) -> Gallery:
+def top_five(run: Run, logits: np.ndarray) -> Gallery:
     """The first four test examples, and the four on which the network is least sure."""
-    examples = run.test
+    examples, probabilities = run.test, scipy.special.softmax(logits, axis=1)
     least_sure = np.argsort(probabilities.max(axis=1), kind="stable")[:4].tolist()
     chosen = list(dict.fromkeys([*range(min(4, len(probabilities))), *least_sure]))
     items = [
@@ -48,10 +49,10 @@ def top_five(run: Run, probabilities: np.ndarray) -> Gallery:
     return Gallery("top5", "The most probable classes", note, items)
 
 
-def mistakes_of(run: Run, probabilities: np.ndarray) -> Gallery | None:
+def mistakes_of(run: Run, logits: np.ndarray) -> Gallery | None:
     """The mistakes on test examples, the most confident first; None where there are none."""
     examples = run.test
-    wrong = mistakes(probabilities, examples.labels)
+    wrong = mistakes(logits, examples.labels)
     if not len(wrong):
         return None
     is_small = max(examples.images.shape[1:3]) <= SMALL_PX
@@ -59,7 +60,10 @@ def mistakes_of(run: Run, probabilities: np.ndarray) -> Gallery | None:
     items = [
         Item(
             reduced(examples.images[n], 96),
-            (f"label {run.name_of(examples.labels[n])}", said(run, probabilities[n])),
+            (
+                f"label {run.name_of(examples.labels[n])}",
+                said(run, scipy.special.softmax(logits[n])),
+            ),
             f"test example {examples.places[n]}",
         )
         for n in wrong[:limit].tolist()

@@ -11,6 +11,7 @@ from scripts.inspect.opened import Run
 from scripts.inspect.parts import Gallery, Item, percent
 from scripts.inspect.pixels import columns_of, gray, in_colors, mosaic, reduced
 from scripts.inspect.seen import occlusion
+from scripts.pictures import seen_part
 
 MAPS, MAPS_PX = 64, 100_000  # of a layer, at most
 WHITE_PERCENTILE = 99
@@ -56,8 +57,9 @@ def what_it_says(run: Run, picture: Picture) -> Gallery:
     """The picture with its most probable classes."""
     probabilities = picture.probabilities
     top = bars(run, probabilities, picture.label)
-    items = [Item(reduced(picture.image), (picture.title, said(run, probabilities)), bars=top)]
-    if picture.original.shape != picture.image.shape:
+    part = seen_part(picture.image, run.trained.network)
+    items = [Item(reduced(part), (picture.title, said(run, probabilities)), bars=top)]
+    if picture.original.shape != part.shape:
         items[0] = items[0]._replace(lines=("what the network gets", said(run, probabilities)))
         items.insert(0, Item(reduced(picture.original), (picture.title,)))
     note = "With the most probable classes."
@@ -70,6 +72,7 @@ def feature_maps(run: Run, picture: Picture) -> Gallery:
     items = []
     for name, x in hidden:
         low, high = float(x.min()), float(np.percentile(x, WHITE_PERCENTILE))
+        high = high if high > low else float(x.max())  # where nearly all are silent
         if x.ndim == 1 or x.shape[:2] == (1, 1):
             tiles, columns, what = units(run, name, x)
         else:
@@ -143,4 +146,8 @@ def occlusion_map(run: Run, picture: Picture) -> Gallery:
         f"A square of {found.side}x{found.side} pixels covers one part after the other. Where the "
         f"map is dark, the network needs that part to say {name}."
     )
+    if seen_part(picture.image, run.trained.network).shape != picture.image.shape:
+        note += " It sees the center alone: a square outside of that changes nothing."
+    if run.network == "lenet" and run.trained.config.output == "rbf":
+        note += " RBF units are so sure that their probabilities may not change at all."
     return Gallery("occlusion", "Occlusion map", note, items)

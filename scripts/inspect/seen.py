@@ -26,8 +26,8 @@ def _respond(network: Network, layer: str, params, images):
 
 
 def respond(trained: Trained, images: np.ndarray, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """The probabilities (N, num_classes), in float64, which tells great confidence from greater
-    still, and what the layer passes on (N, units), of stored images (N, H, W, C) uint8.
+    """The logits (N, num_classes), in float64, and what the layer passes on (N, units), of stored
+    images (N, H, W, C) uint8.
     """
     size = min(BATCH_SIZE, max(BATCH_PX // (images.shape[1] * images.shape[2]), 1), len(images))
     found = []
@@ -38,7 +38,7 @@ def respond(trained: Trained, images: np.ndarray, layer: str) -> tuple[np.ndarra
         response = jax.device_get(_respond(trained.network, layer, trained.params, padded))
         found.append([each[: len(batch)] for each in response])
     logits, features = (np.concatenate(each) for each in zip(*found, strict=True))
-    return scipy.special.softmax(logits.astype(np.float64), axis=1), features
+    return logits.astype(np.float64), features
 
 
 def layers_of(trained: Trained, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,10 +49,16 @@ def layers_of(trained: Trained, image: np.ndarray) -> dict[str, np.ndarray]:
     return {name: x[0] for name, x in found.items() if not name.startswith("dropout")}
 
 
-def mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The places of the wrong predictions, the most confident first."""
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
+def mistakes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The places of the wrong predictions, the most confident first: by the log of the odds, as
+    probabilities of RBF networks round to 1.
+    """
+    best = logits.argmax(axis=1)
+    wrong = np.flatnonzero(best != labels)
+    others = logits[wrong].copy()
+    others[np.arange(len(wrong)), best[wrong]] = -np.inf
+    odds = logits[wrong].max(axis=1) - scipy.special.logsumexp(others, axis=1)
+    return wrong[np.argsort(-odds, kind="stable")]
 
 
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -156,8 +156,8 @@ def show(axes: Axes, item: Item, inches: float) -> None:
 
 
 def draw_bars(axes: Axes, item: Item) -> None:
-    """The probabilities of a picture, that of its own label blue."""
+    """The probabilities of a picture, that of its own label blue, the others orange."""
     for y, bar in enumerate(item.bars):
-        axes.barh(y, bar.share, color=COLORS[bar.is_true is False], alpha=0.55)
+        axes.barh(y, bar.share, color=COLORS[bar.is_true is False], alpha=0.35)
         text(axes, 0.02, y, f"{bar.words}  {percent(bar.share)}", va="center", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(len(item.bars) - 0.5, -0.5))

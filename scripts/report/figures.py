@@ -14,7 +14,9 @@ from matplotlib.patches import Polygon, Rectangle
 
 import alexnet.config
 import lenet.config
+from common import examples
 from common.workdir import write_atomic
+from lenet.data import DIGITS
 from scripts import summarize
 
 SIZE = (11.0, 6.95)  # inches; one unit of the axes is an inch
@@ -132,10 +134,7 @@ def draw_lenet(axes: Axes, palette: Palette, middle: float) -> None:
 
 def test_digit():
     """(28, 28) uint8."""
-    import tensorflow_datasets as tfds  # here: it takes seconds, and only this figure needs it
-
-    folder = Path(lenet.config.__file__).parent / "digits" / "mnist10k" / "1.0.0"
-    return tfds.builder_from_directory(folder).as_data_source(split="test")[3]["image"][:, :, 0]
+    return examples.load("mnist10k", "test", [DIGITS]).images[3, :, :, 0]
 
 
 def plane(axes: Axes, palette: Palette, x: float, y: float, side: float, color: str) -> None:
@@ -307,5 +306,4 @@ def label(axes: Axes, palette: Palette, x: float, y: float, name: str, shape: st
 
 
 def count(axes: Axes, palette: Palette, x: float, middle: float, parameters: int) -> None:
-    words = f"{parameters:,}" if parameters else "0"
-    axes.text(x, middle + BELOW, words, color=palette.faint, ha="center", fontsize=8.5)
+    axes.text(x, middle + BELOW, f"{parameters:,}", color=palette.faint, ha="center", fontsize=8.5)

@@ -79,12 +79,14 @@ def draw_curves(axes: Axes, curves: list[dict | None], color: str, arm: str) -> 
 
 def draw_dots(axes: Axes, study: Study, records: Mapping[Run, dict]) -> None:
     seeds: dict[int, list[tuple[int, float]]] = {}
-    arms = list(study.arms)
+    arms, censored_arms = list(study.arms), set()
     for run, record in records.items():
         value, censored = measured(record, study.metric)
         place, color = arms.index(run.arm), COLORS[arms.index(run.arm) % len(COLORS)]
         axes.plot(place, value, marker="^" if censored else "o", color=color, alpha=0.7, zorder=3)
         seeds.setdefault(run.seed, []).append((place, value))
+        if censored:
+            censored_arms.add(place)
     for points in seeds.values():
         axes.plot(*zip(*sorted(points), strict=True), color=GRAY, linewidth=0.5, alpha=0.5)
     for place in range(len(arms)):
@@ -92,7 +94,11 @@ def draw_dots(axes: Axes, study: Study, records: Mapping[Run, dict]) -> None:
         if values:
             mean = np.exp(np.mean(np.log(values))) if study.ratio else np.mean(values)
             axes.hlines(mean, place - 0.25, place + 0.25, color=GRAY, linewidth=2, zorder=4)
-            axes.annotate(f"{mean:.3g}", (place + 0.28, mean), va="center", fontsize=9)
+            at_least = "> " * (place in censored_arms)
+            axes.annotate(f"{at_least}{mean:.3g}", (place + 0.28, mean), va="center", fontsize=9)
+    if censored_arms:
+        axes.plot([], [], "^", color=GRAY, label="did not get there: its limit")
+        axes.legend(loc="best", fontsize=8)
     axes.set_xticks(range(len(arms)), arms, rotation=20 * (len(arms) > 4))
     axes.set_xlim(-0.6, len(arms) - 0.4)
     unit = "" if study.ratio else " (%)"
