@@ -107,7 +107,8 @@ def test_an_import_scores_as_the_other_program(layout, torch, images, tmp_path):
         mean_image = np.random.default_rng(2).uniform(90, 140, (3, 256, 256)).astype(np.float32)
         np.save(mean_file, mean_image)
     chosen = "auto" if layout != "caffenet" else layout
-    import_weights(file, tmp_path / "run", chosen, (), mean_file)
+    told = import_weights(file, tmp_path / "run", chosen, (), mean_file)
+    assert ("--layout=caffenet" in told) == (layout == "caffe")  # whose names and shapes it has
     expected = scores_of(torch, layout, arrays, images, mean_image)
     trained = alexnet.load(tmp_path / "run")
     network = trained.network

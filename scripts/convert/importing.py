@@ -18,7 +18,7 @@ from common.classes import listed
 from common.errors import DataError, UserError
 from common.network import num_elements
 from common.workdir import claimed, saved_steps, write_result
-from scripts.convert.layouts import DEVIATION, LAYERS, LAYOUTS, Layout, their_shape, to_ours
+from scripts.convert.layouts import CAFFE, DEVIATION, LAYERS, LAYOUTS, Layout, their_shape, to_ours
 from scripts.convert.reading import FLOATS, Weights, opened, read_npy
 from scripts.prepare.layouts import synsets
 
@@ -76,6 +76,8 @@ def import_weights(
     return (
         f"{workdir}: {chosen.owner}, {num_elements(params):,} parameters, {num_classes:,} classes; "
         "accuracy not measured (python -m scripts.evaluate does so)"
+        + "; CaffeNet's file looks the same: import one with --layout=caffenet"
+        * (layout == "auto" and chosen is CAFFE)
     )
 
 
