@@ -105,10 +105,11 @@ class CifarNet(LayerSequence):
             options = dict(
                 kernel_init=nnx.initializers.normal(DEVIATIONS[net][name]), dtype=dtype, rngs=rngs
             )
+            if not name.startswith("local"):  # which does so itself
+                options |= dict(promote_dtype=bias_in_float32)
             outputs = MAPS[net].get(name, num_classes)
             if name.startswith("conv"):
                 options |= dict(padding=[(2, 2), (2, 2)], conv_general_dilated=convolution)
-                options |= dict(promote_dtype=bias_in_float32)
                 layer = nnx.Conv(maps, outputs, (5, 5), **options)
             elif name.startswith("local"):
                 layer = LocallyConnected(size, maps, outputs, **options)

@@ -136,12 +136,12 @@ class AlexNet(LayerSequence):
         def initial(name: str, fan_in: int) -> dict:
             bias = hidden_bias if name in HIDDEN_BIAS else 0.0
             kernel_init, bias_init = initializers(initialization, name, fan_in, bias)
-            return dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+            options = dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+            return options | dict(promote_dtype=bias_in_float32)
 
         def conv(name: str, inputs: int, outputs: int, size: int, padding, strides=1) -> nnx.Conv:
             groups = towers if name in TOWERS else 1
             options = dict(feature_group_count=groups, conv_general_dilated=convolution)
-            options |= dict(promote_dtype=bias_in_float32)
             options |= initial(name, size * size * inputs // groups)
             padding = [padding, padding]
             return nnx.Conv(inputs, outputs, (size, size), strides, padding=padding, **options)

@@ -18,8 +18,8 @@ ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
 
 
 def bias_in_float32(arrays: tuple, *, dtype) -> tuple:
-    """What a convolution computes with, of its inputs, kernel and bias: the bias's gradient is a
-    sum over all pixels of all images, which bfloat16 does not hold.
+    """What a layer computes with, of its inputs, kernel and bias: the bias's gradient is a sum over
+    all images, in a convolution over all their pixels, which bfloat16 does not hold.
     """
     inputs, kernel, bias = arrays
     return inputs.astype(dtype), kernel.astype(dtype), bias

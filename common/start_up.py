@@ -102,7 +102,8 @@ def _read_labels(records: Records) -> np.ndarray:
 def restore_or_start(task, checkpointer: Checkpointer, workdir: Path) -> tuple:
     """(step, state, what was saved with it) of the newest checkpoint, or of a new run.
 
-    Raises DataError where `task` (`common.loop.Task`) has another training set than the run.
+    Raises DataError where `task` (`common.loop.Task`) has another training set than the run, and as
+    `require_trainable` does.
     """
 
     def new_state(params):  # those of the layers that do not start anew
@@ -136,7 +137,8 @@ def require_trainable(task) -> None:
     different training sets.
     """
     if task.network.num_classes < 2:
-        raise UserError("there is one class, so nothing to tell apart; give --classes two or more")
+        advice = "; give --classes two or more" * bool(task.config.classes)
+        raise UserError(f"{task.config.dataset} has one class here: nothing to learn{advice}")
     data = task.training_set | {"class_names": task.facts.get("class_names")}
     if len(set(all_gather_text(json.dumps(data)))) > 1:
         raise DataError(

@@ -43,13 +43,12 @@ def find_pictures(words: Sequence[str]) -> Iterator[str]:
                     found = True
                     yield path
                 else:
-                    others += not is_hidden(name)
+                    others += not is_hidden(name) and not is_other
+        endings = ", ".join(ENDINGS)
         if found and others:
-            endings = ", ".join(ENDINGS)
-            line = f"{printable(word)}: {others:,} files left out, which do not end in {endings}"
+            line = f"{printable(word)}: left out, as they do not end in {endings}: {others:,} files"
             print(line, file=sys.stderr)
         if not found:
-            endings = ", ".join(ENDINGS)
             raise DataError(f"{printable(word)} has no pictures: no file ends in {endings}")
 
 

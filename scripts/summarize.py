@@ -147,10 +147,10 @@ def num_chosen(config) -> int:
 
 
 def number_of_classes(config) -> int:
-    """What --classes, --num_classes or a known set says. Raises UserError for others: their data is
+    """What --num_classes, --classes or a known set says. Raises UserError for others: their data is
     not looked at.
     """
-    num_classes = num_chosen(config) or config.num_classes or NUM_CLASSES.get(config.dataset)
+    num_classes = config.num_classes or num_chosen(config) or NUM_CLASSES.get(config.dataset)
     if num_classes is None:
         raise UserError(
             f"--dataset={config.dataset}: the number of classes is unknown; add --num_classes=N"

@@ -99,7 +99,7 @@ def test_the_studies_that_are_defined_have_the_arms_of_their_claims():
     for name, study in STUDIES.items():
         first, *others = study.arms
         pairs = [comparison(first, arm, [0.1, 0.2], "higher") for arm in others]
-        made[name] = study_of(*pairs)
+        made[name] = study_of(*(pair | {"gap": pair} for pair in pairs))
     for claim in ledger.CLAIMS:
         if claim.how.removeprefix("study ") in made:
             assert "not run" not in claim.check(no_networks(studies=made))[1], claim.id
@@ -298,14 +298,24 @@ def test_a_difference_too_small_to_matter_is_none():
         ([-0.45, 0.03], "no difference", None),  # -0.4 lies in it
         ([-0.2, 0.2], "no difference", False),
         ([-0.6, 0.2], "undecided", None),
+        (None, "undecided", None),  # of one pair
     ],
 )
 def test_a_direction(interval, verdict, agrees):
     assert direction(-0.4)(comparison("a", "b", interval, verdict)) is agrees
 
 
+def test_a_gap_is_that_of_test_and_training_errors():
+    errors = comparison("dropout", "none", [-1.3, -0.5], "lower")
+    study = study_of(errors | {"gap": comparison("dropout", "none", [0.4, 0.8], "higher")})
+    facts = no_networks(studies={"dropout": study})
+    ours, status = CLAIMS["deck-dropout-overfitting"].check(facts)
+    assert ours.startswith("dropout against none: -0.60 points [-0.80, -0.40]")
+    assert status == "reproduced"
+    assert CLAIMS["alexnet-dropout-error"].check(facts)[1] == "differs"
+
+
 def test_another_value_of_the_runs_of_a_study():
-    """Test minus training error: 4 points without dropout, 3 with it, on average."""
     values = dict(dropout=[2.9, 3.0, 3.1, 2.8, 3.2, 3.0], none=[4.0, 3.9, 4.2, 3.8, 4.1, 4.0])
     runs = [
         dict(network="alexnet", study="dropout", arm=arm, seed=seed, x=value)

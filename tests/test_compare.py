@@ -469,7 +469,7 @@ def test_a_difference_of_at_most_a_negative_number_is_lower_by_at_least_that():
 
 
 def test_what_was_changed_after_the_start_is_told():
-    words = "; exploratory: it was changed after its start"
+    words = "; exploratory: the study changed after it started"
     for difference in (-0.2, 0, 0.2):
         plain = judged(*apart(difference))
         told = judged(*apart(difference), exploratory=True)

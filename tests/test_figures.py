@@ -90,6 +90,8 @@ def test_the_tables_of_studies(tmp_path, capsys):
     assert (
         "relu's test minus training error is 3.00 points lower than tanh's" in compared["sentence"]
     )
+    told = outcome.analyze(STUDY._replace(overfitting=True), found, exploratory=True)
+    assert told["comparisons"][0]["sentence"].count("exploratory") == 1
     conduct.print_study(STUDY, study)
     assert "relu" in capsys.readouterr().out
 

@@ -22,7 +22,14 @@ from common.prepared import PreparedSet
 from common.records import open_records
 from scripts import prepare_data
 from scripts.prepare import imagenet
-from scripts.prepare.layouts import BELOW, HIDDEN, OUTSIDE, TEST_UNLABELED, find_images
+from scripts.prepare.layouts import (
+    BELOW,
+    HIDDEN,
+    OUTSIDE,
+    TEST_UNLABELED,
+    _validation_wnids,
+    find_images,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,6 +174,15 @@ def test_annotations_beside_class_folders_label_nothing(tmp_path):
     found = find_images(tmp_path, all_synsets=False)
     labels = {file.name: found.class_names[file.label] for file in found.splits["validation"]}
     assert len(labels) == 4 and all(name.split("/")[1] == label for name, label in labels.items())
+
+
+@pytest.mark.parametrize("place", ["val", "val/images", "ILSVRC2012_img_val"])
+def test_imagenets_validation_files_have_its_labels_beside_its_classes(tmp_path, place):
+    tree(tmp_path, *(f"train/n01440764/{i}.jpg" for i in range(3)), "train/n02124075/1.jpg")
+    tree(tmp_path, f"{place}/ILSVRC2012_val_00000293.JPEG")
+    found = find_images(tmp_path, all_synsets=False)
+    (file,) = found.splits["validation"]
+    assert found.class_names[file.label] == _validation_wnids()[292] == "n01440764"
 
 
 def test_files_named_like_imagenets_stay_in_ones_own_classes(tmp_path):

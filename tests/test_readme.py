@@ -277,6 +277,7 @@ COMMANDS = {
     "python -m lenet.train --flagfile=lenet/presets/deck.flags --seed=3": ("lenet", "deck"),
     "python -m alexnet.train --preset=small --workdir=runs/a --seed=3": ("alexnet", "small"),
     "python lenet/train.py --flagfile ../lenet/presets/paper.flags --workdir=a": ("lenet", "paper"),
+    "python -m lenet.train --flagfile=lenet/presets/lush.flags --preset=deck": ("lenet", "lush"),
     "python -m lenet.train --workdir=runs/a": ("lenet", None),
 }
 

@@ -1,5 +1,6 @@
 """What is odd about a run is said at its start, in a line each."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import alexnet.train
 import lenet.config
 import lenet.train
 from common import start_up as module
+from common.checkpoint import Checkpointer
 from common.errors import DataError, UserError
 from common.loop import fit
 from common.start_up import absent_classes, remarks, require_trainable
@@ -110,10 +112,13 @@ def trainable(num_classes=10, sha256="a"):
     )
 
 
-def test_one_class_is_refused():
-    with pytest.raises(UserError, match="--classes"):
-        require_trainable(trainable(num_classes=1))
-    require_trainable(trainable(num_classes=2))
+def test_one_class_is_refused(tmp_path):
+    task = lenet.train.make_task(dataclasses.replace(DIGITS, classes="7"))
+    with (
+        contextlib.closing(Checkpointer(tmp_path)) as checkpointer,
+        pytest.raises(UserError, match="--classes"),
+    ):
+        module.restore_or_start(task, checkpointer, tmp_path)
 
 
 def test_processes_with_other_data_are_refused(monkeypatch):

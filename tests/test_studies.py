@@ -343,7 +343,7 @@ def test_an_arm_that_reached_the_error_nowhere_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(("commit", "digest"), [("1-dirty", "b"), ("1", "a")])
 def test_a_run_that_cannot_be_kept_or_compared_stops_no_other(
-    tmp_path, monkeypatch, capsys, commit, digest
+    tmp_path, monkeypatch, commit, digest
 ):
     def train(study, todo, *, jobs, threads, finished):
         for run in todo:

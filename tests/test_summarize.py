@@ -94,6 +94,11 @@ def test_some_classes_have_as_many_outputs(summarize):
         assert code == 0 and json.loads(output)["layers"][-1]["output"][-1] == 2
 
 
+def test_the_number_of_classes_is_training_s(summarize):
+    arguments = ["--model=alexnet", "--dataset=cifar10", "--classes=cat,dog", "--num_classes=10"]
+    assert json.loads(summarize(*arguments, "--json")[1])["layers"][-1]["output"] == [10]
+
+
 def test_mistakes_get_one_line(summarize):
     for arguments, named in (
         (["--model=vgg"], "lenet"),

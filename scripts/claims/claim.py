@@ -146,10 +146,12 @@ def direction(points: float) -> Verdict:
     """
 
     def agrees(comparison: dict) -> bool | None:
+        if comparison["verdict"] == "undecided":
+            return None
         if comparison["verdict"] in ("lower", "higher"):
             return comparison["verdict"] == ("lower" if points < 0 else "higher")
-        (low, high), small = comparison["interval"], comparison["verdict"] == "no difference"
-        return False if small and not low <= points <= high else None
+        low, high = comparison["interval"]
+        return None if low <= points <= high else False
 
     return agrees
 
@@ -181,9 +183,11 @@ def studied(
     arms: Sequence[str],
     agrees: Verdict,
     note: str = "",
+    gap: bool = False,
 ) -> Claim:
     """Two or more arms of a study: the comparison of each with the next must agree, whichever of
-    the two the study has first. An arm that ended before it could be compared decides nothing.
+    the two the study has first; `gap`: that of their test minus training errors. An arm that ended
+    before it could be compared decides nothing.
     """
 
     def check(facts: Facts) -> tuple[str, str]:
@@ -192,7 +196,7 @@ def studied(
         made = facts.studies[study]
         texts, verdicts, pairs = [], [], []
         for arm, base in itertools.pairwise(arms):
-            found = find_comparison(made, base, arm)
+            found = find_comparison(made, base, arm, gap)
             ended = [made["choice"][name] for name in (arm, base) if name in made["choice"]]
             ended = [choice for choice in ended if not choice["reached"]]
             if found:
@@ -204,7 +208,7 @@ def studied(
                 pairs.append(min(len(runs) for runs in ended[0]["values"].values()))
             else:
                 return NONE, f"not run: the study does not compare {base} with {arm}"
-        texts += [text for text in not_reached(made) if text.split()[0] in arms]
+        texts += not_reached(made, arms)
         exploratory = "; exploratory" * made["exploratory"]
         return "; ".join(texts) + exploratory + note, _status(verdicts, pairs)
 
@@ -222,8 +226,8 @@ def paired(
     agrees: Verdict,
     note: str = "",
 ) -> Claim:
-    """Two arms of a study, (arm, base), compared by another value of its runs than the study does;
-    `value` takes it from a run. None: that run was kept without it.
+    """Two arms of a study, (arm, base), compared by another value of its runs than the study does,
+    alone; `value` takes it from a run. None: that run was kept without it.
     """
 
     def check(facts: Facts) -> tuple[str, str]:
@@ -242,7 +246,8 @@ def paired(
         options = dict(unit="points", margin=STUDIES[study].margin, exploratory=False)
         comparison = judge(comparison, names=arms[::-1], **options)
         status = _status([agrees(comparison)], [comparison["pairs"]])
-        return in_words(comparison) + note, status
+        exploratory = "; exploratory" * facts.studies.get(study, {}).get("exploratory", False)
+        return in_words(comparison) + exploratory + note, status
 
     return Claim(id, source, claim, stated, f"runs of study {study}", check)
 
@@ -265,9 +270,12 @@ def in_words(comparison: dict) -> str:
     return f"{arm} against {base}: {bound}{mean} [{low:.2f}, {high:.2f}], {n}"
 
 
-def find_comparison(study: dict, base: str, arm: str) -> dict | None:
-    """The comparison of two arms of a results/NAME/study.json, as of `arm` against `base`."""
+def find_comparison(study: dict, base: str, arm: str, gap: bool = False) -> dict | None:
+    """The comparison of two arms of a results/NAME/study.json, as of `arm` against `base`; `gap`:
+    of test minus training errors.
+    """
     for found in study["comparisons"]:
+        found = found["gap"] if gap else found
         if found["arms"] == [base, arm]:
             return found
         if found["arms"] == [arm, base]:

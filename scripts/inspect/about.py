@@ -138,8 +138,8 @@ def errors(run: Run) -> Table | None:
     if not found:
         return None
     published, note = published_of(run)
-    if run.result.get("overlap"):
-        note = f"Some images of the test split were trained on. {note}".strip()
+    if overlap := run.result.get("overlap"):
+        note = f"Images in two splits: {'; '.join(map(str, overlap))}. {note}".strip()
     rows, head = [], ("measure", "this run")
     if published:
         head += (published.source,)

@@ -55,7 +55,7 @@ def mistakes(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     best = logits.argmax(axis=1)
     wrong = np.flatnonzero(best != labels)
-    others = logits[wrong].copy()
+    others = logits[wrong]
     others[np.arange(len(wrong)), best[wrong]] = -np.inf
     odds = logits[wrong].max(axis=1) - scipy.special.logsumexp(others, axis=1)
     return wrong[np.argsort(-odds, kind="stable")]

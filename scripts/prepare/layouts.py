@@ -149,21 +149,22 @@ def _arrange(
         folder = tuple(parents)
         if folder not in tree.folders:
             tree.folders.update(folder[:depth] for depth in range(1, len(folder) + 1))
-        in_class = bool(folder) and (
-            _WNID.fullmatch(folder[-1])
-            or not (all_synsets or folder[-1].lower() in SPLITS)  # classes of one's own
-        )
+        in_class = bool(folder) and bool(_WNID.fullmatch(folder[-1]))
         if _OFFICIAL_VALIDATION.fullmatch(name) and not in_class:
             validation.append(entry)
         elif name.lower().endswith(ENDINGS):
-            tree.images.setdefault(folder, []).append(entry)
-            for depth in range(len(folder), 0, -1):
-                tree.below[folder[: depth - 1]].add(folder[:depth])
+            _add_image(tree, folder, entry)
         elif fnmatch.fnmatch(name, "*_annotations.txt"):
             tree.annotations[folder] = entry
         elif name:
             left_out[OTHER_ENDING].append(entry.name)
     left_out[HIDDEN] += hidden
+    if not all_synsets and not any(_WNID.fullmatch(f[-1]) for f in tree.folders):
+        for entry in validation.copy():  # in classes of one's own, whatever its name
+            folder = tuple(entry.name.split("/")[:-1])
+            if folder and folder[-1].lower() not in SPLITS:
+                validation.remove(entry)
+                _add_image(tree, folder, entry)
 
     class_of = [(entry, "validation", _validation_wnid(entry.name)) for entry in validation]
     roots = _roots(tree, source, required=not validation)
@@ -187,6 +188,12 @@ def _arrange(
     arranged = Source(shuffled, names, {why: sorted(out) for why, out in left_out.items() if out})
     _require_most_taken(arranged, source)
     return arranged
+
+
+def _add_image(tree: _Tree, folder: Folder, entry: File) -> None:
+    tree.images.setdefault(folder, []).append(entry)
+    for depth in range(len(folder), 0, -1):
+        tree.below[folder[: depth - 1]].add(folder[:depth])
 
 
 def _roots(tree: _Tree, source: Path, *, required: bool) -> dict[Folder, str]:
@@ -259,8 +266,8 @@ def _classes(
     """The images of a split with the names of their classes. Raises DataError where a folder is
     not that of a class.
     """
-    annotated, has_classes = tree.annotations.get(root), tree.below[root] - {(*root, "images")}
-    if annotated and not has_classes:
+    annotated = tree.annotations.get(root)
+    if annotated and len(tree.below[root]) < 2:  # else these are class folders
         lines = read(annotated).decode(errors="replace").splitlines()
         class_of = dict(line.split(maxsplit=2)[:2] for line in lines if len(line.split()) > 1)
         for folder in (root, *sorted(tree.below[root])):

@@ -112,9 +112,11 @@ def read(workdir: Path) -> dict:
 
 
 def preset_of(command: str) -> str | None:
-    """The preset that a command line names last; None if it names none."""
-    flagfile, preset = r"--?flagfile[= ]\S*?\bpresets/(\w+)\.flags", r"--?preset[= ](\w+)"
-    names = [by_file or by_name for by_file, by_name in re.findall(f"{flagfile}|{preset}", command)]
+    """The preset of a command line, None if it names none: the last flagfile of one, as that
+    overrides --preset wherever it stands.
+    """
+    files = re.findall(r"--?flagfile[= ]\S*?\bpresets/(\w+)\.flags", command)
+    names = files or re.findall(r"--?preset[= ](\w+)", command)
     return names[-1] if names else None
 
 

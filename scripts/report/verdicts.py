@@ -4,6 +4,8 @@ A study is what `python -m scripts.ablate` writes: results/NAME/study.json, besi
 the records of its runs.
 """
 
+from collections.abc import Container
+
 from scripts.report.studies import NETWORKS, markdown
 
 MEASURES = {
@@ -44,13 +46,15 @@ def rows(study: dict) -> list[list[str]]:
     return table
 
 
-def not_reached(study: dict) -> list[str]:
-    """A sentence for each arm that got to the error, or through its epochs, with no value tried."""
+def not_reached(study: dict, arms: Container[str] | None = None) -> list[str]:
+    """A sentence for each arm, of `arms`, that got to the error, or through its epochs, with no
+    value tried.
+    """
     did_not = "did not reach it" if study["metric"] == "epochs" else "diverged"
     return [
         f"{arm} {did_not} with any {choice['setting']} of {', '.join(choice['values'])}"
         for arm, choice in study["choice"].items()
-        if not choice["reached"]
+        if not choice["reached"] and (arms is None or arm in arms)
     ]
 
 

@@ -120,7 +120,7 @@ STUDIES = {
             claim="Dropout prevents overfitting.",
             source=f"{KRIZHEVSKY}, 4.2; the lecture",
             others=f"0.470 with 0.5, 0.497 with 0.3 {CAFFENET}",
-            hours=1.6,
+            hours=2.2,
         ),
         Study(
             "augmentation",
@@ -133,7 +133,7 @@ STUDIES = {
             overfitting=True,
             claim="Without this scheme, the network suffers from substantial overfitting.",
             source=f"{KRIZHEVSKY}, 4.1",
-            hours=1.6,
+            hours=2.2,
         ),
         Study(
             "pooling",
@@ -145,7 +145,7 @@ STUDIES = {
             margin=0.5,
             claim="Overlapping pooling lowers the top-1 error by 0.4 points.",
             source=f"{KRIZHEVSKY}, 3.4",
-            hours=1.6,
+            hours=2.2,
         ),
         Study(
             "lrn_small",
@@ -158,7 +158,7 @@ STUDIES = {
             claim="Normalization lowers the top-1 error by 1.4 points.",
             source=f"{KRIZHEVSKY}, 3.3",
             others=f"0.471 without, 0.470 with {CAFFENET}",
-            hours=1.6,
+            hours=2.2,
         ),
         Study(
             "lenet_loss",
@@ -252,7 +252,7 @@ STUDIES = {
             margin=0.5,
             claim="Two towers lower the top-1 error by 1.7 points.",
             source=f"{KRIZHEVSKY}, 3.2",
-            hours=1.4,
+            hours=2.0,
         ),
         Study(
             "depth",
@@ -264,7 +264,7 @@ STUDIES = {
             margin=0.5,
             claim="Without any of the middle layers the top-1 error is about 2 points higher.",
             source=f"{KRIZHEVSKY}, 7",
-            hours=1.6,
+            hours=2.2,
         ),
         Study(
             "color",
@@ -276,7 +276,7 @@ STUDIES = {
             margin=0.5,
             claim="Altered intensities lower the top-1 error by over 1 point.",
             source=f"{KRIZHEVSKY}, 4.1",
-            hours=1.6,
+            hours=2.2,
         ),
         Study(
             "lenet_optimizer",

@@ -216,7 +216,7 @@ def judge(
         sentence += f", within the margin of {small}"
     sentence += _not_there(comparison, names)
     if exploratory:
-        sentence += "; exploratory: it was changed after its start"
+        sentence += "; exploratory: the study changed after it started"
     return comparison | {"verdict": verdict, "within_margin": within_margin, "sentence": sentence}
 
 

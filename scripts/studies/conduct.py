@@ -63,7 +63,7 @@ def conduct(
             unit = "%" * metric.endswith("pct")
             words = f"{'more than ' * censored}{value:g}{unit} {verdicts.MEASURES[metric]}"
             if run in outcome.with_other_data(known):
-                words += "; on other data than the runs before it, so not compared"
+                words += "; on other data than the runs before it"
             try:
                 if keep:
                     outcome.keep(study, run, results_dir)
@@ -108,11 +108,14 @@ def conduct(
     print_study(study, contents)
     if records:
         figure.draw(study, records, workdir)
-    if add:
-        for run in todo:  # those too that were finished before --add was given
+    problems = [f"missing: {'; '.join(missing)}"] * bool(missing)
+    for run in todo if add else ():  # those too that were finished before --add was given
+        try:
             outcome.keep(study, run, results_dir)
-    if missing:
-        raise UserError(f"missing: {'; '.join(missing)}")
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
     if add:
         for name in ("study.json", "figure.svg", "figure.png"):
             write_atomic(kept / name, (workdir / name).read_bytes())

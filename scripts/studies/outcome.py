@@ -1,6 +1,5 @@
 """What a study found: the results of its runs, compared in pairs of one seed."""
 
-import functools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -121,27 +120,16 @@ def analyze(
         for arm, found in values.items()
         if found
     }
-    first, *others = study.arms
-    comparisons = [
-        {"arms": [first, arm]} | compare.compare(values[first], values[arm], ratio=study.ratio)
-        for arm in others
-    ]
-    judge = functools.partial(
-        compare.judge,
-        unit="epochs" if study.ratio else "points",
-        margin=study.margin,
-        num_comparisons=len(others),
-        exploratory=exploratory,
-    )
-    adjusted = compare.holm([comparison["p"] for comparison in comparisons])
-    for comparison, p in zip(comparisons, adjusted, strict=True):
-        names = tuple(comparison["arms"])
-        comparison["p_adjusted"] = p
-        comparison |= judge(comparison, names=names, metric=MEASURES[study.metric])
-        if study.overfitting:
-            gap = compare.compare(*(_gaps(records, arm) for arm in names), ratio=False)
-            gap = judge(gap | {"p_adjusted": gap["p"]}, names=names, metric=GAP)
-            comparison |= {"gap": gap, "sentence": f"{comparison['sentence']}; {gap['sentence']}"}
+    unit = "epochs" if study.ratio else "points"
+    options = dict(metric=MEASURES[study.metric], unit=unit, exploratory=exploratory)
+    comparisons = _judged(values, study, **options)
+    if study.overfitting:
+        gaps = {arm: _gaps(records, arm) for arm in study.arms}
+        gaps = _judged(gaps, study, metric=GAP, unit="points", exploratory=False)
+        for comparison, gap in zip(comparisons, gaps, strict=True):
+            sentence = f"{gap['sentence']}; {comparison['sentence']}"
+            comparison |= {"gap": gap, "sentence": sentence}
+    for comparison in comparisons:
         if missing:
             comparison["sentence"] += f"; {missing} runs are missing"
     return {
@@ -153,6 +141,35 @@ def analyze(
         "hours_trained": round(sum(r["wall_time_s"] for r in records.values()) / 3600, 2),
         "studies": sorted({record.get("study", study.name) for record in records.values()}),
     }
+
+
+def _judged(
+    values: Mapping[str, Mapping[int, Measured]],
+    study: Study,
+    *,
+    metric: str,
+    unit: str,
+    exploratory,
+) -> list[dict]:
+    """The comparison of each arm with the first: arm -> seed -> what is compared."""
+    first, *others = study.arms
+    comparisons = [
+        {"arms": [first, arm]} | compare.compare(values[first], values[arm], ratio=unit == "epochs")
+        for arm in others
+    ]
+    adjusted = compare.holm([comparison["p"] for comparison in comparisons])
+    return [
+        compare.judge(
+            comparison | {"p_adjusted": p},
+            names=tuple(comparison["arms"]),
+            metric=metric,
+            unit=unit,
+            margin=study.margin,
+            num_comparisons=len(others),
+            exploratory=exploratory,
+        )
+        for comparison, p in zip(comparisons, adjusted, strict=True)
+    ]
 
 
 def _gaps(records: Mapping[Run, dict], arm: str) -> dict[int, Measured]:
