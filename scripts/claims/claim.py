@@ -10,7 +10,8 @@ from typing import NamedTuple
 from scripts.claims.facts import Facts, mean_interval
 from scripts.report.verdicts import not_reached
 from scripts.studies.catalog import STUDIES
-from scripts.studies.compare import Measured, compare, judge
+from scripts.studies.compare import Measured
+from scripts.studies.outcome import judged
 
 NOW = "computed now"
 REENCODED = "on re-encoded images"  # of CIFAR-10
@@ -231,20 +232,18 @@ def paired(
     """
 
     def check(facts: Facts) -> tuple[str, str]:
-        arm, base = (
-            {
+        both = STUDIES[study]._replace(arms=dict.fromkeys(reversed(arms), ()))
+        values = {
+            name: {
                 run["seed"]: Measured(number)
-                for run in facts.runs_of(STUDIES[study].network(name), study, name)
+                for run in facts.runs_of(both.network(name), study, name)
                 if (number := value(run)) is not None
             }
-            for name in arms
-        )
-        comparison = compare(base, arm, ratio=False)
+            for name in both.arms
+        }
+        (comparison,) = judged(values, both, metric="", ratio=False, exploratory=False)
         if not comparison["pairs"]:
             return NONE, not_yet(study)
-        comparison |= {"arms": arms[::-1], "p_adjusted": comparison["p"]}
-        options = dict(unit="points", margin=STUDIES[study].margin, exploratory=False)
-        comparison = judge(comparison, names=arms[::-1], **options)
         status = _status([agrees(comparison)], [comparison["pairs"]])
         exploratory = "; exploratory" * facts.studies.get(study, {}).get("exploratory", False)
         return in_words(comparison) + exploratory + note, status

@@ -120,12 +120,11 @@ def analyze(
         for arm, found in values.items()
         if found
     }
-    unit = "epochs" if study.ratio else "points"
-    options = dict(metric=MEASURES[study.metric], unit=unit, exploratory=exploratory)
-    comparisons = _judged(values, study, **options)
+    options = dict(metric=MEASURES[study.metric], ratio=study.ratio, exploratory=exploratory)
+    comparisons = judged(values, study, **options)
     if study.overfitting:
         gaps = {arm: _gaps(records, arm) for arm in study.arms}
-        gaps = _judged(gaps, study, metric=GAP, unit="points", exploratory=False)
+        gaps = judged(gaps, study, metric=GAP, ratio=False, exploratory=False)
         for comparison, gap in zip(comparisons, gaps, strict=True):
             sentence = f"{gap['sentence']}; {comparison['sentence']}"
             comparison |= {"gap": gap, "sentence": sentence}
@@ -143,18 +142,22 @@ def analyze(
     }
 
 
-def _judged(
+def judged(
     values: Mapping[str, Mapping[int, Measured]],
     study: Study,
     *,
     metric: str,
-    unit: str,
-    exploratory,
+    ratio: bool,
+    exploratory: bool,
 ) -> list[dict]:
-    """The comparison of each arm with the first: arm -> seed -> what is compared."""
+    """The comparison of each arm of a study with its first.
+
+    Args:
+      values: arm -> seed -> what is compared, of which `metric` is the name.
+    """
     first, *others = study.arms
     comparisons = [
-        {"arms": [first, arm]} | compare.compare(values[first], values[arm], ratio=unit == "epochs")
+        {"arms": [first, arm]} | compare.compare(values[first], values[arm], ratio=ratio)
         for arm in others
     ]
     adjusted = compare.holm([comparison["p"] for comparison in comparisons])
@@ -163,7 +166,7 @@ def _judged(
             comparison | {"p_adjusted": p},
             names=tuple(comparison["arms"]),
             metric=metric,
-            unit=unit,
+            unit="epochs" if ratio else "points",
             margin=study.margin,
             num_comparisons=len(others),
             exploratory=exploratory,
