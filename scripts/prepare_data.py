@@ -22,7 +22,8 @@ named by wnids. Images get 256 pixels; EXIF orientation is ignored. All of Image
 GB, 260 GB with --record_format=raw.
 
 Hidden and system files are ignored. Corrupt files are printed, listed in damaged.txt and left out.
-At the end stands what each split and class got, and what was left out.
+At the end stands what each split and class got, what was left out, and which images are equal to
+the pixel though in two splits or of two classes.
 
 Exit codes: 0 prepared (now or before), 2 wrong flags or a killed worker process, 65 wrong or
 corrupt files, 74 no network or a folder that cannot be written, 75 another process is preparing the
@@ -35,6 +36,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from common import launch, provenance
@@ -44,6 +46,7 @@ from common.refusals import suggestion
 from scripts.prepare import imagenet, qmnist
 from scripts.prepare.encode import PNG_MAX_SIZE, RECORD_FORMATS, Form
 from scripts.prepare.entries import official_tars
+from scripts.prepare.equal_images import equal_images
 from scripts.prepare.idx import find_pairs, prepare_idx
 from scripts.prepare.layouts import OTHER_ENDING, Source, draw_test_split, find_images, synsets
 from scripts.prepare.published import PUBLISHED_SETS, cannot_write, prepare_published
@@ -256,7 +259,11 @@ def write(found: Source, prepared: Path, form: Form, num_workers: int) -> Path:
         print(f"{dataset} is already prepared in {prepared}")
         return prepared
     corrupt = [name for shard in shards for name, _ in shard.damaged]
-    print(table(found, corrupt))
+    digests = {
+        split: np.concatenate([shard.digests for shard in shards if shard.split == split])
+        for split in found.splits
+    }
+    print("\n".join([table(found, corrupt), *equal_images(found, digests)]))
     counts = dict.fromkeys(found.splits, 0)
     for shard in shards:
         counts[shard.split] += shard.count

@@ -444,6 +444,40 @@ def test_idx_files(tmp_path, capsys):
     assert "other-images" in one_error(capsys)
 
 
+def test_equal_images_in_two_splits_or_of_two_classes_are_named(tmp_path, capsys):
+    """Equal images are found by their pixels; of files that could not be read nothing is said."""
+    colors = {f"train/{name}/{i}.png": (9 * i, 50, ord(name)) for name in "ab" for i in range(4)}
+    colors |= {f"val/{name}/{i}.png": (9 * i, 90, ord(name)) for name in "ab" for i in range(4)}
+    colors |= {"val/a/in_train.png": colors["train/a/1.png"]}
+    colors |= {"train/b/as_a.png": colors["train/a/2.png"]}
+    colors |= {"train/b/again.png": colors["train/b/3.png"]}  # worth no word
+    for name, color in colors.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        # Other bytes, the same pixels.
+        options = {"compress_level": 0} if name == "val/a/in_train.png" else {}
+        content = image_file(color, (8, 8), "PNG", **options)
+        (tmp_path / "tree" / name).write_bytes(content)
+    for split in "train", "val":
+        (tmp_path / "tree" / split / "a" / "empty.png").write_bytes(b"")
+    assert prepare(tmp_path, tmp_path / "tree", "--size=8") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("equal")]
+    splits, classes = (line.replace(" = ", " ").split() for line in lines)
+    assert {"1", "splits:", "train/a/1.png", "val/a/in_train.png"} < set(splits)
+    assert {"1", "classes:", "train/a/2.png", "train/b/as_a.png"} < set(classes)
+    images, labels = np.arange(8 * 9, dtype=np.uint8).reshape(8, 3, 3), np.arange(8) % 2
+    for split, chosen in ("train", [0, 1, 2, 3, 4]), ("test", [5, 6, 3]):
+        content = idx(images[chosen]), idx(labels[chosen].astype(np.uint8))
+        (tmp_path / f"{split}-images-idx3-ubyte").write_bytes(content[0])
+        (tmp_path / f"{split}-labels-idx1-ubyte").write_bytes(content[1])
+    arguments = [f"--source={tmp_path}", f"--data_dir={tmp_path}", "--dataset=digits"]
+    assert prepare_data.main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("equal")]
+    (line,) = lines
+    assert "1 images in two splits: " in line
+    assert line.endswith("train-images-idx3-ubyte, image 00000003")
+    assert "test-images-idx3-ubyte, image 00000002 = " in line
+
+
 # ---- names of sets
 
 

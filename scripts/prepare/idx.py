@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import DataError
+from scripts.prepare import equal_images
 from scripts.prepare.encode import Form, resized
 from scripts.prepare.layouts import SPLITS, File, Source
 from scripts.prepare.published import prepared_before, read_idx, write_published
@@ -84,10 +85,11 @@ def prepare_idx(
         {},
     )
     found, digest = draw(found), hashlib.sha256()
-    splits = {}
+    splits, digests = {}, {}
     for split, files in found.splits.items():
         place, labels = files[0].path, np.array([file.label for file in files])
         splits[split] = arrays[place][0][[file.offset for file in files]], labels
+        digests[split] = np.array([equal_images.digest(x) for x in splits[split][0]], np.uint64)
         for array in splits[split]:
             digest.update(f"{split} {array.dtype} {array.shape}".encode() + array.tobytes())
     description = f"From IDX files. SHA-256 of images and labels: {digest.hexdigest()}"
@@ -97,7 +99,7 @@ def prepare_idx(
     folder = write_published(
         data_dir, dataset, "1.0.0", splits, names, keep_order=True, description=description
     )
-    print(table(found))
+    print("\n".join([table(found), *equal_images.equal_images(found, digests)]))
     return folder
 
 

@@ -37,6 +37,7 @@ from common.errors import DataError, LockedError, StorageError, one_line
 from common.storage import make_folder
 from scripts.prepare.encode import Form, center_square, encode
 from scripts.prepare.entries import File, read
+from scripts.prepare.equal_images import DAMAGED, digest
 from scripts.prepare.layouts import Source
 from scripts.prepare.workers import interrupt_blocked, interrupt_noted, worker_pool
 
@@ -56,6 +57,7 @@ class Shard(NamedTuple):
       num_bytes: of its records.
       damaged: (name, reason) of the corrupt source files, which are not in it.
       resumed: written by an earlier run.
+      digests: (files,) uint64, `equal_images.digest` of each source file's image, or DAMAGED.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Shard(NamedTuple):
     num_bytes: int
     damaged: list[tuple[str, str]]
     resumed: bool
+    digests: np.ndarray
 
 
 class Sums(NamedTuple):
@@ -191,7 +194,8 @@ def _write_shards(
             total += arrays[key]
         count, num_bytes = int(arrays["count"]), int(arrays["num_bytes"])
         damaged = [tuple(line.split("\t", 1)) for line in arrays["damaged"].tolist()]
-        shards[name] = Shard(name, split, count, num_bytes, damaged, resumed)
+        digests = arrays["digests"]
+        shards[name] = Shard(name, split, count, num_bytes, damaged, resumed, digests)
         report(shards[name])
         return True
 
@@ -225,11 +229,12 @@ def _write_shard(work: Path, name: str, files: list[File], form: Form) -> None:
     """
     serializer = ExampleSerializer(_features(form, ["any"]).get_serialized_info())
     sums, num_bytes, count, damaged = Sums.zeros(form.shape), 0, 0, []
+    digests = np.full(len(files), DAMAGED, np.uint64)
     temporary = work / f".{name}.tmp"
     try:
         # One record per group, uncompressed: JPEG would not shrink, and raw is there for speed.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        for file in files:
+        for index, file in enumerate(files):
             try:
                 image = center_square(read(file), form)
             except Exception as error:  # the image decoders share no error class
@@ -245,6 +250,7 @@ def _write_shard(work: Path, name: str, files: list[File], form: Form) -> None:
             record = example.SerializeToString(deterministic=True)  # a protobuf map is unordered
             writer.write(record)
             sums.add(image)
+            digests[index] = digest(image)
             num_bytes, count = num_bytes + len(record), count + 1
         writer.close()
     except RuntimeError as error:  # ArrayRecord's
@@ -256,6 +262,7 @@ def _write_shard(work: Path, name: str, files: list[File], form: Form) -> None:
         count=count,
         num_bytes=num_bytes,
         damaged=np.array(damaged, dtype=str),
+        digests=digests,
         **sums._asdict(),
     )
     temporary.replace(work / name)
@@ -273,7 +280,8 @@ def _read_progress(work: Path, name: str) -> dict[str, np.ndarray] | None:
         reader.close()
     except Exception:  # truncated, as by a power failure: it is written again
         return None
-    return progress if complete else None
+    # Before there were digests, such a file had none.
+    return progress if complete and "digests" in progress else None
 
 
 def _features(form: Form, class_names: list[str]) -> tfds.features.FeaturesDict:
