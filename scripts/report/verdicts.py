@@ -4,6 +4,7 @@ A study is what `python -m scripts.ablate` writes: results/NAME/study.json, besi
 the records of its runs.
 """
 
+import re
 from collections.abc import Container
 
 from scripts.report.studies import NETWORKS, markdown
@@ -70,7 +71,8 @@ def verdict_table(studies: list[dict]) -> str:
     table = [["question", "runs", "verdict", "the claim"]]
     for study in (study for study in studies if not study["added"]):
         sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
-        claim = f"{study['claim']} ({study['source']})"
+        source = re.sub(r"(LeCun|Krizhevsky) et al\. ", "", study["source"])  # the years tell
+        claim = f"{study['claim']} ({source})"
         table.append([study["question"], f"{study['pairs']} pairs", "; ".join(sentences), claim])
     return markdown(table)
 
