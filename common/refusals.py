@@ -50,7 +50,7 @@ def suggestion(given: str, known: Iterable[str]) -> str:
     if not _plain(given):
         return ""
     names = {_plain(name): name for name in known}
-    initials = {"".join(word[0] for word in name.split("_")): name for name in names.values()}
+    initials = {"".join(word[:1] for word in name.split("_")): name for name in names.values()}
     if len(given) > 1 and given in initials:
         return initials[given]
     for plain, name in names.items():

@@ -47,6 +47,8 @@ def ls(workdir: Path, checkpointer: Checkpointer) -> None:
     """Prints a row for each checkpoint: finished, set aside as damaged, or not finished (yet)."""
     try:
         split = json.loads((workdir / "config.json").read_text())["track"]
+        if split not in ("validation", "test"):
+            raise ValueError(split)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(
             f"{workdir / 'config.json'} is not of a run, or damaged. `verify` does without it."

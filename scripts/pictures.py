@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.errors import DataError, one_line
 from common.images import MAX_PIXELS, PILLOW_MODES, open_image
 from common.network import Network
 from common.overlap import MNIST_TRAINING_DIGITS
 from lenet.normalize import normalize_digit
-from scripts.prepare.encode import Form, as_shown, resized
+from scripts.prepare.encode import as_shown
 from scripts.prepare.entries import is_hidden, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -159,9 +159,9 @@ def fitted(picture: np.ndarray, network: Network, digit: str = "auto") -> np.nda
         return found[..., None]
     if picture.shape == network.image_shapes[0]:
         return picture
-    height, _, channels = network.image_shapes[0]
+    height, width, channels = network.image_shapes[0]
     image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
-    return resized(image, Form(size=height, grey=channels == 1))
+    return np.asarray(ImageOps.fit(image, (width, height))).reshape(height, width, channels)
 
 
 def seen_part(image: np.ndarray, network: Network) -> np.ndarray:

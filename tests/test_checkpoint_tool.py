@@ -269,7 +269,9 @@ def test_all_steps_removed_while_it_reads_are_no_damage(tmp_path, monkeypatch, c
     )
 
 
-@pytest.mark.parametrize("content", [b"", b'{"steps": 1}', b"[]", b'"track"', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"steps": 1}', b"[]", b'"track"', b"\xff", b'{"track": "[/]"}']
+)
 def test_a_torn_or_foreign_config_gets_one_line(tmp_path, tool, content):
     make_run(tmp_path / "run", 1)
     (tmp_path / "run" / "config.json").write_bytes(content)

@@ -114,7 +114,7 @@ def test_the_table_of_epochs_says_what_was_not_reached(tmp_path):
 
 @pytest.mark.commands
 def test_runs_side_by_side(tmp_path, capsys):
-    for name, rate in (("a", 0.1), ("b", 0.2)):
+    for name, rate in (("a", 0.1), ("b[bold]", 0.2)):
         (tmp_path / name).mkdir()
         settings = {"learning_rate": rate, "seed": 0}
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
@@ -125,17 +125,27 @@ def test_runs_side_by_side(tmp_path, capsys):
         ]
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         (tmp_path / name / "metrics.jsonl").write_text(text)
-    (tmp_path / "b" / "result.json").write_text('{"test_error_pct": 1.5}')
-    runs.compare([tmp_path / "a", tmp_path / "b"], tmp_path / "both.svg")
+    (tmp_path / "b[bold]" / "result.json").write_text('{"test_error_pct": 1.5}')
+    runs.compare([tmp_path / "a", tmp_path / "b[bold]"], tmp_path / "both.svg")
     printed = capsys.readouterr().out
-    assert "learning_rate" in printed and "seed" not in printed and "1.5" in printed
+    assert (
+        "b[bold]" in "".join(printed.split())
+        and "learning_rate" in printed
+        and "seed" not in printed
+        and "1.5" in printed
+    )
     assert (tmp_path / "both.svg").stat().st_size > 3000
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "folder.png").mkdir()
-    (tmp_path / "b" / "result.json").write_text('{"test_error_pct": ')
+    (tmp_path / "b[bold]" / "result.json").write_text('{"test_error_pct": ')
     for arguments in (
         *(["empty"], ["a", "--out=both.gif"], ["a", "--out=none/both.svg"]),
-        *(["a", "--out=empty/folder.png"], ["empty/../b"], ["a", "--check"], ["a", "--arm=c"]),
+        *(
+            ["a", "--out=empty/folder.png"],
+            ["empty/../b[bold]"],
+            ["a", "--check"],
+            ["a", "--arm=c"],
+        ),
     ):
         argv = ["report", *(word.replace("empty", str(tmp_path / "empty")) for word in arguments)]
         argv = [word if word != "a" else str(tmp_path / "a") for word in argv]

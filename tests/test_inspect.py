@@ -445,14 +445,17 @@ def test_a_run_without_weights_or_an_image_that_is_none(inspect, tmp_path):
     run, out = tmp_path / "run", f"--out={tmp_path / 'report.html'}"
     shutil.copytree(GOLDEN / "lenet_deck", run)
     (tmp_path / "image.png").write_text("no image")
+    Image.new("L", (60, 50), 200).save(tmp_path / "blank.png")
     shutil.rmtree(run / "checkpoints")
     for arguments in (
         [run],
         [GOLDEN / "lenet_deck", f"--image={tmp_path / 'image.png'}"],
         [GOLDEN / "lenet_deck", f"--image={tmp_path / 'absent.png'}"],
+        [GOLDEN / "lenet_deck", f"--image={tmp_path / 'blank.png'}"],
     ):
         code, _, err = inspect(*arguments, out)
         assert code in (2, 65, 74) and len(err.splitlines()) == 1
+        assert Path(str(arguments[-1])).name in err
     assert not (tmp_path / "report.html").exists()
 
 

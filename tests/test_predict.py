@@ -130,6 +130,10 @@ def test_a_picture_becomes_what_the_set_stores(photo):
     found = fitted(np.asarray(photo), network)
     center = photo.crop((5, 0, 35, 30)).resize((32, 32), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(found, center)
+    network = network._replace(image_shapes=((20, 60, 3),))  # a set of one size, not square
+    box = (0, 30 / 2 - 40 / 6, 40, 30 / 2 + 40 / 6)
+    center = photo.resize((60, 20), Image.Resampling.BICUBIC, box=box)
+    np.testing.assert_array_equal(fitted(np.asarray(photo), network), center)
 
 
 def test_only_pictures_of_the_training_sets_size_are_taken_as_they_are():

@@ -131,6 +131,7 @@ def test_an_unknown_flag_names_the_one_that_may_be_meant(network, given, meant):
         ("imagenet", "imagenet_256"),
         ("emnist-balanced", "emnist/balanced"),
         ("my-photos", "my_photos"),
+        ("pets2", "pets_"),
         ("mnits", "mnist"),
         ("zebra", ""),
         # Not close to any.
@@ -142,8 +143,9 @@ def test_an_unknown_flag_names_the_one_that_may_be_meant(network, given, meant):
     ],
 )
 def test_an_unknown_set_names_the_one_that_may_be_meant(given, meant, tmp_path):
-    (tmp_path / "my_photos/1.0.0").mkdir(parents=True)
-    (tmp_path / "my_photos/1.0.0/dataset_info.json").touch()
+    for name in "my_photos", "pets_":
+        (tmp_path / name / "1.0.0").mkdir(parents=True)
+        (tmp_path / name / "1.0.0/dataset_info.json").touch()
     with pytest.raises(UserError) as caught:
         find(given, [tmp_path])
     message = str(caught.value)

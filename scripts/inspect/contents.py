@@ -11,7 +11,7 @@ from scripts.inspect.opened import Run
 from scripts.inspect.parts import Item, Subject
 from scripts.inspect.pixels import reduced
 from scripts.inspect.seen import layers_of, mistakes, respond
-from scripts.pictures import fitted, read_picture
+from scripts.pictures import read_fitted
 
 NEAR_MISTAKES = 3  # the most confident ones get their nearest neighbors too
 
@@ -74,10 +74,7 @@ def mistaken(run: Run, logits, features) -> list[tuple[Item, np.ndarray]]:
 def picture_of(run: Run, image: str) -> Picture | None:
     """What is looked at: the user's picture, or the first test example; None without both."""
     if image:
-        network = run.trained.network
-        channels = network.image_shapes[0][-1]
-        original = read_picture(Path(image).expanduser(), channels)
-        stored = fitted(original, network)
+        original, stored = read_fitted(Path(image).expanduser(), run.trained.network)
         title, label = Path(image).name, None
     elif run.test:
         original = stored = run.test.images[0]

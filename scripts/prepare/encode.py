@@ -86,12 +86,7 @@ def _of_eight_bits(image: Image.Image) -> Image.Image:
 
 def resized(image: Image.Image, form: Form) -> np.ndarray:
     """The central square of an image as `form.shape` uint8."""
-    width, height = image.size
-    side = min(width, height)
-    box = (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
-    square = image.convert("L" if form.grey else "RGB").resize(
-        (form.size, form.size), Image.Resampling.BICUBIC, box=box
-    )
+    square = ImageOps.fit(image.convert("L" if form.grey else "RGB"), (form.size, form.size))
     return np.asarray(square).reshape(form.shape)
 
 

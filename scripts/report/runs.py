@@ -53,7 +53,7 @@ def print_table(settings: dict[Path, dict]) -> None:
     for name in RESULTS:
         if any(name in result for result in results):
             table.add_row(name, *(f"{result.get(name, '–')}" for result in results))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def draw(metrics: dict[Path, list[dict]]) -> Figure:
