@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from common.curves import mean_by_epoch
 from common.errors import UserError
@@ -42,7 +42,7 @@ def read_settings(workdir: Path) -> dict:
 
 def print_table(settings: dict[Path, dict]) -> None:
     """A column for each run: the settings that are not the same in all, then the results."""
-    table = Table("", *(str(workdir) for workdir in settings))
+    table = Table("", *(Column(str(workdir), overflow="fold") for workdir in settings))
     names = dict.fromkeys(name for each in settings.values() for name in each)
     for name in names:
         values = [str(each.get(name, "–")) for each in settings.values()]
