@@ -141,7 +141,9 @@ def prepare_function(
         mirrored = jax.random.bernoulli(mirror_key) if mirrors else False
         if augmentation == "none":
             image = extended(image)
-            x = crop(image, mean, _center(image, crop_size), False)
+            height, width, _ = image.shape
+            center = (height - crop_size) // 2, (width - crop_size) // 2
+            x = crop(image, mean, center, False)
         else:
             image = extended(image, pad) if on_background else jnp.pad(image, margins)
             height, width, _ = image.shape
@@ -187,10 +189,6 @@ def on_its_background(
     margins = [(each // 2 + pad, each - each // 2 + pad) for each in missing] + [(0, 0)]
     inside = np.pad(np.ones((height, width, 1), bool), margins)
     return jnp.where(inside, jnp.pad(image, margins), background)
-
-
-def _center(image, crop_size: int) -> tuple[int, int]:
-    return (image.shape[0] - crop_size) // 2, (image.shape[1] - crop_size) // 2
 
 
 def resized_crop(

@@ -86,8 +86,6 @@ def normalization(
     """
     if lrn == "none":
         return None
-    if size < 1 or size % 2 == 0:
-        raise UserError(f"--lrn_size={size}: the size of a window must be odd")
     options = dict(size=size, alpha=alpha, beta=0.75, k=k, alpha_over_n=alpha_over_n)
     if lrn == "within_map":
         return functools.partial(within_map_normalization, **options)

@@ -164,9 +164,7 @@ class AlexNet(LayerSequence):
         numbers = dict(size=lrn_size, alpha=lrn_alpha, alpha_over_n=lrn_alpha_over_n, k=lrn_k)
         self.norm = normalizations.normalization(lrn, towers=towers, **numbers)
         # cnorm2 of layers-145.cfg: rnorm with size 5, scale 0.001, pow 0.75.
-        self.map_norm = normalizations.normalization(
-            "within_map", size=5, alpha=1e-3, alpha_over_n=True, k=1.0, towers=1
-        )
+        self.map_norm = normalizations.within_map_normalization
         self.dropout, self.dropout_scaling, self.before_fc = dropout, dropout_scaling, before_fc
         absent = () if conv4 else ("conv4", "activation4")
         names = f"{CONV_ORDERS[norm_order]} {FC_ORDERS[dropout_at]}".split()

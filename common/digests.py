@@ -71,15 +71,6 @@ def shapes(tree) -> dict[str, str]:
     return shapes
 
 
-def require_fit(params, target, workdir: Path) -> None:
-    """Raises UserError, naming the leaf, unless the weights `params` of the run in `workdir` have
-    the shapes of `target`.
-    """
-    require_same_shapes(
-        shapes(params), shapes(target), workdir, "--init_from needs a run of the same network."
-    )
-
-
 def require_same_shapes(
     theirs: dict[str, str], ours: dict[str, str], where: Path, advice: str
 ) -> None:

@@ -86,33 +86,17 @@ class Processes(NamedTuple):
     @staticmethod
     def define(flag_values: flags.FlagValues) -> None:
         """Declares the flags."""
-        own = dict(flag_values=flag_values)
-        flags.DEFINE_boolean(
-            "multihost",
-            False,
-            "Join several processes into one run: under SLURM, Kubernetes, or on TPU slices.",
-            **own,
-        )
-        flags.DEFINE_string(
-            "coordinator_address",
-            "",
-            "Elsewhere, with --multihost: HOST:PORT of process 0, the same in all processes.",
-            **own,
-        )
-        flags.DEFINE_integer(
-            "num_processes",
-            -1,
-            "Elsewhere, with --multihost: the number of processes.",
-            lower_bound=-1,
-            **own,
-        )
-        flags.DEFINE_integer(
-            "process_id",
-            -1,
-            "Elsewhere, with --multihost: the number of this process, from 0.",
-            lower_bound=-1,
-            **own,
-        )
+        own, elsewhere = dict(flag_values=flag_values), "Elsewhere, with --multihost: "
+        what = "Join several processes into one run: under SLURM, Kubernetes, or on TPU slices."
+        flags.DEFINE_boolean("multihost", False, what, **own)
+        what = f"{elsewhere}HOST:PORT of process 0, the same in all processes."
+        flags.DEFINE_string("coordinator_address", "", what, **own)
+        numbers = {
+            "num_processes": "the number of processes.",
+            "process_id": "the number of this process, from 0.",
+        }
+        for name, what in numbers.items():
+            flags.DEFINE_integer(name, -1, f"{elsewhere}{what}", lower_bound=-1, **own)
 
     @classmethod
     def read(cls, flag_values: flags.FlagValues) -> "Processes":

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.classes import listed, matched
-from common.digests import require_fit
+from common.digests import require_same_shapes, shapes
 from common.errors import UserError
 from common.flags import changes
 from common.network import Network, Trained
@@ -90,8 +90,9 @@ def given_params(
         return {}, about if network.frozen else None
     given, head = jax.device_get(source.params), network.head
     theirs = given.pop(head, {})
-    body = {layer: shapes for layer, shapes in target.items() if layer != head}
-    require_fit(given, body, Path(network.config.init_from))
+    body = {layer: each for layer, each in target.items() if layer != head}
+    advice = "--init_from needs a run of the same network."
+    require_same_shapes(shapes(given), shapes(body), Path(network.config.init_from), advice)
     outputs = matched(names, source.class_names, network.num_classes, source.network.num_classes)
     if head not in target:
         _require_same_places(network.config, outputs, source.class_names)

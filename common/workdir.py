@@ -297,10 +297,14 @@ def _locked(workdir: Path):
 
 
 def write_result(workdir: Path, result: dict) -> None:
-    """Writes result.json; arrays become lists, a list of numbers stands on one line."""
-    text = json.dumps(result, indent=2, allow_nan=False, default=lambda array: array.tolist())
-    text = re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text)
-    write_atomic(workdir / "result.json", text + "\n")
+    """Writes result.json."""
+    write_atomic(workdir / "result.json", to_text(result))
+
+
+def to_text(content: dict) -> str:
+    """JSON; arrays become lists, a list of numbers stands on one line."""
+    text = json.dumps(content, indent=2, allow_nan=False, default=lambda array: array.tolist())
+    return re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"
 
 
 def headline(config, workdir: Path) -> str:

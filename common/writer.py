@@ -70,7 +70,7 @@ class Writer:
         hint: str = "",
         learning_rate: Callable[[int], float] | None = None,
     ):
-        self._workdir, self._first_step, self._num_steps = Path(workdir), first_step, num_steps
+        self._workdir, self._num_steps = Path(workdir), num_steps
         self._steps_per_epoch = steps_per_epoch
         self._before = before or {
             "images": 0,

@@ -77,17 +77,7 @@ def assemble(
 
 
 def load(workdir: str | Path, step: int | str | None = None) -> Trained:
-    """The network of a run, with the weights that its evaluation uses.
-
-    Args:
-      workdir: the run's folder.
-      step: that of a checkpoint; None or "newest": the newest intact one; "best": the one with the
-        least validation error.
-
-    Raises:
-      UserError: it holds no LeNet-5 run, or no such checkpoint.
-      StorageError: no checkpoint is intact.
-    """
+    """See `lenet.load`; its weights are those that the run's evaluation uses."""
     workdir = Path(workdir).expanduser()
     config = read_config(Config, workdir, "a LeNet-5")
     weights = "average" if config.average_decay else "params"

@@ -59,7 +59,7 @@ class SDLMState(NamedTuple):
     curvature: PyTree[Float[Array, "..."]]  # h_kk of eq. 21, estimated before each pass
 
 
-def sdlm(schedule: optax.Schedule, mu: float = MU) -> optax.GradientTransformation:
+def sdlm(schedule: optax.Schedule) -> optax.GradientTransformation:
     """w_k <- w_k - eta / (mu + h_kk) dE/dw_k (eq. 21). The training loop sets the state's h_kk."""
 
     def init(params):
@@ -67,7 +67,7 @@ def sdlm(schedule: optax.Schedule, mu: float = MU) -> optax.GradientTransformati
 
     def update(grads, state, params=None):
         eta = schedule(state.count)
-        updates = jax.tree.map(lambda grad, h: -eta / (mu + h) * grad, grads, state.curvature)
+        updates = jax.tree.map(lambda grad, h: -eta / (MU + h) * grad, grads, state.curvature)
         return updates, SDLMState(optax.safe_increment(state.count), state.curvature)
 
     return optax.GradientTransformation(init, update)

@@ -168,19 +168,17 @@ def _scored(
     trained: Trained, images: Sequence[np.ndarray], size: int, flag_values: flags.FlagValues
 ) -> list[tuple[list[int], list[float]]]:
     """The most probable labels of each image, and their probabilities."""
-    found = [None] * len(images)
-    for shape in {image.shape for image in images}:
-        places = [place for place, image in enumerate(images) if image.shape == shape]
-        batch = np.zeros((size, *shape), np.uint8)  # one program for all
-        batch[: len(places)] = [images[place] for place in places]
-        if flag_values.crops == "ten":
-            probabilities = np.asarray(_ten_views(trained.network, trained.params, batch))
-        else:
-            probabilities = trained.predict(batch)
-        labels = np.argsort(-probabilities, axis=1, kind="stable")[:, : flag_values.top_k]
-        for place, of, row in zip(places, labels, probabilities, strict=False):
-            found[place] = of.tolist(), row[of].tolist()
-    return found
+    if not images:
+        return []
+    batch = np.zeros((size, *images[0].shape), np.uint8)  # one program for all
+    batch[: len(images)] = images
+    if flag_values.crops == "ten":
+        probabilities = np.asarray(_ten_views(trained.network, trained.params, batch))
+    else:
+        probabilities = trained.predict(batch)
+    probabilities = probabilities[: len(images)]
+    labels = np.argsort(-probabilities, axis=1, kind="stable")[:, : flag_values.top_k]
+    return [(of.tolist(), row[of].tolist()) for of, row in zip(labels, probabilities, strict=True)]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -38,13 +38,12 @@ from common.errors import UserError
 from common.examples import Examples
 from common.network import Network, Trained
 from common.storage import require_place
-from common.workdir import write_atomic
+from common.workdir import to_text, write_atomic
 from lenet import space_displacement
 from lenet.data import load_splits
 from lenet.network import load
 from lenet.normalize import CENTER, INK_LEVEL, MIN_PART, SIZE, normalize_digit
 from scripts.predict_string import require_digits
-from scripts.report.results import to_text
 
 STRINGS, LENGTH = 1000, 5
 DISTANCES = 20, 28  # pixels between two centers

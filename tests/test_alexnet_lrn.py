@@ -203,7 +203,5 @@ def test_what_it_cannot_do_is_said():
         local_response_normalization(x, size=4)
     with pytest.raises(UserError, match="size 2"):
         within_map_normalization(x, size=2)
-    with pytest.raises(UserError, match="--lrn_size=4"):
-        normalization("across", size=4, alpha=1.0, alpha_over_n=True, k=1.0)
     with pytest.raises(UserError, match=r"6 .*4 towers"):
         local_response_normalization(x, towers=4)

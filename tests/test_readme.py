@@ -31,7 +31,7 @@ from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import suites
 from scripts.claims import __main__ as claims
 from scripts.convert import __main__ as convert
-from scripts.faults import campaign as faults
+from scripts.faults import __main__ as faults
 from scripts.inspect import __main__ as inspect
 from scripts.report import __main__ as report
 from scripts.report import results, studies, verdicts

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import LockedError, NonFiniteError, StorageError, UserError
+from common.workdir import to_text
 from scripts import ablate
 from scripts.report import results
 from scripts.studies import conduct, outcome, plan, runner
@@ -248,7 +249,7 @@ def test_runs_whose_records_are_in_results_are_not_trained_again(conducted, tmp_
         record = results.read(run.workdir) | {"study": "first", "arm": run.arm}
         path = outcome.record_file(study, run, tmp_path / "kept")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(results.to_text(record))
+        path.write_text(to_text(record))
     options = ("--seeds=1", "--name=second", "--workdir=again", "--results=kept")
     done = program(*AD_HOC, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -305,7 +306,7 @@ def test_a_run_with_other_settings_in_its_folder_is_not_taken(tmp_path):
 
 
 def test_a_study_is_that_of_its_folder(tmp_path):
-    (tmp_path / "study.json").write_text(results.to_text(plan.to_json(OWN)))
+    (tmp_path / "study.json").write_text(to_text(plan.to_json(OWN)))
     old = plan.from_json(tmp_path / "study.json")
     plan.require_same(OWN, old, tmp_path)
     plan.require_same(OWN._replace(pairs=9), old, tmp_path)

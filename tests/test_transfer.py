@@ -33,9 +33,8 @@ from common.loop import fit
 from common.order import hold_out
 from common.subset import first_of_each_class, of_classes
 from common.transfer import frozen_layers, table
-from common.workdir import saved_steps, write_config
+from common.workdir import saved_steps, to_text, write_config
 from scripts.prepare.builders import write_prepared
-from scripts.report import results
 from scripts.studies import conduct, plan
 from scripts.studies.plan import Study
 
@@ -592,7 +591,7 @@ def test_arms_start_from_the_run_of_their_seed(tmp_path):
     tried = plan.choice_runs(chosen, "transfer", ["0.1", "0.2"], tmp_path)
     assert [run.seed for run in plan.pretraining_runs(chosen, tried, tmp_path)] == [0, 1, 2]
     path = tmp_path / "study.json"
-    path.write_text(results.to_text(plan.to_json(STUDY)))
+    path.write_text(to_text(plan.to_json(STUDY)))
     plan.require_same(STUDY, plan.from_json(path), tmp_path)
     with pytest.raises(UserError, match="pretraining"):
         plan.require_same(STUDY._replace(pretraining=()), plan.from_json(path), tmp_path)

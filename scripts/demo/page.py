@@ -4,11 +4,10 @@ import base64
 import hashlib
 from pathlib import Path
 
-import jinja2
 import markupsafe
 
 from scripts.demo.contents import Contents
-from scripts.inspect.page import without_controls
+from scripts.inspect.page import environment_of, without_controls
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("network.js", "normalize.js", "view.js", "main.js")
@@ -27,13 +26,7 @@ def render(contents: Contents) -> str:
     """The page. All that comes from the run is escaped; the browser runs the script and the style
     with these hashes alone.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = environment_of(FOLDER)
     environment.filters["shown"] = without_controls
     script = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
     style = (FOLDER / "style.css").read_text()

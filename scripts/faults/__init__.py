@@ -13,5 +13,5 @@ stranger.py       checkpoints that were made to harm
 releases.py       run folders of older versions
 data.py           labels in another order, overlapping splits, sources with more than classes
 environment.py    variables, users, locales, limits of memory
-campaign.py       the command: all of them, their rows and the file
+__main__.py       the command: all of them, their rows and the file
 """

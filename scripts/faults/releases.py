@@ -51,7 +51,10 @@ def evaluated(workdir: Path, expected: dict) -> str:
     if done.returncode:
         return f"exit code {done.returncode}: {done.stderr.splitlines()[-1:]}"
     now, then = json.loads(done.stdout), expected["evaluation_then"]
-    is_same = now["step"] == then["step"] and abs(now["error_pct"] - then["error_pct"]) <= 0.2
+    is_same = (
+        now["step"] == then["step"] == expected["interrupted_at_step"]
+        and abs(now["error_pct"] - then["error_pct"]) <= 0.2
+    )
     return "same" if is_same and math.isclose(now["loss"], then["loss"], rel_tol=1e-4) else "other"
 
 

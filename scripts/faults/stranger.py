@@ -95,11 +95,11 @@ def store(folder: Path, key: str, value: bytes, **options) -> None:
     ts.KvStore.open(kvstore).result().write(key.encode(), value).result()
 
 
-def change_array(folder: Path, **entries) -> None:
+def change_array(folder: Path, array: str = KERNEL, **entries) -> None:
     """Changes what Zarr says of an array."""
     kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
-    zarray = json.loads(kvstore.read(f"{KERNEL}/.zarray".encode()).result().value)
-    store(folder, f"{KERNEL}/.zarray", json.dumps(zarray | entries).encode())
+    zarray = json.loads(kvstore.read(f"{array}/.zarray".encode()).result().value)
+    store(folder, f"{array}/.zarray", json.dumps(zarray | entries).encode())
 
 
 def zstd_of_zeros(size: int) -> bytes:
@@ -167,10 +167,7 @@ def petabytes_everywhere(folder: Path, outside: Path) -> None:
 
     describe_as(folder, change)
     for name, shape in (("kernel", [84, classes]), ("bias", [classes])):
-        kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
-        key = f"params.output.{name}/.zarray".encode()
-        zarray = json.loads(kvstore.read(key).result().value)
-        kvstore.write(key, json.dumps(zarray | {"shape": shape, "chunks": shape}).encode()).result()
+        change_array(folder, f"params.output.{name}", shape=shape, chunks=shape)
 
 
 def another_compressor(folder: Path, outside: Path) -> None:

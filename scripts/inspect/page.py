@@ -19,19 +19,24 @@ FEW, MANY = 3, 30
 
 def render(subjects: list[Subject]) -> str:
     """The page. All that comes from files is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=filled_in,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = environment_of(Path(__file__).parent)
+    environment.finalize = filled_in
     environment.filters |= {"data_uri": data_uri, "base64": as_base64, "shown_width": shown_width}
     environment.filters["percent"] = percent
     environment.globals["MANY"] = MANY
     template = environment.get_template("report.html.jinja")
     return template.render(subjects=subjects, command=provenance.command())
+
+
+def environment_of(folder: Path) -> jinja2.Environment:
+    """What renders the templates of a folder, with all that is filled in escaped."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def without_controls(text: str) -> str:

@@ -10,5 +10,6 @@ encode.py     resizes, crops and encodes one image
 imagenet.py   writes imagenet_256, or a set of one's own, from such a list, in parallel
 idx.py        a set of one's own from IDX files
 table.py      what each split and class got
+equal_images.py  which images are there twice
 workers.py    its processes
 """

@@ -2,7 +2,6 @@
 as they are or under train/, val/ and test/.
 """
 
-import fnmatch
 import functools
 import re
 import tarfile
@@ -154,7 +153,7 @@ def _arrange(
             validation.append(entry)
         elif name.lower().endswith(ENDINGS):
             _add_image(tree, folder, entry)
-        elif fnmatch.fnmatch(name, "*_annotations.txt"):
+        elif name.endswith("_annotations.txt"):
             tree.annotations[folder] = entry
         elif name:
             left_out[OTHER_ENDING].append(entry.name)

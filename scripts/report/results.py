@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from common.curves import mean_by_epoch
 from common.errors import StorageError, UserError
-from common.workdir import read_metrics, write_atomic
+from common.workdir import read_metrics, to_text, write_atomic
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -118,9 +118,3 @@ def preset_of(command: str) -> str | None:
     files = re.findall(r"--?flagfile[= ]\S*?\bpresets/(\w+)\.flags", command)
     names = files or re.findall(r"--?preset[= ](\w+)", command)
     return names[-1] if names else None
-
-
-def to_text(result: dict) -> str:
-    """JSON with a list of numbers on one line."""
-    text = json.dumps(result, indent=2, allow_nan=False)
-    return re.sub(r"\[([^\[\]{}\"]+)\]", lambda row: f"[{' '.join(row[1].split())}]", text) + "\n"

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from common import provenance
 from common.errors import NonFiniteError, UserError
-from common.workdir import read_metrics, require_same_config, write_atomic
+from common.workdir import read_metrics, require_same_config, to_text, write_atomic
 from scripts.report import results, verdicts
 from scripts.studies import compare, figure, outcome, plan, runner
 from scripts.studies.compare import Measured
@@ -52,7 +52,7 @@ def conduct(
         print(f"{study.pairs} seeds decide nothing: a verdict on this study needs {needed}.")
 
     def write() -> None:
-        write_atomic(file, results.to_text(contents))
+        write_atomic(file, to_text(contents))
 
     def train(todo: list[Run], metric: str, keep: bool) -> dict[Run, runner.Failure]:
         known = outcome.read_all(study, todo, results_dir)
@@ -97,7 +97,7 @@ def conduct(
         if add:  # after each arm: the next may take hours
             kept.mkdir(parents=True, exist_ok=True)
             choice = plan.to_json(study) | {"choice": contents["choice"]}
-            write_atomic(kept / "choice.json", results.to_text(choice))
+            write_atomic(kept / "choice.json", to_text(choice))
     study, todo = final_runs(study, workdir, contents["choice"])
     failed = train(todo, study.metric, keep=add)
     records, missing = complete_records(study, todo, failed, results_dir)

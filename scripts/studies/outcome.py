@@ -6,7 +6,7 @@ from pathlib import Path
 
 import common.flags
 from common.errors import UserError
-from common.workdir import write_atomic
+from common.workdir import to_text, write_atomic
 from scripts.report import results
 from scripts.report.verdicts import MEASURES
 from scripts.studies import compare, plan
@@ -82,7 +82,7 @@ def keep(study: Study, run: Run, folder: Path) -> None:
     if _own(run) is None:
         return
     path = record_file(study, run, folder)
-    text = results.to_text(results.record(run.workdir, study.name, run.arm))
+    text = to_text(results.record(run.workdir, study.name, run.arm))
     if path.exists() and path.read_text() != text:
         raise UserError(f"{path} is the record of another run; remove it, or give another --name.")
     path.parent.mkdir(parents=True, exist_ok=True)

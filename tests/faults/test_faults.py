@@ -21,7 +21,8 @@ from common.checkpoint import Checkpointer
 from common.digests import state_sha256
 from common.errors import StorageError
 from common.workdir import write_atomic
-from scripts.faults import campaign, damage, interruptions, nonfinite
+from scripts.faults import __main__ as campaign
+from scripts.faults import damage, interruptions, nonfinite
 from scripts.faults.runs import DECK, Case, Clean, Start, refusal, row, row_of
 from scripts.report.faults import faults_table
 from scripts.report.results import Results
