@@ -1,5 +1,5 @@
-"""cuda-convnet's networks for CIFAR-10, with which the paper shows what ReLU and normalization
-bring.
+"""cuda-convnet's networks for CIFAR-10. On such ones the paper shows what ReLU and normalization
+bring; it says no more of them than 'four-layer'.
 
 Krizhevsky's cuda-convnet, example-layers/layers-18pct.cfg and layers-conv-local-13pct.cfg, named
 after their test errors. With lrn='none' and without weight decay, 'cifar18' has the four layers of

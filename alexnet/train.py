@@ -21,6 +21,7 @@ if find_spec("common") is None:  # python alexnet/train.py in a clone that is no
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from alexnet.augment import VIEWS, views_differ
 from alexnet.config import Config
@@ -86,15 +87,19 @@ def initial_state(network: Network, tx, statistics: Statistics, params) -> Train
     )
 
 
+def dropout_key(seed: int, draw) -> Key[Array, ""]:
+    """Of one image, at the use number `draw`."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DROPOUT), draw)
+
+
 def make_train_step(network: Network, tx) -> Callable:
     """Returns train_step(state, batch, add_up) -> (state, sums), which `parallel.place` takes."""
     config = network.config
 
-    def dropout_key(draw):  # of one image: a function of the seed and the use
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), DROPOUT), draw)
+    key_of = partial(dropout_key, config.seed)
 
     def train_step(state: TrainState, batch, add_up):
-        grads, sums = step.gradients(network, state.params, batch, add_up, dropout_key)
+        grads, sums = step.gradients(network, state.params, batch, add_up, key_of)
         drops = state.plateau.drops if state.plateau != () else 0
         return state._replace(**step.update(network, tx, state, grads, drops=drops)), sums
 

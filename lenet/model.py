@@ -190,7 +190,7 @@ class EuclideanRBF(nnx.Module):
 
 
 def uniform_by_fan_in(initialization: str, mask: np.ndarray | None = None) -> Callable:
-    """An initializer: U(-b, b), b = 2.4 / F ('fan_in', the paper's text, III.B), 2.4 / sqrt F
+    """An initializer: U(-b, b), b = 2.4 / F ('fan_in', the paper's appendix A), 2.4 / sqrt F
     ('sqrt_fan_in') or 1 / sqrt F ('one_over_sqrt_fan_in', Lush), F the unit's number of inputs.
     Masked weights are zero.
     """

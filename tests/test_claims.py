@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import alexnet.model
+import lenet.model
 from alexnet.model import WIDTHS
-from alexnet.pooling import max_pool
+from alexnet.pooling import average_pool, max_pool
 from common import launch
 from lenet import connections
 from scripts.claims import __main__ as tool
@@ -26,7 +28,8 @@ from scripts.studies import plan
 from scripts.studies.catalog import STUDIES
 
 STATUS = re.compile(
-    r"exact|reproduced|differs|source inconsistent|undecided at n = \d+|not run: .+"
+    r"exact|reproduced|differs|source inconsistent|open in the source"
+    r"|undecided at n = \d+|not run: .+"
 )
 # The rows of layer tables.
 LAYER = re.compile(r"(deck-)?(lenet|alexnet)-([csf]\d|output|(conv|pool|fc)\d)")
@@ -43,10 +46,15 @@ INCONSISTENT = {
     "lenet-pixel-variance": ["0.12", "0.15"],
     "lenet-multiply-accumulates": ["400,908"],
     "alexnet-neurons-of-conv1": ["290,400"],
+    "alexnet-convolution-shares": ["conv3 1.45%", "conv4 1.09%"],
+    "alexnet-relus": ["fc8"],
+    "deck-alexnet-fc8-relu": ["none"],
+    "deck-alexnet-millions": ["62.4"],
+    "lenet-all-trainable": ["output"],
     "alexnet-conv1-size": ["54.25"],
     "alexnet-augmented-views": ["2,178"],
 }
-BY_CHOICE = {"lenet-initial-weights", "alexnet-color-noise"}
+BY_CHOICE = {"lenet-initial-weights", "lenet-sdlm-rates", "alexnet-color-noise"}
 CLAIMS = {claim.id: claim for claim in ledger.CLAIMS}
 
 
@@ -61,7 +69,7 @@ def facts() -> Facts:
 
 
 def no_networks(runs=(), studies=None) -> Facts:
-    return Facts(None, None, None, None, runs, studies or {})
+    return Facts(None, None, None, None, {}, runs, studies or {})
 
 
 def comparison(base, arm, interval, verdict="undecided", ratio=False, bound=None, pairs=8):
@@ -187,7 +195,7 @@ def test_another_pool_is_noticed(facts):
     live.model.pool = partial(max_pool, overlapping=False)
     ours, status = CLAIMS["alexnet-overlapping-pools"].check(facts)
     live.model.pool = partial(max_pool, overlapping=True)
-    assert (ours, status) == ("z = 2, s = 2", "differs")
+    assert (ours, status) == ("maximum of 2x2, 2 apart", "differs")
 
 
 @pytest.mark.commands
@@ -199,6 +207,28 @@ def test_another_width_is_noticed(monkeypatch):
     assert len(rows) == 32
     seen = {claim.id for claim in rows if claim.check(facts)[1] == "differs"}
     assert seen == {"deck-alexnet-conv5", "deck-alexnet-pool5", "deck-alexnet-fc6", "alexnet-conv5"}
+
+
+@pytest.mark.commands
+def test_a_network_that_does_otherwise_than_its_table_is_noticed(monkeypatch):
+    """What its own layer table still says."""
+    monkeypatch.setattr(lenet.model, "masked", lambda convolution, mask: convolution)  # dense
+    monkeypatch.setattr(alexnet.model, "HIDDEN_BIAS", ("conv2",))
+    monkeypatch.setattr(alexnet.model.pools, "max_pool", average_pool)
+    facts = ledger.gather((), {})
+    names = "lenet-c3", "lenet-parameters", "lenet-table-1", "lenet-asymmetry"
+    names += "alexnet-initial-biases", "alexnet-overlapping-pools", "deck-alexnet-max-pools"
+    assert {CLAIMS[name].check(facts)[1] for name in names} == {"differs"}
+    forward = lenet.model.LeNet5.forward
+
+    def unsquashed(network, images):
+        found = forward(network, images)
+        return found | {"c1": found["c1"] / 2}
+
+    monkeypatch.setattr(lenet.model.LeNet5, "forward", unsquashed)
+    for name in "lenet-squashed-layers", "deck-lenet-tanh":
+        ours, status = CLAIMS[name].check(facts)
+        assert status == "differs" and "C1" not in ours.split(", ") and "F6" in ours
 
 
 # ---- what is measured
@@ -312,7 +342,7 @@ def test_a_gap_is_that_of_test_and_training_errors():
     ours, status = CLAIMS["deck-dropout-overfitting"].check(facts)
     assert ours.startswith("dropout against none: -0.60 points [-0.80, -0.40]")
     assert status == "reproduced"
-    assert CLAIMS["alexnet-dropout-error"].check(facts)[1] == "differs"
+    assert CLAIMS["alexnet-dropout-error"].check(facts)[1] == "open in the source"
 
 
 def test_another_value_of_the_runs_of_a_study():
@@ -323,7 +353,7 @@ def test_another_value_of_the_runs_of_a_study():
         for seed, value in enumerate(found, 10)
     ]
     claim = paired(
-        *("an-id", "source", "claim", "stated", "dropout", ("dropout", "none")),
+        *("an-id", "source", "claim", "stated", ("alexnet", "dropout"), ("dropout", "none")),
         *(lambda run: run["x"], says("lower")),
     )
     ours, status = claim.check(no_networks(runs))
@@ -382,11 +412,14 @@ def test_an_order_of_three_arms():
 
 @pytest.mark.commands
 def test_studies_are_those_of_results(monkeypatch):
-    monkeypatch.setattr(ledger, "CLAIMS", (CLAIMS["deck-lenet-sparse-error"],))
-    pair = comparison("table", "dense", [0.02, 0.1], "higher", pairs=20)
-    study = study_of(pair) | {"name": "c3_table"}
-    (line,) = report_ledger.check(results.Results([], {}, [study]))
-    assert line.status == "reproduced" and "n = 20" in line.ours
+    chosen = (CLAIMS["deck-relu-tanh-error"], CLAIMS["deck-max-pooling"])
+    monkeypatch.setattr(ledger, "CLAIMS", chosen)
+    activation = study_of(comparison("tanh", "relu", [-0.1, -0.02], "lower", pairs=20))
+    pooling = study_of(comparison("average", "max", [-0.1, -0.02], "lower", pairs=20))
+    made = [activation | {"name": "lenet_activation"}, pooling | {"name": "lenet_pooling"}]
+    lines = report_ledger.check(results.Results([], {}, made))
+    assert [line.status for line in lines] == ["reproduced", "open in the source"]
+    assert all("n = 20" in line.ours for line in lines)
 
 
 # ---- the command

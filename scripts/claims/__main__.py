@@ -5,9 +5,10 @@ what this project has:
 
 Statements on the layers, the data and the training procedure are computed from the live modules;
 errors and comparisons come from results/. A status is exact, reproduced, differs, undecided at n
-(too few runs), source inconsistent (the source contradicts itself; the derivation is checked), or
-not run with its reason. Exit code 1: a statement on the code itself does not hold. A terminal of
-150 columns or more also shows the source, the claim, and where ours comes from.
+(too few runs), source inconsistent (the source contradicts itself; the derivation is checked), open
+in the source (it makes no such statement; a study asks what one would ask), or not run with its
+reason. Exit code 1: a statement on the code itself does not hold. A terminal of 150 columns or more
+also shows the source, the claim, and where ours comes from.
 """
 
 import json

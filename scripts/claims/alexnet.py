@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 
+from alexnet.model import loss_function
 from scripts.claims.claim import INCONSISTENT, REPRODUCED, computed
 from scripts.claims.facts import Facts, Live, quickly
+from scripts.claims.lenet import windows_of
 
 LAYERS, RELU, TOWERS, NORM, POOL = (
     f"Krizhevsky 2012, {section}" for section in ("3.5", "3.1", "3.2", "3.3", "3.4")
@@ -119,12 +121,35 @@ def normalizes(live: Live, towers: int) -> tuple[str, bool]:
     return "the same to 1e-5" if far < 1e-5 else f"off by {far:.1e}", far < 1e-5
 
 
-def _windows(facts: Facts) -> str:
-    """Size and distance of the pooling windows, from where single pixels come out."""
-    pixels = np.eye(9, dtype=np.float32)[:, None, :, None].repeat(9, axis=1)  # j: column j is 1
-    out = np.asarray(quickly(facts.alexnet.model.pool)(pixels))[:, 0, :, 0] > 0  # (9, windows)
-    first, second = (np.flatnonzero(out[:, window]) for window in (0, 1))
-    return f"z = {len(first)}, s = {second[0] - first[0]}"
+def pools(live: Live) -> str:
+    maps = np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32)
+    return windows_of(np.asarray(quickly(live.model.pool)(maps[None, ..., None]))[0, ..., 0], maps)
+
+
+def _objective(_: Facts) -> tuple[str, bool]:
+    """The loss of an example against -log of its class's probability, in float64."""
+    logits, labels = np.random.default_rng(0).normal(0, 3, (4, 10)), np.array([0, 3, 3, 9])
+    exponentials = np.exp(logits)
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    expected = -np.log(probabilities[np.arange(4), labels])
+    found = quickly(loss_function())(logits.astype(np.float32), labels)
+    agrees = np.allclose(found, expected, rtol=1e-5)
+    return "the same to float32" if agrees else "another loss", agrees
+
+
+def _convolution_shares(facts: Facts) -> tuple[str, bool]:
+    """Percent of all parameters."""
+    rows, total = facts.alexnet.rows, facts.alexnet.total["parameters"]
+    shares = {name: 100 * rows[name]["parameters"] / total for name in WEIGHTS[:5]}
+    larger = [name for name, share in shares.items() if share > 1]
+    text = ", ".join(f"{name} {share:.2f}%" for name, share in shares.items())
+    return text, larger == ["conv3", "conv4"]
+
+
+def _rectified(facts: Facts) -> tuple[str, bool]:
+    rectified = followers("activation")(facts).split(", ")
+    others = [name for name in WEIGHTS if name not in rectified]
+    return f"all but {', '.join(others)}, which is fed to the softmax", others == ["fc8"]
 
 
 # id, source, claim, stated, what computes ours, and the status of agreement where it is not EXACT
@@ -158,8 +183,8 @@ COMPUTED = (
      "conv2 48 of 96, conv3 256 of 256, conv4 192 of 384, conv5 192 of 384", _maps_seen),
     ("alexnet-norms", LAYERS, "layers that are normalized", "conv1, conv2", followers("norm")),
     ("alexnet-pools", LAYERS, "layers that are pooled", "conv1, conv2, conv5", followers("pool")),
-    ("alexnet-relus", LAYERS, "layers with ReLU", "conv1, conv2, conv3, conv4, conv5, fc6, fc7",
-     followers("activation")),
+    ("alexnet-relus", LAYERS, "layers with ReLU", "every convolutional and fully connected one",
+     _rectified, INCONSISTENT),
     ("alexnet-order", LAYERS, "order in conv1 and conv2", "ReLU, normalization, pooling", _order),
     ("alexnet-relu", RELU, "the nonlinearity", "max(0, x)", lambda facts: rectifies(facts.alexnet)),
     ("alexnet-norm-numbers", NORM, "constants of the normalization",
@@ -169,7 +194,13 @@ COMPUTED = (
     ("alexnet-norm-formula", NORM, "the normalization, in each tower",
      "a / (k + alpha sum of a^2)^beta",
      lambda facts: normalizes(facts.alexnet, facts.alexnet.config.towers)),
-    ("alexnet-overlapping-pools", POOL, "windows of the pools", "z = 3, s = 2", _windows),
+    ("alexnet-overlapping-pools", POOL, "a pool gives, of windows of z = 3 and s = 2, the",
+     "maximum of 3x3, 2 apart", lambda facts: pools(facts.alexnet)),
+    ("alexnet-objective", LAYERS, "what is minimized, of an example", "-log of its probability",
+     _objective),
+    ("alexnet-convolution-shares", "Krizhevsky 2012, 1",
+     "parameters of a convolutional layer, of all", "no more than 1%",
+     _convolution_shares, INCONSISTENT),
 )
 # fmt: on
 

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import alexnet.network
 from alexnet import augment, optimizer
 from alexnet.image_statistics import Statistics
-from alexnet.model import HIDDEN_BIAS, drop, initializers
+from alexnet.model import drop, initializers
+from alexnet.train import dropout_key
 from scripts.claims.alexnet import WEIGHTS, followers
 from scripts.claims.claim import EXACT, INCONSISTENT, NOW, computed
 from scripts.claims.facts import Facts, quickly
+from scripts.prepare.encode import center_square, encode_png
 
 DATA, AUGMENT, DROPOUT, DETAILS = (f"Krizhevsky 2012, {n}" for n in ("2", "4.1", "4.2", "5"))
 STORED = 256  # pixels of a side of imagenet_256
@@ -92,6 +95,26 @@ def _color_noise(facts: Facts) -> str:
     return f"{scale:.3g} for λ = {RED_VARIANCE:g}"
 
 
+def _color_of_pixels(facts: Facts) -> tuple[str, bool]:
+    """Two uses of one black image."""
+    image = np.zeros((2, 3, 3, 3), np.uint8)
+    prepare = _prepare(facts, 3, image[0], color_pca=True)
+    noise = np.asarray(quickly(prepare)(image, np.array([1, 2], np.uint32)))
+    one = np.allclose(noise, noise[:, :1, :1], atol=1e-5)
+    again = not np.allclose(noise[0], noise[1])
+    return "one for all pixels" if one else "one for each pixel", one and again
+
+
+def _rescaled(facts: Facts) -> tuple[str, bool]:
+    """A picture of twice the size whose red is half the row, and green a quarter of the column."""
+    rows, columns = np.mgrid[: 2 * STORED, : 4 * STORED]
+    stored = center_square(encode_png(np.stack([rows / 2, columns / 4, 0 * rows], -1).astype("u1")))
+    rows, columns = np.mgrid[:STORED, :STORED]
+    expected = np.stack([rows, (columns + STORED / 2) / 2, 0 * rows], -1)
+    agrees = stored.shape == expected.shape and np.abs(stored - expected).max() <= 1
+    return f"{stored.shape[0]}x{stored.shape[1]} of the middle", agrees
+
+
 # ---- training
 
 
@@ -141,21 +164,67 @@ def _initial_weights(facts: Facts) -> str:
         inits = [initializers(initialization, name, 100, 0.0)[0] for name in WEIGHTS]
         return [init(jax.random.key(0), (100, 100)) for init in inits]
 
-    return " or ".join(sorted({f"{np.asarray(kernel).std():.2f}" for kernel in weights()}))
+    found = {(f"{kernel.std():.3f}", f"{abs(kernel.mean()):.3f}") for kernel in weights()}
+    return " or ".join(f"{deviation} around {mean}" for deviation, mean in sorted(found))
+
+
+def _initial_biases(facts: Facts) -> str:
+    config = facts.alexnet.config
+
+    @quickly
+    def biases():
+        model = alexnet.network.build_model(config, num_classes=10)
+        return {name: getattr(model, name).bias[...] for name in WEIGHTS}
+
+    found = {name: np.unique(values) for name, values in biases().items()}
+    ones = [name for name in WEIGHTS if found[name].tolist() == [1]]
+    zeros = [name for name in WEIGHTS if found[name].tolist() == [0]]
+    return f"1 in {', '.join(ones)}; 0 in {', '.join(zeros)}"
+
+
+def _equal_rates(facts: Facts) -> tuple[str, bool]:
+    """How far a step from 0 goes in each layer, where all gradients are 1."""
+    tx = optimizer.build_optimizer(facts.alexnet.config, epoch_steps=1)
+    params = {name: {"kernel": np.zeros(1), "bias": np.zeros(1)} for name in WEIGHTS}
+
+    @quickly
+    def step(params):
+        ones = jax.tree.map(jnp.ones_like, params)
+        return tx.update(ones, tx.init(params), params, drops=0)[0]
+
+    far = {round(float(each[0]), 6) for each in jax.tree.leaves(step(params))}
+    return f"{', '.join(f'{each:g}' for each in sorted(far))} in all", len(far) == 1
 
 
 # ---- dropout
 
 
 def masks(config) -> np.ndarray:
-    """What dropout makes of 4,096 ones with two keys."""
+    """What dropout makes of 4,096 ones at two uses of an image, by the keys of training."""
 
     @quickly
     def dropped():
-        keys, ones = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 4096))
-        return drop(ones, config.dropout, config.dropout_scaling, keys, 6)
+        keys = jnp.stack([dropout_key(config.seed, draw) for draw in (1, 2)])
+        return drop(jnp.ones((2, 4096)), config.dropout, config.dropout_scaling, keys, 6)
 
     return np.asarray(dropped())
+
+
+def _dropped_gradients(facts: Facts) -> tuple[str, bool]:
+    config = facts.alexnet.config
+
+    @quickly
+    def gradients(x):
+        keys = dropout_key(config.seed, 1)[None]
+
+        def dropped(x):
+            return drop(x, config.dropout, config.dropout_scaling, keys, 6)
+
+        return dropped(x), jax.grad(lambda x: dropped(x).sum())(x)
+
+    outputs, back = map(np.asarray, gradients(np.ones((1, 4096), np.float32)))
+    agrees = ((back == 0) == (outputs == 0)).all() and (outputs == 0).any()
+    return "a gradient of 0" if agrees else "another gradient", agrees
 
 
 def _dropped(facts: Facts) -> tuple[str, bool]:
@@ -181,8 +250,14 @@ COMPUTED = (
     ("alexnet-color-noise", AUGMENT, "factor of a principal component of the colors",
      "λ, drawn from N(0, 0.1)", _color_noise, EXACT,
      f"{NOW}; as in the 2012 code; 0.1 λ would swamp pixels of 0 to 255"),
+    ("alexnet-color-once", AUGMENT, "the color noise of an image",
+     "one for all pixels, drawn again at the next use", _color_of_pixels),
+    ("alexnet-rescaled", DATA, "an image of any size is rescaled, and cropped",
+     "shorter side 256, the central 256x256", _rescaled),
     ("alexnet-dropout-layers", DROPOUT, "layers with dropout", "fc6, fc7", followers("dropout")),
     ("alexnet-dropout-rate", DROPOUT, "outputs set to zero", "0.5 of them", _dropped),
+    ("alexnet-dropout-backward", DROPOUT, "in back-propagation, dropped outputs have",
+     "no part", _dropped_gradients),
     ("alexnet-dropout-test", DROPOUT, "factor on outputs at test time", "0.5", _test_factor),
     ("alexnet-batch", DETAILS, "batch size", "128", lambda facts: facts.alexnet.config.batch_size),
     ("alexnet-momentum", DETAILS, "momentum", "0.9", lambda facts: facts.alexnet.config.momentum),
@@ -196,11 +271,11 @@ COMPUTED = (
      "by 10, 3 times", _drops),
     ("alexnet-update", DETAILS, "the update, also after a drop of the rate",
      "v = 0.9 v - 0.0005 e w - e g; w = w + v", _update),
-    ("alexnet-initial-weights", DETAILS, "standard deviation of initial weights", "0.01",
-     _initial_weights),
-    ("alexnet-initial-biases", DETAILS, "initial biases, 0 elsewhere",
-     "1 in conv2, conv4, conv5, fc6, fc7",
-     lambda facts: f"{facts.alexnet.config.hidden_bias:g} in {', '.join(HIDDEN_BIAS)}"),
+    ("alexnet-equal-rates", DETAILS, "the rate of the layers", "equal", _equal_rates),
+    ("alexnet-initial-weights", DETAILS, "standard deviation and mean of initial weights",
+     "0.010 around 0.000", _initial_weights),
+    ("alexnet-initial-biases", DETAILS, "initial biases",
+     "1 in conv2, conv4, conv5, fc6, fc7; 0 in conv1, conv3, fc8", _initial_biases),
 )
 # fmt: on
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 from scripts.claims.facts import Facts, mean_interval
 from scripts.report.verdicts import not_reached
 from scripts.studies.catalog import STUDIES
-from scripts.studies.compare import Measured
-from scripts.studies.outcome import judged
+from scripts.studies.compare import Measured, compare, judge
 
 NOW = "computed now"
 REENCODED = "on re-encoded images"  # of CIFAR-10
 NONE = "–"  # nothing of ours to show
 EXACT, REPRODUCED, INCONSISTENT = "exact", "reproduced", "source inconsistent"
+OPEN = "open in the source"  # it makes no statement that ours could agree with
 
 
 class Claim(NamedTuple):
@@ -29,7 +29,7 @@ class Claim(NamedTuple):
       stated: what the source says.
       how: where ours comes from.
       check: the facts -> what we have, and the status: 'exact', 'reproduced', 'differs',
-        'undecided at n = N', 'source inconsistent' or 'not run: WHY'.
+        'undecided at n = N', 'source inconsistent', 'open in the source' or 'not run: WHY'.
       structural: it follows from the code alone, so that 'differs' is a bug.
     """
 
@@ -182,13 +182,14 @@ def studied(
     stated: str,
     study: str,
     arms: Sequence[str],
-    agrees: Verdict,
+    agrees: Verdict | None,
     note: str = "",
     gap: bool = False,
 ) -> Claim:
     """Two or more arms of a study: the comparison of each with the next must agree, whichever of
     the two the study has first; `gap`: that of their test minus training errors. An arm that ended
-    before it could be compared decides nothing.
+    before it could be compared decides nothing. Without `agrees` the source leaves the question
+    open.
     """
 
     def check(facts: Facts) -> tuple[str, str]:
@@ -202,7 +203,7 @@ def studied(
             ended = [choice for choice in ended if not choice["reached"]]
             if found:
                 texts.append(in_words(found))
-                verdicts.append(agrees(found))
+                verdicts.append(agrees(found) if agrees else OPEN)
                 pairs.append(found["pairs"])
             elif ended:
                 verdicts.append(None)
@@ -221,39 +222,51 @@ def paired(
     source: str,
     claim: str,
     stated: str,
-    study: str,
+    place: tuple[str, str],
     arms: tuple[str, str],
     value: Callable[[dict], float | None],
     agrees: Verdict,
     note: str = "",
 ) -> Claim:
-    """Two arms of a study, (arm, base), compared by another value of its runs than the study does,
-    alone; `value` takes it from a run. None: that run was kept without it.
+    """Two arms, (arm, base), of a place in results/, (network, study), compared by a value that
+    `value` takes from a run; None: that run was kept without it.
     """
+    study = place[1]
 
     def check(facts: Facts) -> tuple[str, str]:
-        both = STUDIES[study]._replace(arms=dict.fromkeys(reversed(arms), ()))
-        values = {
-            name: {
+        values = [
+            {
                 run["seed"]: Measured(number)
-                for run in facts.runs_of(both.network(name), study, name)
+                for run in facts.runs_of(*place, name)
                 if (number := value(run)) is not None
             }
-            for name in both.arms
-        }
-        (comparison,) = judged(values, both, metric="", ratio=False, exploratory=False)
-        if not comparison["pairs"]:
+            for name in arms
+        ]
+        again = facts.studies.get(study, {}).get("exploratory", False)
+        found = compare(values[1], values[0], ratio=False)
+        if not found["pairs"]:
             return NONE, not_yet(study)
+        comparison = {"arms": [arms[1], arms[0]]} | judge(
+            found | {"p_adjusted": found["p"]},
+            names=(arms[1], arms[0]),
+            metric="",
+            unit="points",
+            margin=STUDIES[study].margin if study in STUDIES else 0,
+            num_comparisons=1,
+            exploratory=again,
+        )
         status = _status([agrees(comparison)], [comparison["pairs"]])
-        exploratory = "; exploratory" * facts.studies.get(study, {}).get("exploratory", False)
-        return in_words(comparison) + exploratory + note, status
+        return in_words(comparison) + "; exploratory" * again + note, status
 
-    return Claim(id, source, claim, stated, f"runs of study {study}", check)
+    how = f"runs of study {study}" if study in STUDIES else f"results: {' '.join(place)}"
+    return Claim(id, source, claim, stated, how, check)
 
 
-def _status(verdicts: Sequence[bool | None], pairs: Sequence[int]) -> str:
+def _status(verdicts: Sequence[bool | str | None], pairs: Sequence[int]) -> str:
     if False in verdicts:
         return "differs"
+    if OPEN in verdicts:
+        return OPEN
     return f"undecided at n = {min(pairs)}" if None in verdicts else REPRODUCED
 
 

@@ -3,12 +3,14 @@
 import itertools
 from collections import Counter
 
+import jax.numpy as jnp
+
 from scripts.claims import printed
-from scripts.claims.alexnet import WEIGHTS, layers_with_weights, normalizes, rectifies
+from scripts.claims.alexnet import WEIGHTS, layers_with_weights, normalizes, pools, rectifies
 from scripts.claims.alexnet_training import masks
 from scripts.claims.claim import INCONSISTENT, computed, not_run
 from scripts.claims.facts import Facts, live_alexnet, live_lenet
-from scripts.claims.lenet import pooled
+from scripts.claims.lenet import pooled, squashed
 from scripts.summarize import deck_words
 
 LENET, ALEXNET = "deck, LeNet-5", "deck, AlexNet"
@@ -88,7 +90,7 @@ def _sparse_cost(facts: Facts) -> tuple[str, bool]:
     table, dense = facts.deck_lenet, live_lenet("deck", "--c3=dense")
     sparse, full = (live.rows["c3"]["multiply_adds"] for live in (table, dense))
     fewer = 1 - table.total["multiply_adds"] / dense.total["multiply_adds"]
-    text = f"C3: {sparse:,} instead of {full:,} multiplications, in all {fewer:.0%} fewer"
+    text = f"C3: {sparse:,} instead of {full:,} products with a weight, in all {fewer:.0%} fewer"
     return text, sparse < full
 
 
@@ -147,7 +149,32 @@ def _shares(facts: Facts, count: str) -> str:
 
 def _relus(facts: Facts) -> str:
     activations = [facts.deck_alexnet.rows[name]["activation"] for name in WEIGHTS]
-    return f"{activations.count('relu')} of {len(WEIGHTS)}, then {activations[-1]}"
+    return f"{activations.count('relu')} of {len(WEIGHTS)}"
+
+
+def _relu_of_fc8(facts: Facts) -> tuple[str, bool]:
+    last = facts.deck_alexnet.model.order[-1]
+    return f"none after {last}, as in the text", last == "fc8" and _relus(facts) == "7 of 8"
+
+
+def _millions(facts: Facts) -> tuple[str, bool]:
+    total = facts.deck_alexnet.total["deck_parameters"]
+    return f"{total / 1e6:.1f} million, rounded", total == 62_369_152 and round(total / 1e5) != 623
+
+
+def _images(facts: Facts) -> str:
+    """What the first convolutions take: with a window less, they have one output less."""
+    sizes = []
+    for live, name in ((facts.deck_lenet, "c1"), (facts.deck_alexnet, "conv1")):
+        row, channels = live.rows[name], getattr(live.model, name).kernel.shape[2]
+        side = (row["output"][0] - 1) * row["stride"] + row["kernel"][0]
+        sizes.append(f"{channels}x{side}x{side}")
+    return " and ".join(sizes)
+
+
+def _ends_without_dropout(facts: Facts) -> tuple[str, bool]:
+    order = facts.deck_alexnet.model.order
+    return f"{order[0]} first, {order[-1]} last", (order[0], order[-1]) == ("conv1", "fc8")
 
 
 def _deeper(facts: Facts) -> tuple[str, bool]:
@@ -172,7 +199,8 @@ def _dropout(facts: Facts) -> str:
 def _dropout_redrawn(facts: Facts) -> tuple[str, bool]:
     first, second = masks(facts.deck_alexnet.config)
     different = (first != second).mean()
-    return f"{different:.0%} of the units differ between two steps", 0.4 < different < 0.6
+    text = f"{different:.0%} of the units differ between two uses of an image"
+    return text, 0.4 < different < 0.6
 
 
 # id, source, claim, stated, what computes ours, and the status of agreement where it is not EXACT
@@ -190,11 +218,14 @@ OF_LENET = (
     ("deck-lenet-table-1", f"{LENET}, Table I", "the marks of the printed table",
      f"{MARKS}, and 1,516 parameters", _table_1, INCONSISTENT),
     ("deck-lenet-pooling", LENET, "subsampling takes the", "average", _pooling),
+    ("deck-lenet-tanh", f"{LENET}, features", "layers with tanh", "C1, S2, C3, S4, C5, F6",
+     lambda facts: squashed(facts.deck_lenet, jnp.tanh)),
     ("deck-lenet-c5-nodes", f"{LENET}, fifth layer", "S4's nodes that each unit of C5 sees",
      "400 nodes, 120 units", _c5_nodes),
     ("deck-lenet-every-convolution", f"{LENET}, features", "convolutional layers with pooling",
      "every one", _every_convolution, INCONSISTENT),
-    ("deck-lenet-sparse-cost", f"{LENET}, features", "sparse connections", "less computation",
+    ("deck-lenet-sparse-cost", f"{LENET}, features",
+     "sparse connections, as counted (a masked convolution multiplies by 0)", "less computation",
      _sparse_cost),
 )
 OF_ALEXNET = (
@@ -214,8 +245,16 @@ OF_ALEXNET = (
      "11x11, 5x5, 3x3, 3x3, 3x3",
      lambda facts: ", ".join(
          "{}x{}".format(*facts.deck_alexnet.rows[name]["kernel"]) for name in WEIGHTS[:5])),
-    ("deck-alexnet-relus", ALEXNET, "layers with ReLU, and the last", "7 of 8, then softmax",
+    ("deck-alexnet-relus", ALEXNET, "layers with ReLU, all except the output layer", "7 of 8",
      _relus),
+    ("deck-alexnet-fc8-relu", f"{ALEXNET}, table", "the activation of FC8",
+     "ReLU (table), none (text)", _relu_of_fc8, INCONSISTENT),
+    ("deck-alexnet-millions", f"{ALEXNET}, table", "62,369,152 parameters are", "62.3 million",
+     _millions, INCONSISTENT),
+    ("deck-alexnet-max-pools", f"{ALEXNET}, table", "pools take, of each window, the",
+     "maximum of 3x3, 2 apart", lambda facts: pools(facts.deck_alexnet)),
+    ("deck-images", "deck, both tables", "images of LeNet-5 and of AlexNet",
+     "1x32x32 and 3x227x227", _images),
     ("deck-alexnet-deeper", ALEXNET, "depth against LeNet-5", "increased", _deeper),
     ("deck-alexnet-relu", ALEXNET, "ReLU", "f(x) = max(0, x)",
      lambda facts: rectifies(facts.deck_alexnet)),
@@ -224,6 +263,8 @@ OF_ALEXNET = (
     ("deck-alexnet-norm-formula", f"{ALEXNET}, normalization", "the formula",
      "a / (k + alpha sum of a^2)^beta", lambda facts: normalizes(facts.deck_alexnet, towers=1)),
     ("deck-alexnet-dropout", f"{ALEXNET}, table", "dropout", "0.5, before fc6 and fc7", _dropout),
+    ("deck-alexnet-dropout-ends", f"{ALEXNET}, dropout", "neurons of the input and output layer",
+     "unchanged", _ends_without_dropout),
     ("deck-alexnet-dropout-redrawn", f"{ALEXNET}, dropout", "neurons removed",
      "drawn again in each iteration", _dropout_redrawn),
     ("deck-alexnet-four-layers", f"{ALEXNET}, ReLU", "the network of the ReLU figure",

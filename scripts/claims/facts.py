@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from scipy.special import stdtrit
 
@@ -39,6 +40,7 @@ class Facts(NamedTuple):
     deck_alexnet: Live
     lenet: Live  # the paper's, as the next
     alexnet: Live
+    used: dict[str, dict[str, np.ndarray]]  # of `lenet`, as `used_parameters` has them
     runs: Sequence[dict]
     studies: Mapping[str, dict]  # results/NAME/study.json, by NAME
 
@@ -60,7 +62,7 @@ class Facts(NamedTuple):
 
 def gather(runs: Sequence[dict], studies: Mapping[str, dict]) -> Facts:
     decks, papers = ((live_lenet(name), live_alexnet(name)) for name in ("deck", "paper"))
-    return Facts(*decks, *papers, runs, studies)
+    return Facts(*decks, *papers, used_parameters(papers[0].config), runs, studies)
 
 
 def live_lenet(preset: str, *flags: str) -> Live:
@@ -77,6 +79,18 @@ def _live(config, build: Callable[[], nnx.Module]) -> Live:
     summary = summarize(config)
     rows = {row["name"]: row for row in summary["layers"]}
     return Live(config, nnx.eval_shape(build), rows, summary["total"])
+
+
+def used_parameters(config: lenet.config.Config) -> dict[str, dict[str, np.ndarray]]:
+    """{layer: {parameter: bool array}}: which numbers the outputs of a LeNet-5 depend on."""
+
+    @quickly
+    def gradients(image):
+        network = lenet.network.assemble(config, num_classes=10)
+        return jax.grad(lambda params: network.logits(params, image).sum())(network.init())
+
+    image = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 32, 32, 1)).astype(np.float32)
+    return jax.tree.map(lambda gradient: np.asarray(gradient) != 0, gradients(image))
 
 
 def quickly(function: Callable) -> Callable:

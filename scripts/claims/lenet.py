@@ -1,11 +1,14 @@
 """Claims of LeCun et al. 1998 on LeNet-5's layers, inputs and outputs."""
 
-import math
+import itertools
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+import lenet.network
 from lenet import data, model
 from lenet.codes import digit_codes
 from lenet.config import Config
@@ -22,7 +25,7 @@ def _layer(name: str, *counts: str):
     """Layer `name` of the paper's network: maps@size, and parameters and connections."""
 
     def compute(facts: Facts) -> str:
-        row = facts.lenet.rows[name]
+        row = facts.lenet.rows[name] | {"parameters": _used(facts, name)}
         *sides, maps = row["output"]
         size = f"{maps}@{'x'.join(map(str, sides))}" if sides else str(maps)
         shown = counts or ("parameters", "connections")
@@ -31,31 +34,69 @@ def _layer(name: str, *counts: str):
     return compute
 
 
+def _used(facts: Facts, *layers: str) -> int:
+    """How many trainable numbers of these layers the outputs depend on."""
+    return sum(int(used.sum()) for name in layers for used in facts.used.get(name, {}).values())
+
+
+def _seen_by_c3(facts: Facts) -> list[tuple[int, ...]]:
+    """The maps of S2 that each map of C3 depends on."""
+    pairs = facts.used["c3"]["kernel"].any(axis=(0, 1))  # (S2, C3)
+    return [tuple(np.flatnonzero(column).tolist()) for column in pairs.T]
+
+
+def _all_trainable(facts: Facts) -> tuple[str, bool]:
+    *others, output = facts.lenet.rows
+    trainable = [name for name in facts.lenet.rows if _used(facts, name)]
+    text = f"{', '.join(trainable).upper()} have them, the codes of the {output} are fixed"
+    return text, trainable == others
+
+
 def _table_1(facts: Facts) -> str:
     """How the C3 maps choose among six S2 maps on a circle."""
     kinds = Counter()
-    for inputs in facts.lenet.model.connections:
+    for inputs in _seen_by_c3(facts):
         starts = sum((i - 1) % 6 not in inputs for i in inputs)  # of contiguous runs
         kinds[len(inputs), "all" if not starts else "contiguous" if starts == 1 else "apart"] += 1
     return ", ".join(f"{count} of {n} {kind}" for (n, kind), count in kinds.items())
 
 
 def _asymmetry(facts: Facts) -> tuple[str, bool]:
-    sets = {tuple(inputs) for inputs in facts.lenet.model.connections}
+    sets = set(_seen_by_c3(facts))
     return f"{len(sets)} sets of inputs", len(sets) == 16
 
 
 def _centers_of_c3(facts: Facts) -> str:
-    rows = facts.lenet.rows
-    step = math.prod(rows[name]["stride"] for name in ("c1", "s2", "c3"))  # input pixels
-    height, width, _ = rows["c3"]["output"]
-    return f"{height * step}x{width * step}"
+    """The strides follow from the sizes: each layer has windows without a margin."""
+    step, side = 1, 32
+    for name in ("c1", "s2", "c3"):
+        row = facts.lenet.rows[name]
+        step *= (side - row["kernel"][0]) / (row["output"][0] - 1)  # input pixels
+        side = row["output"][0]
+    return f"{side * step:g}x{side * step:g}"
+
+
+def windows_of(pool, maps: np.ndarray) -> str:
+    """What a pool makes of each window of maps (H, W), from what it makes of these: of which size
+    the windows are, and how far apart.
+    """
+    for kind, reduce in (("mean", np.mean), ("maximum", np.max)):
+        for side, step in itertools.product(range(2, 5), range(1, 5)):
+            windows = np.lib.stride_tricks.sliding_window_view(maps, (side, side))[::step, ::step]
+            expected = reduce(windows, axis=(2, 3))
+            if pool.shape == expected.shape and np.allclose(pool, expected, rtol=1e-5):
+                return f"{kind} of {side}x{side}, {step} apart"
+    return "something else"
 
 
 def _non_overlapping(facts: Facts) -> tuple[str, bool]:
-    rows = [facts.lenet.rows[name] for name in ("s2", "s4")]
-    text = ", ".join("{}x{}, stride {}".format(*row["kernel"], row["stride"]) for row in rows)
-    return text, all(row["kernel"] == [2, 2] and row["stride"] == 2 for row in rows)
+    maps = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    layers = [getattr(facts.lenet.model, name) for name in ("s2", "s4")]
+    found = {
+        windows_of(np.asarray(quickly(layer.pool)(maps[:, None, :, None]))[:, 0, :, 0], maps)
+        for layer in layers
+    }
+    return ", ".join(sorted(found)), found == {"mean of 2x2, 2 apart"}
 
 
 def _fields_of_c5(facts: Facts) -> tuple[str, bool]:
@@ -80,7 +121,7 @@ def _multiply_accumulates(facts: Facts) -> tuple[str, bool]:
     both = total["connections"] + total["parameters"]
     text = (
         f"{total['multiply_adds']:,} of {total['connections']:,} connections; "
-        f"connections and parameters together are {both:,}"
+        f"with the parameters they would be {both:,}"
     )
     few = total["multiply_adds"] <= total["connections"] < 401_000
     return text, few and round(both / 1000) == 401
@@ -108,10 +149,43 @@ def _squash_curvature(facts: Facts) -> tuple[str, bool]:
     return f"largest at ±{place:.2f}", abs(place - 1) < 0.02
 
 
-def _squashed_layers(facts: Facts) -> tuple[str, bool]:
-    names = ["c1", "s2", "c3", "s4", "c5", "f6"]
-    squashed = [name for name in names if facts.lenet.rows[name]["activation"]]
-    return ", ".join(squashed).upper(), squashed == names
+def squashed(live: Live, function) -> str:
+    """The layers whose outputs are `function` of their weighted sums, for a random image."""
+
+    @quickly
+    def far(image):
+        network = lenet.network.build_model(live.config)
+        found, x = network.forward(image), image.transpose(1, 3, 2, 0)
+        distances = {}
+        for name in ("c1", "s2", "c3", "s4", "c5"):
+            distances[name] = jnp.abs(found[name] - function(getattr(network, name)(x))).max()
+            x = found[name]
+        units = function(network.f6(x.reshape(120, -1).T))
+        return distances | {"f6": jnp.abs(found["f6"] - units).max()}
+
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 1)).astype(np.float32)
+    distances = far(image)
+    return ", ".join(name.upper() for name in live.rows if distances.get(name, 1) < 1e-5)
+
+
+def _shifted(facts: Facts) -> tuple[str, bool]:
+    """C1 of an image, and of it three columns to the right."""
+    image = np.random.default_rng(0).uniform(-1, 1, (32, 1, 32, 1)).astype(np.float32)
+
+    @quickly
+    def c1(image):
+        return lenet.network.build_model(facts.lenet.config).c1(image)
+
+    here, there = (np.asarray(c1(x)) for x in (image, np.roll(image, 3, axis=2)))
+    agrees = np.allclose(there[:, :, 3:], here[:, :, :-3], atol=1e-5)
+    return "by the same amount" if agrees else "otherwise", agrees
+
+
+def _c5_of_a_wider_image(facts: Facts) -> tuple[str, bool]:
+    image = jax.ShapeDtypeStruct((1, 32, 36, 1), np.float32)
+    found = nnx.eval_shape(lambda network, x: network.forward(x), facts.lenet.model, image)
+    height, _, width, _ = found["c5"].shape
+    return f"{height}x{width} for 32x36 pixels", height * width > 1
 
 
 # ---- images
@@ -202,11 +276,13 @@ COMPUTED = (
     ("lenet-c5", ARCHITECTURE, "C5", "120@1x1, 48,120 connections", _layer("c5", "connections")),
     ("lenet-f6", ARCHITECTURE, "F6", "84, 10,164 parameters", _layer("f6", "parameters")),
     ("lenet-parameters", "LeCun 1998, II.A", "trainable parameters", "60,000",
-     lambda facts: facts.lenet.total["parameters"]),
+     lambda facts: _used(facts, *facts.used)),
     ("lenet-connections", "LeCun 1998, II.A", "connections", "340,908",
      lambda facts: facts.lenet.total["connections"]),
     ("lenet-layers", ARCHITECTURE, "layers without the input", "7",
      lambda facts: len(facts.lenet.rows)),
+    ("lenet-all-trainable", ARCHITECTURE, "of these, layers with trainable parameters", "all",
+     _all_trainable, INCONSISTENT),
     ("lenet-table-1", ARCHITECTURE, "how C3's maps choose among the six maps of S2",
      "6 of 3 contiguous, 6 of 4 contiguous, 3 of 4 apart, 1 of 6 all", _table_1),
     ("lenet-asymmetry", ARCHITECTURE, "C3's maps get different sets of inputs",
@@ -224,8 +300,13 @@ COMPUTED = (
     ("lenet-squash", "LeCun 1998, eq. 6", "the squashing function", "1.7159 tanh(2/3 a)", _squash),
     ("lenet-squash-curvature", APPENDIX_A, "its second derivative", "largest at ±1",
      _squash_curvature, REPRODUCED),
-    ("lenet-squashed-layers", ARCHITECTURE, "layers that are squashed", "all up to F6",
-     _squashed_layers),
+    ("lenet-squashed-layers", ARCHITECTURE, "layers that are squashed, all up to F6",
+     "C1, S2, C3, S4, C5, F6",
+     lambda facts: squashed(facts.lenet, lambda a: 1.7159 * jnp.tanh(2 / 3 * a))),
+    ("lenet-shift", "LeCun 1998, II.A", "a shifted input shifts the feature maps",
+     "by the same amount", _shifted),
+    ("lenet-c5-grows", ARCHITECTURE, "C5's maps for a larger input", "larger than 1x1",
+     _c5_of_a_wider_image),
     ("lenet-pixels", ARCHITECTURE, "values of background and ink", "-0.1 and 1.175",
      _ends_of_pixels),
     ("lenet-pixel-mean", ARCHITECTURE, "mean of the pixels", "roughly 0",
@@ -240,7 +321,7 @@ COMPUTED = (
     ("lenet-codes", ARCHITECTURE, "the RBF's centers: stylized 7x12 bitmaps",
      "10 of 7 x 12 components, +1 and -1", _codes),
     ("lenet-fixed-codes", ARCHITECTURE, "trainable parameters of the output, kept fixed", "0",
-     lambda facts: facts.lenet.rows["output"]["parameters"]),
+     lambda facts: _used(facts, "output")),
     ("lenet-eq-8", OUTPUTS, "loss of maximum likelihood", "mean of y of the right class",
      lambda facts: _loss(facts, "mse", lambda right, y, j: right)),
     ("lenet-eq-9", OUTPUTS, "loss of maximum a posteriori", "y + log(exp(-j) + sum of exp(-y_i))",
