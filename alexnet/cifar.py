@@ -27,7 +27,8 @@ from alexnet.pooling import average_pool, max_pool
 from alexnet.sequence import ACTIVATIONS, Keys, LayerSequence, bias_in_float32
 from common.errors import UserError
 
-# cifar13's normalizations are those of layers-conv-local-11pct.cfg, which differs in two more ways.
+# cifar13's normalizations are those of the later layers-conv-local-11pct.cfg, which differs in two
+# more ways.
 ORDERS = {
     "cifar18": """conv1 pool1 activation1 norm1  conv2 activation2 pool2 norm2
                   conv3 activation3 pool3  fc10""",

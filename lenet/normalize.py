@@ -36,8 +36,8 @@ def normalize_digit(picture: np.ndarray) -> np.ndarray | None:
     if found is None:
         return None
     ink, strokes = (array[found.inside] for array in (found.ink, found.strokes))
-    size = max(ink.shape)
-    return _centered(_fitted(_thickened(ink, strokes, size), size))
+    thick = _thickened(ink, strokes, max(ink.shape))
+    return _centered(_fitted(thick, max(thick.shape)))
 
 
 class String(NamedTuple):
@@ -73,7 +73,7 @@ def normalize_string(picture: np.ndarray) -> String | None:
     if ink.shape[1] * DIGIT_SIZE / size > MAX_STRING_WIDTH:
         raise ValueError(f"a line {ink.shape[1] / size:,.0f} times as long as it is high")
     thick = _thickened(ink, strokes, size)
-    digits = _fitted(thick, size)
+    digits = _fitted(thick, size + thick.shape[0] - ink.shape[0])
     middle = round(ndimage.center_of_mass(digits)[0])
     rows = np.pad(digits, ((SIZE, SIZE), (0, 0)))[SIZE + middle - CENTER :][:SIZE]
     reduced = max(picture.shape) / max(found.ink.shape)  # pixels of the picture for one of the ink

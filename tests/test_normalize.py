@@ -53,6 +53,19 @@ def test_digits_of_mnist_stay_as_they_are():
     assert np.median(differences) < 1 and np.mean(differences) < 2
 
 
+@pytest.mark.parametrize("width", [2, 5, 12, 30])
+def test_a_digit_of_a_pen_has_20_pixels_too(width):
+    """Its strokes are thickened, within the box."""
+    y, x = np.mgrid[:300, :400]
+    distance = np.hypot(y - 150, x - 200)
+    ring = np.where(abs(distance - 100) < width / 2, 0, 255).astype(np.uint8)
+    found = normalize_digit(ring)
+    rows, columns = (np.flatnonzero(found.any(axis)) for axis in (1, 0))
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (20, 20)
+    string = normalize_string(np.concatenate([ring, ring], axis=1)).image
+    assert np.ptp(np.flatnonzero(string.any(axis=1))) + 1 == 20
+
+
 def test_the_digit_has_20_pixels_and_its_mass_in_the_center():
     draw = np.random.default_rng(0)
     for image in digits("train").images[:40, ..., 0]:

@@ -55,8 +55,12 @@ PUBLISHED = {  # accuracies of Caffe's and torchvision's weights as errors
     ("alexnet", "torchvision"): Published(
         "imagenet_256", {"test_error_pct": "43.5%", "top5_error_pct": "20.9%"}, "torchvision"
     ),
-    ("alexnet", "cifar18"): Published("cifar10", {"test_error_pct": "18%"}, "cuda-convnet"),
-    ("alexnet", "cifar13"): Published("cifar10", {"test_error_pct": "13%"}, "cuda-convnet"),
+    ("alexnet", "cifar18"): Published(
+        "cifar10", {"test_error_pct": "18%"}, "cuda-convnet, whole images without augmentation"
+    ),
+    ("alexnet", "cifar13"): Published(
+        "cifar10", {"ten_crop_top1_error_pct": "13%"}, "cuda-convnet, nine crops"
+    ),
 }
 
 
