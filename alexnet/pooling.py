@@ -2,8 +2,9 @@
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks,
 2012, section 3.4: windows of z x z pixels, s apart. s = 2, z = 3 overlap; s = 2, z = 2 do not. As
-in the 2012 code, windows run on to the last pixel, cut off at the bottom and right edges: 55 -> 27
--> 13 -> 6 and 32 -> 16 -> 8 -> 4, half the size rounded down for either kind.
+in the 2012 code, 3x3 windows run on to the last pixel, cut off at the bottom and right edges. 2x2
+windows leave out the last row and column of an odd size, where the 2012 code rounds up, so that
+either kind gives 55 -> 27 -> 13 -> 6 and 32 -> 16 -> 8 -> 4.
 
 The gradient of `lax.reduce_window` with a stride is slow on a CPU. There, the forward pass works on
 size x size strided slices, and the gradient is written by hand: one pass over the pixels that reads

@@ -229,7 +229,7 @@ class Config:
             raise conflict("--noshuffle leaves nothing to reshuffle", "--noreshuffle", "--shuffle")
         if self.optimizer != "sgd" and self.momentum:
             ways = ("--momentum=0", "--optimizer=sgd")
-            raise conflict(f"--optimizer={self.optimizer} has no momentum", *ways)
+            raise conflict(f"--momentum is not for --optimizer={self.optimizer}", *ways)
         if self.optimizer == "sdlm" and self.weight_decay:
             ways = ("--weight_decay=0", "--optimizer=sgd")
             raise conflict("--optimizer=sdlm has no weight decay", *ways)

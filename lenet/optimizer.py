@@ -42,7 +42,7 @@ def learning_rate_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
 
 
 def build_optimizer(config: Config, epoch_steps: int) -> optax.GradientTransformation:
-    """'sgd' (decay is added to the gradient), 'adamw' (no momentum) or 'sdlm' (neither of them),
+    """'sgd' (decay is added to the gradient), 'adamw' (of its own b1 = 0.9) or 'sdlm' (neither),
     with its schedule for epochs of `epoch_steps` updates.
     """
     schedule = learning_rate_schedule(config, epoch_steps)

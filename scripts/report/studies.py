@@ -47,7 +47,9 @@ STUDIES = {
             ),
             "deck": Arm("`deck`: 60,806 parameters, SGD with momentum", (0, 1.0)),
             "deck_bfloat16": Arm("`deck` with `--compute_dtype=bfloat16`", (0.9, 1.1)),
-            "modern": Arm("`modern`: `deck`'s layers, trained as today", (0, 0.40)),
+            "modern": Arm(
+                "`modern`: `deck`'s sizes with SiLU and max pools, trained as today", (0, 0.40)
+            ),
             "quickstart": Arm("quickstart: `deck` on 7,500 digits of `mnist10k`", (0, 2.0)),
         },
         note="Test errors are those after the last epoch. Settings were chosen with seeds 0 to 2 "

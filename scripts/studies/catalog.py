@@ -110,7 +110,7 @@ STUDIES = {
         ),
         Study(
             "dropout",
-            "Does dropout prevent overfitting?",
+            "Does dropout, here of 0.25, prevent overfitting?",
             SMALL,
             {"dropout": (), "none": ("--dropout=0",)},
             model="alexnet",
@@ -229,7 +229,7 @@ STUDIES = {
         ),
         Study(
             "lenet_vs_alexnet",
-            "Is AlexNet's recipe better than LeNet-5's on CIFAR-10?",
+            "Does `small`, a narrow AlexNet, beat LeNet-5 on CIFAR-10?",
             ("--dataset=cifar10",),
             {
                 "lenet": ("--preset=deck",),
