@@ -82,8 +82,9 @@ class AlexNet(LayerSequence):
       pooling: 'overlapping' (3x3 windows, 2 apart) or 'non_overlapping' (2x2); both halve the size,
         rounded down.
       dropout: the share of values set to zero. dropout_scaling: 'test' multiplies by 1 - dropout in
-        evaluation (the paper, 4.2), 'training' divides by it in training. With the same weights,
-        outputs and gradients differ; they agree once the next layer's are scaled by 1 - dropout.
+        evaluation (the paper, 4.2), 'training' divides by it in training. With the next layer's
+        weights times 1 - dropout, 'training' has the same outputs and the same gradients, but for
+        those weights: theirs are 1 / (1 - dropout) times as large.
       initialization: a key of DEVIATIONS, 'he' (truncated normal, deviation sqrt(2 / F), F the
         inputs of a unit) or 'torch' (weights and biases from U(-1 / sqrt F, 1 / sqrt F)).
       convolution: a function with the signature of `lax.conv_general_dilated`.

@@ -460,10 +460,12 @@ def test_equal_images_in_two_splits_or_of_two_classes_are_named(tmp_path, capsys
     for split in "train", "val":
         (tmp_path / "tree" / split / "a" / "empty.png").write_bytes(b"")
     assert prepare(tmp_path, tmp_path / "tree", "--size=8") == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("equal")]
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("equal images")
+    ]
     splits, classes = (line.replace(" = ", " ").split() for line in lines)
-    assert {"1", "splits:", "train/a/1.png", "val/a/in_train.png"} < set(splits)
-    assert {"1", "classes:", "train/a/2.png", "train/b/as_a.png"} < set(classes)
+    assert {"1,", "splits:", "train/a/1.png", "val/a/in_train.png"} < set(splits)
+    assert {"1,", "classes:", "train/a/2.png", "train/b/as_a.png"} < set(classes)
     images, labels = np.arange(8 * 9, dtype=np.uint8).reshape(8, 3, 3), np.arange(8) % 2
     for split, chosen in ("train", [0, 1, 2, 3, 4]), ("test", [5, 6, 3]):
         content = idx(images[chosen]), idx(labels[chosen].astype(np.uint8))
@@ -473,7 +475,7 @@ def test_equal_images_in_two_splits_or_of_two_classes_are_named(tmp_path, capsys
     assert prepare_data.main(arguments) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("equal")]
     (line,) = lines
-    assert "1 images in two splits: " in line
+    assert "in two splits: 1, " in line
     assert line.endswith("train-images-idx3-ubyte, image 00000003")
     assert "test-images-idx3-ubyte, image 00000002 = " in line
 

@@ -2,9 +2,8 @@
 decided by a study, not run.
 """
 
-import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from scripts.claims.facts import Facts, mean_interval
@@ -181,38 +180,32 @@ def studied(
     claim: str,
     stated: str,
     study: str,
-    arms: Sequence[str],
+    arms: tuple[str, str],
     agrees: Verdict | None,
     note: str = "",
     gap: bool = False,
 ) -> Claim:
-    """Two or more arms of a study: the comparison of each with the next must agree, whichever of
-    the two the study has first; `gap`: that of their test minus training errors. An arm that ended
-    before it could be compared decides nothing. Without `agrees` the source leaves the question
-    open.
+    """Two arms of a study, (arm, base), whichever of them the study has first; `gap`: their test
+    minus training errors. An arm that ended before it could be compared decides nothing. Without
+    `agrees` the source leaves the question open.
     """
+    arm, base = arms
 
     def check(facts: Facts) -> tuple[str, str]:
         if study not in facts.studies:
             return NONE, not_yet(study)
         made = facts.studies[study]
-        texts, verdicts, pairs = [], [], []
-        for arm, base in itertools.pairwise(arms):
-            found = find_comparison(made, base, arm, gap)
-            ended = [made["choice"][name] for name in (arm, base) if name in made["choice"]]
-            ended = [choice for choice in ended if not choice["reached"]]
-            if found:
-                texts.append(in_words(found))
-                verdicts.append(agrees(found) if agrees else OPEN)
-                pairs.append(found["pairs"])
-            elif ended:
-                verdicts.append(None)
-                pairs.append(min(len(runs) for runs in ended[0]["values"].values()))
-            else:
-                return NONE, f"not run: the study does not compare {base} with {arm}"
-        texts += not_reached(made, arms)
-        exploratory = "; exploratory" * made["exploratory"]
-        return "; ".join(texts) + exploratory + note, _status(verdicts, pairs)
+        ended = [made["choice"][name] for name in arms if name in made["choice"]]
+        ended = [choice for choice in ended if not choice["reached"]]
+        if found := find_comparison(made, base, arm, gap):
+            status = _status(agrees(found), found["pairs"]) if agrees else OPEN
+            text = in_words(found)
+        elif ended:
+            status = _status(None, min(len(runs) for runs in ended[0]["values"].values()))
+            text = "; ".join(not_reached(made, arms))
+        else:
+            return NONE, f"not run: the study does not compare {base} with {arm}"
+        return f"{text}{'; exploratory' * made['exploratory']}{note}", status
 
     return Claim(id, source, claim, stated, f"study {study}", check)
 
@@ -255,19 +248,17 @@ def paired(
             num_comparisons=1,
             exploratory=again,
         )
-        status = _status([agrees(comparison)], [comparison["pairs"]])
+        status = _status(agrees(comparison), comparison["pairs"])
         return in_words(comparison) + "; exploratory" * again + note, status
 
     how = f"runs of study {study}" if study in STUDIES else f"results: {' '.join(place)}"
     return Claim(id, source, claim, stated, how, check)
 
 
-def _status(verdicts: Sequence[bool | str | None], pairs: Sequence[int]) -> str:
-    if False in verdicts:
-        return "differs"
-    if OPEN in verdicts:
-        return OPEN
-    return f"undecided at n = {min(pairs)}" if None in verdicts else REPRODUCED
+def _status(agrees: bool | None, pairs: int) -> str:
+    if agrees is None:
+        return f"undecided at n = {pairs}"
+    return REPRODUCED if agrees else "differs"
 
 
 def in_words(comparison: dict) -> str:

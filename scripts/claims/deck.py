@@ -163,11 +163,11 @@ def _millions(facts: Facts) -> tuple[str, bool]:
 
 
 def _images(facts: Facts) -> str:
-    """What the first convolutions take: with a window less, they have one output less."""
+    """Of the first convolutions, from their outputs, windows and padding."""
     sizes = []
     for live, name in ((facts.deck_lenet, "c1"), (facts.deck_alexnet, "conv1")):
         row, channels = live.rows[name], getattr(live.model, name).kernel.shape[2]
-        side = (row["output"][0] - 1) * row["stride"] + row["kernel"][0]
+        side = (row["output"][0] - 1) * row["stride"] + row["kernel"][0] - sum(row["padding"])
         sizes.append(f"{channels}x{side}x{side}")
     return " and ".join(sizes)
 
@@ -265,8 +265,8 @@ OF_ALEXNET = (
     ("deck-alexnet-dropout", f"{ALEXNET}, table", "dropout", "0.5, before fc6 and fc7", _dropout),
     ("deck-alexnet-dropout-ends", f"{ALEXNET}, dropout", "neurons of the input and output layer",
      "unchanged", _ends_without_dropout),
-    ("deck-alexnet-dropout-redrawn", f"{ALEXNET}, dropout", "neurons removed",
-     "drawn again in each iteration", _dropout_redrawn),
+    ("deck-alexnet-dropout-redrawn", f"{ALEXNET}, dropout", "neurons removed at the next use",
+     "drawn again", _dropout_redrawn),
     ("deck-alexnet-four-layers", f"{ALEXNET}, ReLU", "the network of the ReLU figure",
      "4 layers with weights (cifar18)",
      lambda _: f"{layers_with_weights(live_alexnet('cifar18'))[0]} layers with weights (cifar18)"),

@@ -32,7 +32,7 @@ def equal_images(found: Source, digests: dict[str, np.ndarray]) -> list[str]:
     order = np.argsort(values, kind="stable")
     # Files that could not be read come first, and begin no group.
     starts = np.flatnonzero(np.diff(values[order], prepend=np.uint64(DAMAGED)))
-    ends = np.append(starts[1:], len(order))
+    ends = np.append(starts, len(order))[1:]
     groups = [
         [files[index] for index in order[start:end]]
         for start, end in zip(starts, ends, strict=True)
@@ -43,7 +43,7 @@ def equal_images(found: Source, digests: dict[str, np.ndarray]) -> list[str]:
         "of two classes": list(_differing(groups, lambda split, file: file.label)),
     }
     return [
-        f"equal: {len(pairs):,} images {where}: {listed(pairs)}"
+        f"equal images {where}: {len(pairs):,}, such as {listed(pairs)}"
         for where, pairs in differing.items()
         if pairs
     ]

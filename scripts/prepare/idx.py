@@ -85,11 +85,10 @@ def prepare_idx(
         {},
     )
     found, digest = draw(found), hashlib.sha256()
-    splits, digests = {}, {}
+    splits = {}
     for split, files in found.splits.items():
         place, labels = files[0].path, np.array([file.label for file in files])
         splits[split] = arrays[place][0][[file.offset for file in files]], labels
-        digests[split] = np.array([equal_images.digest(x) for x in splits[split][0]], np.uint64)
         for array in splits[split]:
             digest.update(f"{split} {array.dtype} {array.shape}".encode() + array.tobytes())
     description = f"From IDX files. SHA-256 of images and labels: {digest.hexdigest()}"
@@ -99,6 +98,10 @@ def prepare_idx(
     folder = write_published(
         data_dir, dataset, "1.0.0", splits, names, keep_order=True, description=description
     )
+    digests = {
+        split: np.array([equal_images.digest(image) for image in images], np.uint64)
+        for split, (images, _) in splits.items()
+    }
     print("\n".join([table(found), *equal_images.equal_images(found, digests)]))
     return folder
 
