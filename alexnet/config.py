@@ -61,7 +61,9 @@ class Config:
     crop_size: int = setting(
         227, "Height and width of the network's input.", lower_bound=1, upper_bound=4096
     )
-    pad: int = setting(0, "Pixels of padding (the mean) before a random crop.", lower_bound=0)
+    pad: int = setting(
+        0, "Pixels of padding (the mean) before a random crop.", lower_bound=0, upper_bound=4096
+    )
     augmentation: str = setting(
         "crop_flip",
         "none: the center crop; crop_flip: random crops and reflections (4.1); resized_crop_flip: "
@@ -103,7 +105,9 @@ class Config:
         "over pixels (within_map).",
         choices=("none", "within_tower", "across", "within_map"),
     )
-    lrn_size: int = setting(5, "n of 3.3: maps, or pixels a side, in the sum; odd.", lower_bound=1)
+    lrn_size: int = setting(
+        5, "n of 3.3: maps, or pixels a side, in the sum; odd.", lower_bound=1, upper_bound=1023
+    )
     lrn_alpha: float = setting(1e-4, "alpha of 3.3.", lower_bound=0.0)
     lrn_alpha_over_n: bool = setting(
         False, "Divide alpha by the number of terms, like the 2012 code, Caffe and PyTorch."
@@ -169,9 +173,14 @@ class Config:
         choices=("plateau", "epochs", "cosine", "constant"),
     )
     patience: int = setting(
-        5, "plateau: epochs without a new best validation error before a drop.", lower_bound=1
+        5,
+        "plateau: epochs without a new best validation error before a drop.",
+        lower_bound=1,
+        upper_bound=1_000_000,
     )
-    num_drops: int = setting(3, "plateau: number of drops; paper: 3.", lower_bound=0)
+    num_drops: int = setting(
+        3, "plateau: number of drops; paper: 3.", lower_bound=0, upper_bound=1_000_000
+    )
     drop_epochs: str = setting("", "epochs: the epochs after which the rate drops: 30,60.")
     warmup_epochs: float = setting(0.0, "cosine: linear warm-up.", lower_bound=0.0)
     momentum: float = setting(
@@ -274,7 +283,7 @@ class Config:
         if self.schedule == "epochs" and not self.drop_epochs:
             ways = ("--drop_epochs=30,60", "--schedule=constant")
             raise conflict("--schedule=epochs needs --drop_epochs", *ways)
-        if self.drop_epochs and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.drop_epochs):
+        if self.drop_epochs and not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", self.drop_epochs):
             raise UserError(f"--drop_epochs={self.drop_epochs} must be numbers such as 30,60")
         if len(set(self.drop_epoch_numbers)) < len(self.drop_epoch_numbers):
             raise UserError(f"--drop_epochs={self.drop_epochs} names an epoch twice")

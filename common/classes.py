@@ -83,7 +83,7 @@ def error_pcts(confusion: np.ndarray, names: Sequence[str] | None) -> str:
     }
     worst = sorted(errors, key=lambda number: -errors[number])[:LISTED]
     shown = list(errors) if len(errors) <= LISTED else worst
-    words = [f"{name_of(number, names)} {errors[number]:.2f}%" for number in shown]
+    words = [f"{listed([name_of(number, names)])} {errors[number]:.2f}%" for number in shown]
     what = f"worst {LISTED} of {len(errors)} classes" if len(errors) > LISTED else "by class"
     return f"{what}: {', '.join(words)}"
 

@@ -42,6 +42,8 @@ STORAGE_ERRORS = (
     errno.EIO,
     errno.ESTALE,
     errno.ENAMETOOLONG,
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),  # of a network's disk
+    *(errno.EMFILE, errno.ENFILE, errno.ENOLCK),
 )
 
 
@@ -234,6 +236,10 @@ def _run(config, workdir: Path, processes: Processes, train: Callable) -> int:
             "Use more devices, or a smaller --batch_size in another --workdir.",
             UserError.exit_code,
         )
+    except MemoryError as error:
+        advice = "Use a smaller --batch_size in another --workdir."
+        message = f"out of memory ({one_line(error)}). {last_good(workdir)} {advice}"
+        return _fail(message, UserError.exit_code)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise

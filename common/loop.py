@@ -14,7 +14,7 @@ from common.digests import state_sha256
 from common.errors import Interrupted
 from common.evaluation import evaluate
 from common.flags import settings_of
-from common.metrics import is_chance, summarize
+from common.metrics import is_chance, scores_of, summarize
 from common.network import Network
 from common.parallel import Placement
 from common.start_up import remarks, restore_or_start, start_up_lines
@@ -206,10 +206,10 @@ def fit(task: Task, workdir: Path, stop_requested: Callable[[], int | None]) -> 
     names, errors = task.facts.get("class_names"), errors_of_saved()
     best = best_of(errors, saved_steps(workdir))
     # The final scores; unless --track=test, the test split was not looked at before.
-    scores = {"test": summarize(on_test := score(splits["test"]))}
+    scores = {"test": scores_of(on_test := score(splits["test"]), "test")}
     for split in ("train", "validation"):
         if len(splits[split]):
-            scores[split] = summarize(score(splits[split]))
+            scores[split] = scores_of(score(splits[split]), split)
     return {
         **{f"{split}_error_pct": each["error_pct"] for split, each in scores.items()},
         **task.more_scores(scores["test"], score),

@@ -2,7 +2,11 @@
 batch size.
 """
 
+import math
+
 import numpy as np
+
+from common.errors import NonFiniteError
 
 
 def summarize(sums) -> dict[str, float]:
@@ -18,6 +22,16 @@ def summarize(sums) -> dict[str, float]:
         for name, errors in shares.items()
         if errors in total
     }
+
+
+def scores_of(sums, split: str) -> dict[str, float]:
+    """`summarize` of a split that is scored. Raises NonFiniteError for a NaN or infinite loss, with
+    which the errors mean nothing: NaNs are never the largest.
+    """
+    scores = summarize(sums)
+    if not math.isfinite(scores["loss"]):
+        raise NonFiniteError(f"the {split} loss is {scores['loss']}: its error means nothing")
+    return scores
 
 
 def is_chance(sums, num_classes: int) -> bool:

@@ -56,6 +56,7 @@ class Config:
         0,
         "0: a new distortion at every use; N: N fixed distorted copies of each image (paper: 9).",
         lower_bound=0,
+        upper_bound=1000,
     )
     shuffle: bool = setting(True, "Random order; otherwise that of the prepared set.")
     reshuffle: bool = setting(True, "A new order each epoch; the paper keeps one random order.")

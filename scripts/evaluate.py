@@ -55,7 +55,7 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
     score = score_alexnet if is_alexnet(workdir) else score_lenet
     result, sums = score(workdir, flag_values.step or None, flag_values)
     names = result.pop("class_names")
-    result |= {"num_examples": int(sums["count"])} | metrics.summarize(sums)
+    result |= {"num_examples": int(sums["count"])} | metrics.scores_of(sums, result["split"])
     if "confusion" in sums:
         result |= {"confusion_matrix": sums["confusion"].tolist(), "class_names": names}
     if flag_values.json:
@@ -85,7 +85,7 @@ def score_lenet(
     )
     lenet.data.require_fit(examples)
     eval_step = lenet.train.make_eval_step(trained.network)
-    eval_step, names = by_name(eval_step, examples, trained, workdir, split)
+    eval_step, names = by_name(eval_step, examples, trained, workdir, split, flag_values)
     batch_size = lenet.train.EVAL_BATCH_SIZE
     sums = evaluate(eval_step, trained.params, examples, batch_size=batch_size)
     about = {"dataset": dataset, "split": split, "step": trained.step, "class_names": names}
@@ -114,7 +114,7 @@ def score_alexnet(
         )
     views = alexnet.augment.VIEWS if ten else 1
     eval_step = alexnet.train.make_eval_step(trained.network, views)
-    eval_step, names = by_name(eval_step, examples, trained, workdir, split)
+    eval_step, names = by_name(eval_step, examples, trained, workdir, split, flag_values)
     sums = evaluate(
         eval_step,
         trained.params,
@@ -133,17 +133,21 @@ def chosen_classes(flag_values: flags.FlagValues, config) -> str:
 
 
 def by_name(
-    eval_step: Callable, examples, trained: Trained, workdir: Path, split: str
+    eval_step: Callable, examples, trained: Trained, workdir: Path, split: str, flag_values
 ) -> tuple[Callable, tuple[str, ...] | None]:
     """The evaluation step for labels as `examples` number them, and the names of the network's
     classes. Without names labels go by their position, and a line on stderr says so; another one
     warns of digits that the network was trained on in another set.
 
-    Raises UserError for no examples, DataError for images or classes of another kind.
+    Raises UserError for no examples, or chosen classes of a network without names; DataError for
+    images or classes of another kind.
     """
     if not len(examples):
         raise UserError(f"the --split of {examples.name} is empty")
     known = trained.class_names
+    if flag_values.classes and not known:
+        given = f"--classes={flag_values.classes}"
+        raise UserError(f"{given}: the classes of the run in {workdir} have no names")
     numbers = classes.renumbered(examples, trained, f"the run in {workdir}")
     if warning := trained_on_digits(trained.config.dataset, examples.name, split):
         print(warning, file=sys.stderr, flush=True)

@@ -153,6 +153,8 @@ def test_without_names_labels_go_by_position_and_a_line_says_so(finished, score,
         assert (code, found["error_pct"]) == (0, 100.0)  # green is taken for blue
         assert errors.count("\n") == 1 and "position" in errors and who in errors
     assert score(tmp_path / "old", "--json")[0] == 0
+    code, output, errors = score(tmp_path / "old", "--classes=green")
+    assert (code, output, errors.count("\n")) == (2, "", 1) and "--classes=green" in errors
 
 
 @pytest.mark.commands

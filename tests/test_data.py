@@ -113,6 +113,15 @@ def test_splits_mean_what_they_mean_in_tfds(tmp_path, split):
         np.testing.assert_array_equal(loaded.images, [record["image"] for record in records])
 
 
+def test_a_split_whose_name_ends_like_another(tmp_path):
+    parts = {name: make_examples(count, count) for count, name in ((4, "train"), (3, "test"))}
+    folder = write(tmp_path, **parts | {"hard-test": make_examples(2, 2)})
+    assert [len(load("tiny", split, [tmp_path])) for split in ("test", "hard-test")] == [3, 2]
+    (test,) = folder.glob("tiny-test.*")
+    test.unlink()
+    assert_refused("tiny", "test", [tmp_path], folder, "split test", "0 of 1 shards")
+
+
 def test_class_names(tmp_path):
     folder = write(tmp_path, train=make_examples(2))
     assert load("tiny", "train", [tmp_path]).class_names == ("a", "b", "c")

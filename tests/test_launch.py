@@ -612,6 +612,8 @@ def test_errors_of_the_user_the_disk_and_the_device_are_lines_and_bugs_are_not(
     full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 123 bytes.\nAnd more.")
     assert run_here(tmp_path / "new", raising(full)) == 2
     assert "--batch_size" in capsys.readouterr().err.splitlines()[-1]
+    assert run_here(tmp_path / "new", raising(MemoryError("Unable to allocate 9 TiB"))) == 2
+    assert "9 TiB" in capsys.readouterr().err.splitlines()[-1]
     (tmp_path / "run/checkpoints/30").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text("{}")
     for number in launch.STORAGE_ERRORS:

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from common.metrics import is_chance, summarize
+from common.errors import NonFiniteError
+from common.metrics import is_chance, scores_of, summarize
+
+
+def test_a_loss_that_is_not_finite_gives_no_score():
+    sums = {"loss": np.float32(np.nan), "errors": 3, "count": 4}
+    with pytest.raises(NonFiniteError, match="validation"):
+        scores_of(sums, "validation")
+    assert scores_of(sums | {"loss": 2.0}, "test") == {"loss": 0.5, "error_pct": 75.0}
 
 
 def test_every_example_counts_once():
