@@ -303,6 +303,11 @@ def test_a_run_is_added_once(make_run, tmp_path):
     for runs in ([other], [run, other]):
         with pytest.raises(UserError, match=path.name):
             results.add(runs, "presets", "", folder)
+    smaller = make_run("smaller", **facts | {"seed": 4})
+    (smaller / "config.json").write_text('{"batch_size": 32}')
+    with pytest.raises(UserError, match="batch_size 32"):
+        results.add([smaller], "presets", "", folder)
+    assert len(results.add([smaller], "presets", "small_batches", folder)) == 1
 
 
 @pytest.mark.parametrize(
@@ -312,6 +317,7 @@ def test_a_run_is_added_once(make_run, tmp_path):
         (dict(commit=None), "s", "", "commit"),
         (dict(command="python -m scripts.benchmark"), "s", "", "scripts.benchmark"),
         (dict(command="python -m lenet.train --workdir=a"), "s", "", "--arm"),
+        (dict(seed=4, num_train_examples=10), "s", "", "num_train_examples 10"),
         (dict(), "", "", "--study"),
         (dict(), "../s", "", "--study"),
     ],

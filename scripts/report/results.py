@@ -1,11 +1,14 @@
 """The files of results/: what they hold, and how a finished run becomes one."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import alexnet.config
+import lenet.config
 from common.curves import mean_by_epoch
 from common.errors import StorageError, UserError
 from common.workdir import read_metrics, to_text, write_atomic
@@ -13,6 +16,12 @@ from common.workdir import read_metrics, to_text, write_atomic
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
+SETTINGS = {  # that change a run's result, but for its seed
+    field.name
+    for config in (lenet.config.Config, alexnet.config.Config)
+    for field in dataclasses.fields(config)
+    if field.metadata["changes_result"] and field.name != "seed"
+}
 
 
 class Results(NamedTuple):
@@ -51,14 +60,20 @@ def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Pa
     A run that is already there, with the same content, is left alone.
 
     Raises:
-      UserError: a run is not finished, is of an unknown or changed commit, or its file exists with
-        different content. Nothing is written then.
+      UserError: a run is not finished, is of an unknown or changed commit, differs from the runs
+        of its arm in more than its seed, or its file exists with different content. Nothing is
+        written then.
     """
     texts: dict[Path, str] = {}
+    arms = [result for path in folder.glob("*_seed*.json") if "arm" in (result := read_json(path))]
     for workdir in workdirs:
         result = record(workdir, study, arm)
         words = (result["network"], result["study"], result["arm"], f"seed{result['seed']}")
         path, text = folder / f"{'_'.join(words)}.json", to_text(result)
+        for other in arms:
+            if all(other[key] == result[key] for key in ("network", "study", "arm")):
+                _require_alike(result, other, workdir)
+        arms.append(result)
         if texts.setdefault(path, text) != text or (path.exists() and path.read_text() != text):
             raise UserError(
                 f"{workdir}: {path.name} exists and is of another run; use another --arm."
@@ -67,6 +82,23 @@ def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Pa
     for path, text in new.items():
         write_atomic(path, text)
     return list(new)
+
+
+def _require_alike(result: dict, other: dict, workdir: Path) -> None:
+    """Raises UserError where two runs of one arm differ in more than their seeds. Of older ones the
+    settings are not known.
+    """
+    ours, theirs = (
+        {name: run["settings"][name] for name in SETTINGS & run.get("settings", {}).keys()}
+        | {name: run[name] for name in ("dataset", "num_train_examples")}
+        for run in (result, other)
+    )
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
+            raise UserError(
+                f"{workdir} has {name} {ours[name]!r}, the run of seed {other['seed']} in arm "
+                f"{other['arm']} {theirs[name]!r}; use another --arm."
+            )
 
 
 def record(workdir: Path, study: str, arm: str) -> dict:
