@@ -186,6 +186,8 @@ class Checkpointer:
                 self._set_aside(step, why)
             elif step != steps[0]:
                 _warn(f"checkpoint {step} is damaged ({why}); trying the one before.")
+        if self._read_only and saved_steps(self._workdir) != steps:
+            return self._newest_intact(restore)  # its run replaced them meanwhile
         # What an earlier start set aside: training must not begin anew unasked.
         if steps or any(self._directory.glob("*.corrupt*")):
             raise StorageError(

@@ -279,8 +279,12 @@ def _locked(workdir: Path):
     except filelock.Timeout:
         owner = workdir / ".pid"
         process = owner.read_text() if owner.exists() else "unknown"
+        # Where a disk has no locks, a file with this content stands for one, and outlives a kill.
+        lock = workdir / ".lock"
+        stale = f" If that was killed, remove {lock}." * bool(lock.exists() and lock.read_bytes())
         raise LockedError(
-            f"{workdir} is in use by process {process}. Wait for it, or use another --workdir."
+            f"{workdir} is in use by process {process}. Wait for it, or use another "
+            f"--workdir.{stale}"
         ) from None
     except OSError as error:
         is_file = os.path.isfile(workdir)  # of a name too long too, where Path.is_file raises

@@ -275,6 +275,20 @@ def test_finite_numbers_whose_sum_is_not_are_saved(tmp_path):
     assert state_sha256(restore(tmp_path, target_of(large))[1]) == state_sha256(large)
 
 
+def test_who_looks_while_the_only_step_is_replaced_gets_the_new_one(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    original = Checkpointer._restore
+
+    def replaced_meanwhile(checkpointer, step, *arguments):
+        if step == 1:
+            shutil.rmtree(tmp_path / "checkpoints" / "1")
+            save(tmp_path, 2)
+        return original(checkpointer, step, *arguments)
+
+    monkeypatch.setattr(Checkpointer, "_restore", replaced_meanwhile)
+    assert_is(restore(tmp_path, read_only=True), 2)
+
+
 @pytest.mark.parametrize(("missing", "refused"), [(0, False), (1, True)])
 def test_twice_the_state_must_be_free(tmp_path, monkeypatch, missing, refused):
     save(tmp_path, 1)

@@ -570,7 +570,7 @@ def run_here(monkeypatch):
 
 
 def raising(error):
-    def train(*_):
+    def train(*_, **__):
         raise error
 
     return train
@@ -631,6 +631,18 @@ def test_errors_of_the_user_the_disk_and_the_device_are_lines_and_bugs_are_not(
             run_here(tmp_path / "new", raising(bug))
     # None of these left the lock behind, or bound the folder to its settings.
     assert run_here(tmp_path / "new", config=Config(seed=1)) == 0
+
+
+@pytest.mark.parametrize("content", ["", "2011 another-host"])
+def test_a_lock_that_a_killed_process_left_is_named(
+    tmp_path, run_here, monkeypatch, capsys, content
+):
+    """As on a disk without locks, where a file with content stands for one."""
+    (tmp_path / ".lock").write_text(content)
+    monkeypatch.setattr(workdir.filelock, "FileLock", raising(workdir.filelock.Timeout(".lock")))
+    assert run_here(tmp_path) == 75
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and (f"remove {tmp_path / '.lock'}" in error) == bool(content)
 
 
 def test_signals_before_and_after_the_training(tmp_path, run_here, monkeypatch, capsys):
