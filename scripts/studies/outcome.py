@@ -34,7 +34,7 @@ def read(study: Study, run: Run, folder: Path) -> dict | None:
         return own
     starts = bool(plan.config(study, run).init_from)
     own_record = record_file(study, run, folder)
-    for path in [own_record] if starts else sorted(folder.glob(f"*/*_seed{run.seed}.json")):
+    for path in [own_record] if starts else sorted(folder.rglob(f"*_seed{run.seed}.json")):
         if is_of(found := results.read_json(path), study, run):
             return found
     return None
