@@ -227,27 +227,22 @@ def paired(
     study = place[1]
 
     def check(facts: Facts) -> tuple[str, str]:
-        values = [
+        arm, base = (
             {
                 run["seed"]: Measured(number)
                 for run in facts.runs_of(*place, name)
                 if (number := value(run)) is not None
             }
             for name in arms
-        ]
-        again = facts.studies.get(study, {}).get("exploratory", False)
-        found = compare(values[1], values[0], ratio=False)
-        if not found["pairs"]:
-            return NONE, not_yet(study)
-        comparison = {"arms": [arms[1], arms[0]]} | judge(
-            found | {"p_adjusted": found["p"]},
-            names=(arms[1], arms[0]),
-            metric="",
-            unit="points",
-            margin=STUDIES[study].margin if study in STUDIES else 0,
-            num_comparisons=1,
-            exploratory=again,
         )
+        again = facts.studies.get(study, {}).get("exploratory", False)
+        comparison = compare(base, arm, ratio=False)
+        if not comparison["pairs"]:
+            return NONE, not_yet(study)
+        comparison |= {"arms": arms[::-1], "p_adjusted": comparison["p"]}
+        margin = STUDIES[study].margin if study in STUDIES else 0
+        options = dict(unit="points", margin=margin, exploratory=again)
+        comparison = judge(comparison, names=arms[::-1], **options)
         status = _status(agrees(comparison), comparison["pairs"])
         return in_words(comparison) + "; exploratory" * again + note, status
 

@@ -1,6 +1,5 @@
 """The files of results/: what they hold, and how a finished run becomes one."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -11,16 +10,15 @@ import alexnet.config
 import lenet.config
 from common.curves import mean_by_epoch
 from common.errors import StorageError, UserError
-from common.workdir import read_metrics, to_text, write_atomic
+from common.flags import changes
+from common.workdir import read_config, read_metrics, to_text, write_atomic
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.]*")
-SETTINGS = {  # that change a run's result, but for its seed
-    field.name
-    for config in (lenet.config.Config, alexnet.config.Config)
-    for field in dataclasses.fields(config)
-    if field.metadata["changes_result"] and field.name != "seed"
+NETWORKS = {
+    "lenet": (lenet.config.Config, "a LeNet-5"),
+    "alexnet": (alexnet.config.Config, "an AlexNet"),
 }
 
 
@@ -88,17 +86,20 @@ def _require_alike(result: dict, other: dict, workdir: Path) -> None:
     """Raises UserError where two runs of one arm differ in more than their seeds. Of older ones the
     settings are not known.
     """
-    ours, theirs = (
-        {name: run["settings"][name] for name in SETTINGS & run.get("settings", {}).keys()}
-        | {name: run[name] for name in ("dataset", "num_train_examples")}
-        for run in (result, other)
-    )
-    for name in sorted(ours.keys() & theirs.keys()):
-        if ours[name] != theirs[name]:
-            raise UserError(
-                f"{workdir} has {name} {ours[name]!r}, the run of seed {other['seed']} in arm "
-                f"{other['arm']} {theirs[name]!r}; use another --arm."
-            )
+    differing = [
+        (name, other[name], result[name])
+        for name in ("dataset", "num_train_examples")
+        if other[name] != result[name]
+    ]
+    if "settings" in other:
+        config_class, name = NETWORKS[result["network"]]
+        changed = changes(other["settings"], read_config(config_class, workdir, name))
+        differing += [change for change in changed if change[0] != "seed"]
+    for name, before, now in differing[:1]:
+        raise UserError(
+            f"{workdir} has {name} {now!r}, the run of seed {other['seed']} in arm {other['arm']} "
+            f"{before!r}; use another --arm."
+        )
 
 
 def record(workdir: Path, study: str, arm: str) -> dict:
