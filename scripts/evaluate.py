@@ -81,11 +81,11 @@ def score_lenet(
     folders = data_dirs(flag_values.data_dir or config.data_dir, lenet.data.DIGITS)
     split = flag_values.split or find_test_split(dataset, folders)
     examples = of_classes(
-        in_memory.load(dataset, split, folders), chosen_classes(flag_values, config)
+        in_memory.load(dataset, split, folders), chosen_classes(flag_values, trained)
     )
     lenet.data.require_fit(examples)
     eval_step = lenet.train.make_eval_step(trained.network)
-    eval_step, names = by_name(eval_step, examples, trained, workdir, split, flag_values)
+    eval_step, names = by_name(eval_step, examples, trained, workdir, split)
     batch_size = lenet.train.EVAL_BATCH_SIZE
     sums = evaluate(eval_step, trained.params, examples, batch_size=batch_size)
     about = {"dataset": dataset, "split": split, "step": trained.step, "class_names": names}
@@ -105,7 +105,7 @@ def score_alexnet(
     examples = alexnet.data.open_split(
         dataset, data_dir, split, crop_size=config.crop_size, seed=config.seed, damaged=damaged
     )
-    examples = of_classes(examples, chosen_classes(flag_values, config))
+    examples = of_classes(examples, chosen_classes(flag_values, trained))
     ten, size = flag_values.crops == "ten", config.crop_size
     if ten and not alexnet.augment.views_differ(examples.image_shape, size, config.mirror):
         raise UserError(
@@ -114,7 +114,7 @@ def score_alexnet(
         )
     views = alexnet.augment.VIEWS if ten else 1
     eval_step = alexnet.train.make_eval_step(trained.network, views)
-    eval_step, names = by_name(eval_step, examples, trained, workdir, split, flag_values)
+    eval_step, names = by_name(eval_step, examples, trained, workdir, split)
     sums = evaluate(
         eval_step,
         trained.params,
@@ -126,28 +126,28 @@ def score_alexnet(
     return about | {"damaged_records": damaged.count, "class_names": names}, sums
 
 
-def chosen_classes(flag_values: flags.FlagValues, config) -> str:
-    """The classes to score: of another set all, unless --classes names some."""
-    own = flag_values.dataset in ("", config.dataset)
-    return flag_values.classes or (config.classes if own else "")
+def chosen_classes(flag_values: flags.FlagValues, trained: Trained) -> str:
+    """The classes to score: of another set all, unless --classes names some. Raises UserError where
+    the network's classes have no names, as some by position would be taken for its first ones.
+    """
+    if flag_values.classes and not trained.class_names:
+        raise UserError(f"--classes={flag_values.classes}: the run's classes have no names")
+    own = flag_values.dataset in ("", trained.config.dataset)
+    return flag_values.classes or (trained.config.classes if own else "")
 
 
 def by_name(
-    eval_step: Callable, examples, trained: Trained, workdir: Path, split: str, flag_values
+    eval_step: Callable, examples, trained: Trained, workdir: Path, split: str
 ) -> tuple[Callable, tuple[str, ...] | None]:
     """The evaluation step for labels as `examples` number them, and the names of the network's
     classes. Without names labels go by their position, and a line on stderr says so; another one
     warns of digits that the network was trained on in another set.
 
-    Raises UserError for no examples, or chosen classes of a network without names; DataError for
-    images or classes of another kind.
+    Raises UserError for no examples, DataError for images or classes of another kind.
     """
     if not len(examples):
         raise UserError(f"the --split of {examples.name} is empty")
     known = trained.class_names
-    if flag_values.classes and not known:
-        given = f"--classes={flag_values.classes}"
-        raise UserError(f"{given}: the classes of the run in {workdir} have no names")
     numbers = classes.renumbered(examples, trained, f"the run in {workdir}")
     if warning := trained_on_digits(trained.config.dataset, examples.name, split):
         print(warning, file=sys.stderr, flush=True)
