@@ -17,11 +17,12 @@ import threading
 import zipfile
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from rich import console
 
-from common.errors import INTERRUPTED
+from common.errors import INTERRUPTED, LockedError
 from common.examples import load
 from common.prepared import split_sizes
 from scripts import prepare_data
@@ -125,7 +126,8 @@ def assert_prepared(data_dir: Path) -> None:
 
 
 def files_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def one_error(capsys) -> str:
@@ -208,6 +210,16 @@ def test_a_transfer_that_was_cut_off_is_resumed(server, small_mnist, capsys, res
     assert prepare_data.main([f"--mirror={server.address}"]) == 0
     assert server.requests[0] == (f"/some/folder/{LARGEST}", "bytes=5000-")
     assert part not in files_below(small_mnist)
+    assert_prepared(small_mnist)
+
+
+def test_another_process_is_downloading(server, small_mnist, capsys):
+    folder = small_mnist / "downloads" / "mnist"
+    part = write_files(folder, {f"{LARGEST}.part": FILES[LARGEST][:9]}) / f"{LARGEST}.part"
+    with filelock.FileLock(folder / ".lock"):
+        assert prepare_data.main([f"--mirror={server.address}"]) == LockedError.exit_code
+        assert str(folder) in one_error(capsys) and part.read_bytes() == FILES[LARGEST][:9]
+    assert prepare_data.main([f"--mirror={server.address}"]) == 0
     assert_prepared(small_mnist)
 
 

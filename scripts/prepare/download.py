@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import filelock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,7 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from common.errors import DataError, StorageError
+from common.errors import DataError, LockedError, StorageError
 from common.storage import make_folder
 
 SILENCE_S = 6.0  # timeout of a server that sends nothing
@@ -64,6 +65,7 @@ def download(address: str, path: Path, size: int, sha256: str) -> None:
     Raises:
       StorageError: no answer, or the transfer was cut off.
       DataError: the server sent another file.
+      LockedError: another process is downloading into the same folder.
     """
     with contextlib.suppress(DataError):
         return verify(path, address, size, sha256)
@@ -72,6 +74,9 @@ def download(address: str, path: Path, size: int, sha256: str) -> None:
     if received < size:
         try:
             received = _transfer(address, part, received, size)
+        except filelock.Timeout:  # a TimeoutError, but not of the network
+            message = f"another process is downloading into {part.parent}; wait for it"
+            raise LockedError(message) from None
         except BrokenPipeError:  # of the lines that it prints
             raise
         except NETWORK_ERRORS as error:
@@ -109,7 +114,8 @@ def _transfer(address: str, part: Path, received: int, size: int) -> int:
         if response.status != http.client.PARTIAL_CONTENT:
             received = 0  # this server ignores Range
         make_folder(part.parent)
-        with part.open("ab" if received else "wb") as stream, bar:
+        lock = filelock.FileLock(part.with_name(".lock"), timeout=0)
+        with lock, part.open("ab" if received else "wb") as stream, bar:
             task = bar.add_task(part.stem, total=size, completed=received)
             while received <= size and (chunk := response.read(1 << 20)):
                 tenths = received * 10 // size

@@ -292,6 +292,7 @@ def prepare_published(dataset: str, data_dir: Path, source: str = "", mirror: st
     Raises:
       DataError: a file is missing in `source` or is not the published one; `<version>/` has another
         format.
+      LockedError: another process is downloading the files.
       StorageError: no network, or `data_dir` cannot be written.
     """
     published = PUBLISHED_SETS[dataset]
