@@ -240,14 +240,12 @@ def paired(
         if not comparison["pairs"]:
             return NONE, not_yet(study)
         comparison |= {"arms": arms[::-1], "p_adjusted": comparison["p"]}
-        margin = STUDIES[study].margin if study in STUDIES else 0
-        options = dict(unit="points", margin=margin, exploratory=again)
+        options = dict(unit="points", margin=STUDIES[study].margin, exploratory=again)
         comparison = judge(comparison, names=arms[::-1], **options)
         status = _status(agrees(comparison), comparison["pairs"])
         return in_words(comparison) + "; exploratory" * again + note, status
 
-    how = f"runs of study {study}" if study in STUDIES else f"results: {' '.join(place)}"
-    return Claim(id, source, claim, stated, how, check)
+    return Claim(id, source, claim, stated, f"runs of study {study}", check)
 
 
 def _status(agrees: bool | None, pairs: int) -> str:

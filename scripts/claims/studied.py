@@ -121,7 +121,7 @@ OTHERWISE = (
      "faster convergence", ("lenet", "lenet_activation"), ("tanh", "sigmoid"),
      lambda run: run["train_error_pct"], LOWER),
     ("lenet-distortions-gain", "LeCun 1998, III.B", "test error with distortions minus without",
-     "-0.15 points (0.95 to 0.8%)", ("lenet", "presets"), ("paper_distortions", "paper"), _error,
+     "-0.15 points (0.95 to 0.8%)", ("lenet", "distortions"), ("strength_0.35", "none"), _error,
      direction(-0.15)),
     ("alexnet-overlapping-overfitting", "Krizhevsky 2012, 3.4",
      "overlapping pools against not overlapping: test minus training error",
