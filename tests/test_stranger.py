@@ -7,7 +7,6 @@ The demonstrations are those of scripts/faults/stranger.py.
 import contextlib
 import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -31,13 +30,6 @@ from scripts.faults.stranger import (
 
 
 @pytest.fixture
-def stranger(tmp_path) -> Callable:
-    """stranger(demonstration) -> a run's folder whose only checkpoint is changed like that."""
-
-    return lambda name: demonstrate(name, tmp_path)
-
-
-@pytest.fixture
 def little_memory():
     """Whoever allocates gigabytes fails, or is ended by the library's allocator."""
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -56,8 +48,8 @@ def test_the_folder_that_the_demonstrations_change_is_good(tmp_path):
 
 @pytest.mark.commands
 @pytest.mark.parametrize("name", DEMONSTRATIONS)
-def test_a_strangers_checkpoint_is_refused(stranger, name, little_memory, capfd):
-    workdir = stranger(name)
+def test_a_strangers_checkpoint_is_refused(tmp_path, name, little_memory, capfd):
+    workdir = demonstrate(name, tmp_path)
     outside = forget_reads(workdir.with_name("outside"))
     with pytest.raises(UserError) as caught:
         lenet.network.load(workdir)

@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 from absl import logging
 
 import lenet.config
-import lenet.network
 import lenet.train
 from common.checkpoint import Checkpointer
 from common.digests import state_sha256
@@ -33,7 +31,8 @@ def damage(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     """Damages the newer of two checkpoints, in each way."""
     saved, first = folder / "saved", folder / "first"
     clean = run_clean(DECK._replace(num_epochs=2), saved)
-    target = abstract_state(saved)
+    task = lenet.train.make_task(read_config(lenet.config.Config, saved, "a LeNet-5"))
+    target = task.placement.abstract(lambda: task.initial_state(task.network.init()))
     logging.set_verbosity(logging.FATAL)  # as in a run
     older, newer = saved_steps(saved)
     shutil.copytree(saved / "checkpoints" / str(older), first / "checkpoints" / str(older))
@@ -56,17 +55,6 @@ def damage(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
             outcomes=dict(outcomes),
             target="nothing restored that was not saved",
         )
-
-
-def abstract_state(workdir: Path):
-    """The shapes, types and placement of the training state of a run of LeNet-5, on one device."""
-    config = read_config(lenet.config.Config, workdir, "a LeNet-5")
-    network, tx = lenet.network.assemble(config), lenet.train.build_optimizer(config, 1)
-    state = jax.eval_shape(lambda: lenet.train.initial_state(network, tx, network.init()))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
-    )
 
 
 def damage_file(step: Path, kind: str, *, any_byte: bool, draw: random.Random) -> None:

@@ -147,14 +147,6 @@ def fifo(folder: Path, outside: Path) -> None:
     os.mkfifo(folder / "meta" / "metadata")
 
 
-def petabytes_in_zarray(folder: Path, outside: Path) -> None:
-    change_array(folder, shape=PETABYTES, chunks=PETABYTES)
-
-
-def petabytes_in_one_chunk(folder: Path, outside: Path) -> None:
-    change_array(folder, chunks=PETABYTES)
-
-
 def petabytes_everywhere(folder: Path, outside: Path) -> None:
     """Of many classes: in the description, in its arrays, and in Zarr's."""
     classes = 2**42
@@ -168,14 +160,6 @@ def petabytes_everywhere(folder: Path, outside: Path) -> None:
     describe_as(folder, change)
     for name, shape in (("kernel", [84, classes]), ("bias", [classes])):
         change_array(folder, f"params.output.{name}", shape=shape, chunks=shape)
-
-
-def another_compressor(folder: Path, outside: Path) -> None:
-    change_array(folder, compressor={"id": "bz2", "level": 9})
-
-
-def chunk_of_64_gb(folder: Path, outside: Path) -> None:
-    store(folder, f"{KERNEL}/0.0.0.0", zstd_of_zeros(2**36))
 
 
 def manifest_of_64_gb(folder: Path, outside: Path) -> None:
@@ -199,16 +183,16 @@ def manifest_elsewhere(prefix: str) -> Callable:
     return change
 
 
+def odd_array(**entries) -> Callable:
+    return lambda folder, outside: change_array(folder, **entries)
+
+
 def odd_description(**entries) -> Callable:
     return lambda folder, outside: describe_as(folder, lambda content: content.update(entries))
 
 
 def odd_meta(**entries) -> Callable:
     return lambda folder, outside: describe_as(folder, lambda c: c["meta"].update(entries))
-
-
-def nested_description(folder: Path, outside: Path) -> None:
-    (folder / "meta" / "metadata").write_text("[" * 100_000)
 
 
 DEMONSTRATIONS = {
@@ -219,11 +203,11 @@ DEMONSTRATIONS = {
     "link to the description": linked("meta"),
     "link to a checkpoint": linked("."),
     "pipe": fifo,
-    "shape of petabytes": petabytes_in_zarray,
-    "chunk of petabytes": petabytes_in_one_chunk,
+    "shape of petabytes": odd_array(shape=PETABYTES, chunks=PETABYTES),
+    "chunk of petabytes": odd_array(chunks=PETABYTES),
     "classes of petabytes": petabytes_everywhere,
-    "another compressor": another_compressor,
-    "bomb in a chunk": chunk_of_64_gb,
+    "another compressor": odd_array(compressor={"id": "bz2", "level": 9}),
+    "bomb in a chunk": lambda at, _: store(at, f"{KERNEL}/0.0.0.0", zstd_of_zeros(2**36)),
     "bomb in the manifest": manifest_of_64_gb,
     "manifest of absolute paths": manifest_elsewhere("{outside}/"),
     "manifest of paths upwards": manifest_elsewhere("../../../../outside/"),
@@ -237,5 +221,5 @@ DEMONSTRATIONS = {
     "class names that are no text": odd_meta(class_names=["\ud800"] * 10),
     "class names that are none": odd_meta(class_names=5),
     "settings that are none": odd_meta(settings=[]),
-    "nested description": nested_description,
+    "nested description": lambda at, _: (at / "meta" / "metadata").write_text("[" * 100_000),
 }
