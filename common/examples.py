@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.digests import state_sha256
 from common.errors import DataError
 from common.images import decode, empty_images
 from common.prepared import PreparedSet
@@ -59,6 +58,8 @@ class Examples:
 
     def fingerprint(self) -> dict:
         """What tells this training set from another, as JSON: its length, labels and images."""
+        from common.digests import state_sha256  # imports JAX, which takes longer than to read
+
         return {
             "train_examples": len(self),
             "train_labels_sha256": state_sha256(self.labels),

@@ -16,7 +16,6 @@ import numpy as np
 from common.errors import DataError, StorageError, one_line
 from common.images import decode_into, empty_images
 from common.prepared import PreparedSet
-from common.processes import all_gather_text, is_first_process
 
 # What happens to a damaged record, in training and in scoring.
 REPLACED, SKIPPED = "replaced by the next intact record", "skipped"
@@ -78,6 +77,8 @@ class DamagedRecords:
         Raises:
           DataError: there are more than allowed; the message lists them.
         """
+        from common.processes import is_first_process  # imports JAX; who only reads needs none
+
         for damage in (Damage(*each) for each in found):
             if damage[:3] in self._found:
                 continue
@@ -98,6 +99,8 @@ class DamagedRecords:
 
         Raises DataError as `add` does.
         """
+        from common.processes import all_gather_text
+
         if self.allowed:
             for text in all_gather_text(json.dumps(self.listed)):
                 self.add(json.loads(text), consequence)
