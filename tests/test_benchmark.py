@@ -14,13 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-import alexnet.config
 import lenet.config
 from alexnet.lrn import local_response_normalization
 from common import conv, launch, parallel
 from common.errors import UserError
-from common.flags import from_preset
 from lenet.connections import C3_TABLE, c3_mask
+from lenet.data import DIGITS
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import alexnet as alexnet_suites
 from scripts.benchmark import lenet as lenet_suites
@@ -32,7 +31,9 @@ from scripts.benchmark.training import (
     embedded_digits,
     lenet_operations,
 )
+from scripts.compare_with_torch import difference
 from scripts.prepare.encode import encode_jpeg
+from scripts.report.results import kept_rows
 
 ROOT = Path(__file__).parents[1]
 # how programs are compiled where only their rows count
@@ -54,11 +55,6 @@ def tiers(names: str, first, *others):
     return pytest.mark.parametrize(names, cases)
 
 
-def largest_difference(ours, theirs) -> float:
-    """Relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
-
-
 # ---- PyTorch's networks
 
 
@@ -74,7 +70,7 @@ def test_pytorchs_lenet_is_ours(peers, torch, pooling):
     with torch.no_grad():
         logits = theirs(peers.digits(torch.from_numpy(images))).numpy()
     ours = jax.jit(network.logits)(params, network.prepare(images))
-    assert largest_difference(ours, logits) < 1e-5
+    assert difference(ours, logits) < 1e-5
 
 
 @tiers(
@@ -86,9 +82,9 @@ def test_pytorchs_alexnets_are_ours(peers, torch, name, size):
     """At sizes where a pool that rounds differently would show: 28 -> 14 -> 7 -> 3 pixels, after
     the large conv1 15 -> 7.
     """
-    changes = ["--dataset=fake", "--batch_size=2", f"--crop_size={size}", "--dropout=0"]
+    changes = ["--batch_size=2", f"--crop_size={size}", "--dropout=0"]
     changes += [] if "cifar" in name else ["--initialization=he"]
-    training = AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 10)
+    training = AlexNetTraining(name, 10, *changes)
     network, params = training.network, training.state.params
     model, *_ = alexnet_suites.theirs(name, training)
     theirs = model().eval()
@@ -98,7 +94,7 @@ def test_pytorchs_alexnets_are_ours(peers, torch, name, size):
     images = 50 * np.random.default_rng(0).standard_normal((2, size, size, 3), np.float32)
     with torch.no_grad():
         logits = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    assert largest_difference(jax.jit(network.logits)(params, images), logits) < 1e-4
+    assert difference(jax.jit(network.logits)(params, images), logits) < 1e-4
 
 
 @pytest.mark.slow
@@ -134,9 +130,9 @@ def test_lenets_updates_are_the_same(peers, form, settings):
 @tiers("name", ["cifar18"], ["cifar13"], ["small"])
 def test_alexnets_updates_are_the_same(peers, name):
     """Two steps on the center crop without dropout: every layer's rate and decay, biases too."""
-    changes = ["--dataset=fake", "--batch_size=4", "--augmentation=none", "--dropout=0"]
+    changes = ["--batch_size=4", "--augmentation=none", "--dropout=0"]
     changes += ["--pad=0"] * (name == "small")
-    training = AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 10)
+    training = AlexNetTraining(name, 10, *changes)
     model, crops, optimizer, batch = alexnet_suites.theirs(name, training)
     trainer = peers.Trainer(model(), optimizer, peers.FORMS["channels-last"], augment=crops.center)
     trainer.model.eval()  # no dropout
@@ -222,7 +218,7 @@ def test_pytorchs_operations_are_ours(peers, torch, what):
     their_outputs = theirs(*inputs)
     found = [*torch.autograd.grad(their_outputs, inputs, their_cotangent), their_outputs.detach()]
     for mine, order, their in zip([*gradients, outputs], axes, found, strict=True):
-        assert largest_difference(np.asarray(mine).transpose(order), their.numpy()) < 1e-5
+        assert difference(np.asarray(mine).transpose(order), their.numpy()) < 1e-5
 
 
 # ---- the numbers
@@ -308,9 +304,7 @@ def test_operations_of_a_step():
     multiply_adds, config = 784 * 150 + 150_000 + 48_000 + 10_080 + 840, lenet.config.Config()
     assert lenet_operations(config, training=False) == 2 * multiply_adds
     assert lenet_operations(config, training=True) == 2 * (3 * multiply_adds - 784 * 150)
-    training = AlexNetTraining(
-        from_preset(alexnet.config.Config, "cifar18", "--dataset=fake", "--batch_size=1"), 10
-    )
+    training = AlexNetTraining("cifar18", 10, "--batch_size=1")
     multiply_adds = 576 * 32 * 75 + 144 * 32 * 800 + 36 * 64 * 800 + 576 * 10
     assert training.operations(training=False) == 2 * multiply_adds
 
@@ -356,21 +350,35 @@ def test_rows_of_other_suites_stay_and_other_machines_are_refused(tmp_path):
         "versions": {"jax": "1"},
     }
     path = tmp_path / "benchmark.json"
+
+    def kept(measured: str, **other) -> list[dict]:
+        return kept_rows(path, "benchmark", "suite", [measured], source | other)
+
     path.write_text(json.dumps(source | {"kind": "benchmark", "rows": [{"suite": "ops"}]}))
-    assert suites.rows_of(path, source) == [{"suite": "ops"}]
+    assert kept("growth") == [{"suite": "ops"}] and kept("ops") == []
     for other, named in (
         ({"machine": source["machine"] | {"cores": 4}}, "cores"),
         ({"smallest": True}, "smallest"),
         ({"versions": {"jax": "2"}}, "jax"),
     ):
-        with pytest.raises(UserError, match=f"{path}.* {named} "):
-            suites.rows_of(path, source | other)
+        with pytest.raises(UserError, match=f"{path}.*{named} "):
+            kept("growth", **other)
+        assert kept("ops", **other) == []  # nothing is mixed
     others = '{"kind": "faults"}', '{"kind": "benchmark"}', "[" * 10_000
     several = json.dumps(source | {"kind": "benchmark", "rows": [1]})
     for content in ("{", "[]", several, *others):
         path.write_text(content)
         with pytest.raises(UserError, match=str(path)):
-            suites.rows_of(path, source)
+            kept("growth")
+
+
+@pytest.mark.commands
+def test_pytorchs_processes_do_not_import_jax(peers):
+    """Whose start and memory are compared with ours."""
+    code = "import sys, common.records\nfrom scripts.benchmark import torch_peers\n"
+    code += f"torch_peers.first_step({str(DIGITS)!r})\nsys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "first step\n"), done.stderr
 
 
 @pytest.mark.nightly

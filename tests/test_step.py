@@ -15,7 +15,6 @@ import lenet.train
 from alexnet.image_statistics import Statistics
 from alexnet.optimizer import Plateau
 from common import step
-from common.flags import from_preset
 from common.loop import evaluated_params
 from common.losses import cross_entropy
 from common.network import Network
@@ -236,8 +235,7 @@ def test_dropout_and_augmentation_are_a_function_of_seed_and_use():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA does on a CPU")
 @pytest.mark.commands
 def test_weights_are_updated_without_a_copy():
-    flags = ("--dataset=fake", "--batch_size=2")
-    training = AlexNetTraining(from_preset(alexnet.config.Config, "small", *flags), 10)
+    training = AlexNetTraining("small", 10, "--batch_size=2")
     batch = training.placement.place_training(training.batch)
     program = training.placement.run.lower(training.state, batch).compile().as_text()
     main = program[program.index("ENTRY") :]

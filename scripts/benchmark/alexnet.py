@@ -8,7 +8,6 @@ import numpy as np
 
 import alexnet.cifar
 from alexnet.augment import color_axes
-from common.flags import from_preset
 from scripts.benchmark.lenet import predict_case
 from scripts.benchmark.machine import accelerated, has_bfloat16, matmul_peak
 from scripts.benchmark.measure import Case
@@ -55,10 +54,8 @@ def cifar_train(setting: Setting) -> Iterator[Case]:
     """Updates of the CIFAR-10 networks."""
     batch_size = 8 if setting.smallest else 128
     for name in ("cifar18", "cifar13", "small"):
-        config = from_preset(
-            alexnet.config.Config, name, "--dataset=fake", f"--batch_size={batch_size}"
-        )
-        yield training_case(setting, name, AlexNetTraining(config, 10))
+        training = AlexNetTraining(name, 10, f"--batch_size={batch_size}")
+        yield training_case(setting, name, training)
 
 
 def trainings(setting: Setting) -> Iterator[tuple[str, AlexNetTraining]]:
@@ -68,9 +65,9 @@ def trainings(setting: Setting) -> Iterator[tuple[str, AlexNetTraining]]:
     if has_bfloat16():
         kinds.append(("deck", many, "bfloat16"))
     for name, batch_size, dtype in kinds:
-        changes = ["--dataset=fake", f"--batch_size={batch_size}", f"--compute_dtype={dtype}"]
+        changes = [f"--batch_size={batch_size}", f"--compute_dtype={dtype}"]
         changes += ["--crop_size=67"] * setting.smallest
-        yield name, AlexNetTraining(from_preset(alexnet.config.Config, name, *changes), 1000)
+        yield name, AlexNetTraining(name, 1000, *changes)
 
 
 def described(name: str, training: AlexNetTraining) -> str:

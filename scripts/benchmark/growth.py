@@ -6,24 +6,21 @@ import statistics
 from collections.abc import Iterator
 
 import jax
-from flax import nnx
 
 import alexnet.config
-import alexnet.model
-import alexnet.network
 import lenet.config
 from common import runtime
-from common.flags import from_preset
 from common.order import READ_AHEAD
 from common.records import open_records
 from scripts.benchmark import sets
-from scripts.benchmark.machine import accelerated, matmul_peak, seconds
-from scripts.benchmark.measure import Case
+from scripts.benchmark.machine import accelerated, matmul_peak
+from scripts.benchmark.measure import Case, seconds
 from scripts.benchmark.reading import loaders, place_on_device, training_batches
 from scripts.benchmark.timing import Setting, forms, in_process
 from scripts.benchmark.training import (
     AlexNetTraining,
     LeNetTraining,
+    alexnet_layers,
     embedded_digits,
     lenet_operations,
     operations,
@@ -83,8 +80,7 @@ def training_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
 def alexnet_cases(setting: Setting, bare_mb: float) -> Iterator[Case]:
     """Training of a network of 250 MB, by batch size."""
     tried = forms(setting)[:1] if setting.smallest else forms(setting)
-    model = nnx.eval_shape(lambda: alexnet.network.build_model(alexnet_config(1), 1000))
-    per_image = operations(alexnet.model.layer_table(model, 227), training=True)
+    per_image = operations(alexnet_layers(alexnet.config.Config(), 1000), training=True)
     limits = 1e6 * per_image / matmul_peak(), bare_mb
     for batch_size in (1,) if setting.smallest else (32, 128):
         call = f"growth_of_alexnet({{}}{batch_size})"
@@ -151,14 +147,9 @@ def growth_of_training(batch_size: int, num_images: int) -> float:
 def growth_of_alexnet(batch_size: int) -> float:
     """Microseconds per image of training AlexNet deck, the median of seven steps."""
     runtime.keep_freed_memory()
-    training = AlexNetTraining(alexnet_config(batch_size), 1000)
+    training = AlexNetTraining("deck", 1000, f"--batch_size={batch_size}")
     took = [seconds(lambda: jax.block_until_ready(training.run())) for _ in range(8)]
     return 1e6 * statistics.median(took[1:]) / batch_size
-
-
-def alexnet_config(batch_size: int) -> alexnet.config.Config:
-    flags = ("--dataset=fake", f"--batch_size={batch_size}")
-    return from_preset(alexnet.config.Config, "deck", *flags)
 
 
 def growth_of_stream(data_dir: str, repeats: int, num_batches: int) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lenet.config
+import lenet.data
 from common.order import eval_batches
 from lenet.connections import C3_TABLE, c3_mask
 from scripts.benchmark.machine import matmul_peak
@@ -19,12 +20,7 @@ from scripts.benchmark.timing import (
     timed_theirs,
     torch_peers,
 )
-from scripts.benchmark.training import (
-    LeNetTraining,
-    embedded_digits,
-    lenet_operations,
-    steps_per_chunk,
-)
+from scripts.benchmark.training import LeNetTraining, embedded_digits, lenet_operations
 
 TRAIN_CONTAINS = (
     "Choosing the digits of a batch in memory, padding and scaling, forward, backward, SGD with "
@@ -62,7 +58,7 @@ def train(setting: Setting) -> Iterator[Case]:
     digits = embedded_digits()
     for batch_size in (1, 32, 128, 1024):
         config = lenet.config.Config(batch_size=batch_size)
-        steps = 2 if setting.smallest else steps_per_chunk(batch_size)
+        steps = 2 if setting.smallest else lenet.data.steps_per_chunk(batch_size)
         training, their_steps, peers = LeNetTraining(config, digits, steps), min(steps, 256), {}
         for form, trainer in trainers(setting, batch_size <= 32, config).items():
             run = functools.partial(

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,15 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import provenance
+from scripts.benchmark.measure import seconds
 
 CORES = provenance.cores()
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def best_seconds(run: Callable[[], Any], times: int = 5) -> float:
@@ -67,11 +60,11 @@ def _matmul_peak(dtype: str) -> float:
 
 
 @functools.cache
-def copy_bandwidth() -> float:
-    """Bytes per second, read plus written, of a copy in memory, the best of ten: 256 MB on all
-    cores, or 1 GB on an accelerator.
+def copy_bandwidth(*, on_host: bool = False) -> float:
+    """Bytes per second, read plus written, of a copy in memory, the best of ten: 1 GB on an
+    accelerator, unless `on_host`, else 256 MB on all cores.
     """
-    if accelerated():
+    if accelerated() and not on_host:
         x, copied = jnp.ones(2**28, jnp.float32), jax.jit(lambda x: x + 1)
         return 2 * x.nbytes / best_seconds(lambda: copied(x).block_until_ready(), 10)
     source, target = (np.ones(2**26, np.float32) for _ in range(2))

@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PAUSE_S = 0.02  # between the two sides: threads that have just worked spin for some milliseconds
 # In training the memory that an update allocates lies badly at first: `cifar18` takes a quarter
@@ -68,6 +68,13 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
         row |= {"limit": limit, "share_of_limit": gain(row["ours"], limit, unit) if limit else None}
         rows.append(row | {"rounds": rounds, "contains": case.contains})
     return rows
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def run_for(least_s: float, run: Callable[[], Numbers]) -> None:

@@ -15,11 +15,9 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax import lax
 
-import alexnet.config
 import alexnet.lrn
 import lenet.config
 from common.digests import host_leaves
-from common.flags import from_preset
 from scripts.benchmark import sets
 from scripts.benchmark.alexnet import described
 from scripts.benchmark.attempts import attempt
@@ -70,11 +68,10 @@ def part(setting: Setting, name: str, run: Callable, contains: str, limit_s: flo
 
 def step_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     """An update in all, the crops, and each layer forward and backward."""
-    changes = ["--dataset=fake", *["--batch_size=8"] * setting.smallest]
-    training = AlexNetTraining(from_preset(alexnet.config.Config, preset_name, *changes), 10)
+    training = AlexNetTraining(preset_name, 10, *["--batch_size=8"] * setting.smallest)
     what, draw = described(preset_name, training), jnp.asarray(training.batch["draw"])
-    operations = training.operations(training=True)
-    yield whole(setting, what, training, training.run, operations)
+    limit_s = training.config.batch_size * training.operations(training=True) / matmul_peak()
+    yield part(setting, f"{what}: in all", training.run, IN_ALL_CONTAINS, limit_s)
     x, case = crops(setting, what, training, draw)
     yield case
     peak, bandwidth = matmul_peak(), copy_bandwidth()
@@ -93,11 +90,11 @@ def prediction_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
     """Scores of a batch in all, the crops, and each layer forward, for as many images at a time as
     in `LayerSequence.in_parts`.
     """
-    changes = ["--dataset=fake", f"--batch_size={2 if setting.smallest else 32}"]
-    changes += ["--crop_size=67"] * setting.smallest
-    training = AlexNetTraining(from_preset(alexnet.config.Config, preset_name, *changes), 1000)
+    changes = ["--batch_size=2", "--crop_size=67"] if setting.smallest else ["--batch_size=32"]
+    training = AlexNetTraining(preset_name, 1000, *changes)
     what = f"scores of {described(preset_name, training)}"
-    yield whole(setting, what, training, training.score, training.operations(training=False))
+    limit_s = training.config.batch_size * training.operations(training=False) / matmul_peak()
+    yield part(setting, f"{what}: in all", training.score, IN_ALL_CONTAINS, limit_s)
     x, case = crops(setting, what, training)
     yield case
     model = training.network.bind(training.state.params)
@@ -118,14 +115,6 @@ def prediction_parts(setting: Setting, preset_name: str) -> Iterator[Case]:
         moved = 4 * (batch.size + layer.outputs.size)
         limit_s = layer.operations / peak if layer.operations else moved / bandwidth
         yield part(setting, f"{what}: {layer.name}", run, LAYER_CONTAINS, limit_s)
-
-
-def whole(
-    setting: Setting, what: str, training: AlexNetTraining, run: Callable, operations: int
-) -> Case:
-    """All of it, for so many operations per image."""
-    limit_s = training.config.batch_size * operations / matmul_peak()
-    return part(setting, f"{what}: in all", run, IN_ALL_CONTAINS, limit_s)
 
 
 def crops(

@@ -11,8 +11,8 @@ import lenet.data
 from common.errors import DataError
 from common.order import steps_per_epoch
 from scripts.benchmark.lenet import trainers
-from scripts.benchmark.machine import matmul_peak, seconds
-from scripts.benchmark.measure import ONE_SIDE, Case
+from scripts.benchmark.machine import matmul_peak
+from scripts.benchmark.measure import ONE_SIDE, Case, seconds
 from scripts.benchmark.timing import PEERS, Setting, torch_peers
 from scripts.benchmark.training import LeNetTraining, lenet_operations
 

@@ -11,7 +11,7 @@ import numpy as np
 import alexnet.data
 import lenet.config
 from common.order import READ_AHEAD
-from common.records import Records
+from common.records import Records, parse
 from scripts.benchmark import sets
 from scripts.benchmark.machine import CORES, copy_bandwidth
 from scripts.benchmark.measure import A_PART, ANOTHER_FORM, Case
@@ -67,8 +67,8 @@ def stream_cases(
     contains = (
         f"Reading {sets.described(records)} in random order, decoding (both by simplejpeg), "
         f"batches of {batch_size}, ours with the copy to the device. Workers are threads in ours "
-        "and processes in PyTorch. Batches that are ready when the clock starts are used up "
-        f"before. Limit: {sets.LIMITS[record_format]}"
+        "and processes in PyTorch, which may also read without. Batches that are ready when the "
+        f"clock starts are used up before. Limit: {sets.LIMITS[record_format]}"
     )
     if record_format == "jpeg":  # a copy already has the bandwidth of all cores
         limit, contains = limit * min(readers, CORES), contains + ", on one core per worker"
@@ -77,11 +77,11 @@ def stream_cases(
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(training_batches(records, batch_size, readers))
         peers = {}
-        for form in loaders():
-            num_workers = readers if readers > 1 else 0
+        for form, num_workers in itertools.product(loaders(), sorted({0, readers} - {1})):
             theirs = torch_peers().loader_batches(form, records, batch_size, num_workers)
             stack.enter_context(contextlib.closing(theirs))
-            peers[form] = functools.partial(drained_rate, setting, theirs, **measured)
+            name = f"{form}, {num_workers} workers" if num_workers else form
+            peers[name] = functools.partial(drained_rate, setting, theirs, **measured)
         yield Case(
             ((f"{record_format} records, {READERS[readers]}", "images/s"),),
             functools.partial(drained_rate, setting, ours, **measured, use=place_on_device),
@@ -114,7 +114,7 @@ def digits_case(setting: Setting) -> Case:
         peers,
         "Choosing the digits of a shuffled epoch and stacking them, ours with the copy to the "
         "device. Limit: a copy of the pixels at the copy bandwidth.",
-        (copy_bandwidth() / (2 * 128 * int(np.prod(digits.image_shape))),),
+        (copy_bandwidth(on_host=True) / (2 * 128 * int(np.prod(digits.image_shape))),),
     )
 
 
@@ -146,8 +146,8 @@ def reading_parts(setting: Setting, record_format: str, records: Records) -> Ite
     the next batch.
     """
     indices = [int(i) for i in np.random.default_rng(0).permutation(len(records))]
-    stored = [sets.stored(records, i) for i in indices]
-    contents = [sets.encoded(record) for record in stored]
+    stored = [records.source[i] for i in indices]
+    contents = [parse(record)[0] for record in stored]
     batch = np.empty((BATCH, *records.image_shape), np.uint8)
 
     def fill():
@@ -159,8 +159,8 @@ def reading_parts(setting: Setting, record_format: str, records: Records) -> Ite
             place_on_device({"image": batch})
 
     parts = {
-        "read and checked": lambda: [sets.stored(records, i) for i in indices],
-        "parsed": lambda: [sets.encoded(record) for record in stored],
+        "read and checked": lambda: [records.source[i] for i in indices],
+        "parsed": lambda: [parse(record)[0] for record in stored],
         "copied into the batch" if records.stored_raw else "decoded into the batch": fill,
         "from the batch to the device": place,
     }
@@ -203,12 +203,11 @@ def reading_forms(records: Records) -> dict[str, Callable]:
 
     def reader(stored: Callable, decode_all: Callable) -> Callable:
         return lambda: [
-            decode_all([sets.encoded(record) for record in stored(batch.tolist())])
-            for batch in batches
+            decode_all([parse(record)[0] for record in stored(batch.tolist())]) for batch in batches
         ]
 
     def one_by_one(indices):
-        return [sets.stored(records, i) for i in indices]
+        return [records.source[i] for i in indices]
 
     def stacked(contents):
         return np.stack([sets.pixels(records, content) for content in contents])
@@ -217,10 +216,9 @@ def reading_forms(records: Records) -> dict[str, Callable]:
         for content, image in zip(contents, buffer, strict=False):
             sets.pixels(records, content, image)
 
-    at_once = functools.partial(sets.stored_at_once, records)
     return {
         "in use": lambda: [records.read(batch) for batch in batches],
         "without checks, into one buffer": reader(one_by_one, into_buffer),
-        "the same, a batch of records at once": reader(at_once, into_buffer),
+        "the same, a batch of records at once": reader(records.source.__getitems__, into_buffer),
         "without checks, stacked": reader(one_by_one, stacked),
     }

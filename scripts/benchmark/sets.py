@@ -73,21 +73,6 @@ def described(records: Records) -> str:
     return f"{len(records):,} images of 256x256 pixels ({records.name})"
 
 
-def stored(records: Records, index: int) -> bytes:
-    """One record as it is on disk, its checksum verified."""
-    return records.source[index]
-
-
-def stored_at_once(records: Records, indices: list[int]) -> list[bytes]:
-    """Several, by one call."""
-    return records.source.__getitems__(indices)
-
-
-def encoded(record: bytes) -> bytes:
-    """The image of a record, encoded."""
-    return parse(record)[0]
-
-
 def pixels(records: Records, content: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     """Decodes a record's image, into `buffer` if given, without any check."""
     if not records.stored_raw:
@@ -106,8 +91,8 @@ def reading_limit(records: Records) -> float:
     simplejpeg alone, the best of five.
     """
     if records.stored_raw:
-        return copy_bandwidth() / (2 * float(np.prod(records.image_shape)))
-    contents = [encoded(stored(records, i)) for i in range(min(len(records), 128))]
+        return copy_bandwidth(on_host=True) / (2 * float(np.prod(records.image_shape)))
+    contents = [parse(records.source[i])[0] for i in range(min(len(records), 128))]
     buffer = np.empty(records.image_shape, np.uint8)
     best = best_seconds(lambda: [pixels(records, content, buffer) for content in contents])
     return len(contents) / best

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common import provenance, runtime
-from common.errors import UserError
 from common.workdir import write_atomic
 from scripts.benchmark import alexnet, lenet
 from scripts.benchmark.attempts import attempts
@@ -24,6 +23,7 @@ from scripts.benchmark.reading import input_batches
 from scripts.benchmark.startup import startup
 from scripts.benchmark.timing import PEERS, Setting
 from scripts.prepare.workers import worker_pool
+from scripts.report.results import kept_rows
 from scripts.report.speed import with_range
 
 SUITES = {
@@ -65,7 +65,7 @@ def run_suite(
     where = {key: source.pop(key) for key in ("command", "commit")}
     path = Path(json_path)
     if json_path:
-        rows_of(path, source)  # told before anything is measured
+        kept_rows(path, "benchmark", "suite", [name], source)  # told before anything is measured
     print(f"{describe(source)}\n\n{name}: {SUITES[name].__doc__}")
     if smallest:
         print("  Smallest: less work and smaller images than the rows' names say, one round.")
@@ -74,7 +74,7 @@ def run_suite(
         found = [{"suite": name} | row | where for row in print_rows(cases, rounds, smallest)]
     source["load_average_after"] = load_average()
     if json_path:
-        rows = [row for row in rows_of(path, source) if row["suite"] != name] + found
+        rows = kept_rows(path, "benchmark", "suite", [name], source) + found
         order = [*SUITES, *(row["suite"] for row in rows)]  # a suite may have been renamed
         rows.sort(key=lambda row: order.index(row["suite"]))
         result = {"kind": "benchmark", "rows": rows, **source}
@@ -109,36 +109,6 @@ def machine() -> dict:
     source["machine"]["matmul_gflop_per_s"] = round(matmul_peak() / 1e9, 1)
     source["machine"]["copy_gb_per_s"] = round(copy_bandwidth() / 1e9, 1)
     return source
-
-
-def rows_of(path: Path, source: dict) -> list[dict]:
-    """The rows that a file has already. Raises UserError if it is not a benchmark, or was measured
-    on another machine, with other versions or other work.
-    """
-
-    def facts(content: dict) -> dict:
-        names = ("processor", "cores", "accelerator")
-        versions = {name: content["versions"].get(name) for name in source["versions"]}
-        machine = {name: content["machine"][name] for name in names}
-        return machine | versions | {"smallest": content["smallest"]}
-
-    if not path.exists():
-        return []
-    try:
-        earlier = json.loads(path.read_text())
-        there, rows = facts(earlier), earlier["rows"]
-        intact = earlier["kind"] == "benchmark" and all("suite" in row for row in rows)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
-        raise UserError(f"--json={path} exists and is not a benchmark: name another file")
-    for name, here in facts(source).items():
-        if there[name] != here:
-            raise UserError(
-                f"--json={path} has rows of {name} {there[name]}, and here it is {here}: "
-                "name another file"
-            )
-    return rows
 
 
 def describe(source: dict) -> str:

@@ -102,9 +102,9 @@ def span(measure: Callable[[], float], unit_s: float, count: int = 1) -> Callabl
 IN_PROCESS = """
 import json, re, resource, sys, {module} as module
 number = module.{call}
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 if sys.platform == "linux":
-    peak_mb = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**10
+    peak_mb = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024 / 1e6
 print(json.dumps([number, peak_mb]))
 """
 

@@ -24,6 +24,7 @@ from alexnet.noise import Noise
 from common import parallel
 from common.evaluation import evaluate
 from common.examples import Examples
+from common.flags import from_preset
 from common.network import Network
 from common.order import steps_per_epoch
 
@@ -45,11 +46,6 @@ def embedded_digits() -> Examples:
     """The training digits of the set that comes with the project."""
     config = lenet.config.Config(dataset="mnist10k", validation_size=500)
     return lenet.data.load_splits(config)[0]
-
-
-def steps_per_chunk(batch_size: int) -> int:
-    """Steps in one compiled call, as `lenet.data` chooses them."""
-    return lenet.data.steps_per_chunk(batch_size)
 
 
 def lenet_operations(config: lenet.config.Config, *, training: bool) -> int:
@@ -100,15 +96,10 @@ class LeNetTraining:
             copies=0,
         )
 
-    def run_chunk(self, chunk: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Trains on a chunk; returns its sums."""
-        chunk = self.placement.place_training(chunk)
-        self.state, sums = self.placement.run(self.state, chunk, self.chunk_steps)
-        return sums
-
     def run(self) -> None:
         """The next chunk, to its end."""
-        sums = self.run_chunk(self.chunk(self.step))
+        chunk = self.placement.place_training(self.chunk(self.step))
+        self.state, sums = self.placement.run(self.state, chunk, self.chunk_steps)
         jax.block_until_ready((self.state, sums))
         self.step += self.chunk_steps
 
@@ -136,7 +127,8 @@ class AlexNetTraining:
     noise.
     """
 
-    def __init__(self, config: alexnet.config.Config, num_classes: int):
+    def __init__(self, preset: str, num_classes: int, *flags: str):
+        config = from_preset(alexnet.config.Config, preset, "--dataset=fake", *flags)
         self.config, self.num_classes = config, num_classes
         size = 32 if config.crop_size <= 32 else 256
         noise = Noise(range(config.batch_size), (size, size, 3), config.seed, num_classes)
@@ -175,9 +167,14 @@ class AlexNetTraining:
         return self.eval_step(self.state.params, self.placement.place_batch(batch))
 
     def layer_table(self) -> list[dict]:
-        model = nnx.eval_shape(lambda: alexnet.network.build_model(self.config, self.num_classes))
-        return alexnet.model.layer_table(model, self.config.crop_size)
+        return alexnet_layers(self.config, self.num_classes)
 
     def operations(self, *, training: bool) -> int:
         """Floating-point operations per image."""
         return operations(self.layer_table(), training=training)
+
+
+def alexnet_layers(config: alexnet.config.Config, num_classes: int) -> list[dict]:
+    """The layer table of a network."""
+    model = nnx.eval_shape(lambda: alexnet.network.build_model(config, num_classes))
+    return alexnet.model.layer_table(model, config.crop_size)

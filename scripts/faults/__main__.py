@@ -23,6 +23,7 @@ from absl import flags
 
 from common import launch, provenance
 from common.errors import UserError
+from common.storage import require_place
 from common.workdir import write_atomic
 from scripts.faults.damage import damage
 from scripts.faults.data import data
@@ -36,6 +37,7 @@ from scripts.faults.releases import releases
 from scripts.faults.restarts import devices, locked, restart
 from scripts.faults.saving import save
 from scripts.faults.stranger import stranger
+from scripts.report.results import kept_rows
 
 # Each is called with (full, an empty folder, a random generator) and yields rows.
 FAULTS = {
@@ -62,14 +64,15 @@ def main(flag_values: flags.FlagValues) -> None:
     unknown = [name for name in chosen if name not in FAULTS]
     if unknown:
         raise UserError(f"--only={unknown[0]} is unknown; allowed: {', '.join(FAULTS)}")
-    if flag_values.json and not path.parent.is_dir():
-        raise UserError(f"--json={flag_values.json}: no such folder")
+    if flag_values.json:
+        require_place(path, "--json", ".json")
     source = provenance.collect(seed=flag_values.seed, dataset="")
     del source["dataset"]
-    of_each = {"full": flag_values.full, "seed": source.pop("seed"), "commit": source.pop("commit")}
+    of_each = {"full": flag_values.full}
+    of_each |= {name: source.pop(name) for name in ("seed", "commit", "command")}
     rows, new = [], []
-    if flag_values.json and path.exists():
-        rows = _rows_of_others(json.loads(path.read_text()), chosen, source, flag_values.json)
+    if flag_values.json:
+        rows = kept_rows(path, "faults", "fault", chosen, source)
     for name in chosen:
         began, draw = time.monotonic(), random.Random(f"{flag_values.seed} {name}")
         with tempfile.TemporaryDirectory() as folder:
@@ -84,28 +87,6 @@ def main(flag_values: flags.FlagValues) -> None:
         sys.exit("error: not everything survived, see above.")
     if missed := [found["name"] for found in new if not found["met"]]:
         sys.exit(f"error: everything survived, but targets were missed: {'; '.join(missed)}.")
-
-
-def _rows_of_others(content: dict, chosen: list[str], source: dict, name: str) -> list[dict]:
-    """The rows of a file whose faults are not `chosen`.
-
-    Raises:
-      UserError: they were made on another machine or with other versions. The file names these
-        once, for all rows.
-    """
-    kept = [found for found in content["rows"] if found["fault"] not in chosen]
-    before, now = ({**place["machine"], **place["versions"]} for place in (content, source))
-    changed = [
-        f"{key} {before.get(key)} -> {now.get(key)}"
-        for key in before | now
-        if before.get(key) != now.get(key)
-    ]
-    if kept and changed:
-        raise UserError(
-            f"--json={name} has rows made elsewhere ({', '.join(changed)}): "
-            "name another file or leave out --only."
-        )
-    return kept
 
 
 def _write(path: Path, rows: list[dict], source: dict) -> None:

@@ -23,7 +23,7 @@ def save(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     process.
 
     It is the time that the loop waits in a save, and by how much the steps during its write exceed
-    the median of the steps before the first save.
+    the median of those between saves. (The first steps of a process are slower.)
     """
     every, saves = (9, 10) if full else (4, 3)
     settings = {} if full else dict(widths="small", crop_size=32, conv1_padding="symmetric")
@@ -31,7 +31,8 @@ def save(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     config = alexnet.config.Config(dataset="fake", **settings)
     times, writing, waits = timed_training(config, folder / "run", (saves + 1) * every)
     took = np.diff(times)  # from the second step on
-    quiet = float(np.median(took[1 : every - 1]))
+    idle = [took[k] for k in range(every, len(took)) if not writing[k] and (k + 1) % every]
+    quiet = float(np.median(idle or took[1 : every - 1]))  # or: a write takes all steps
     costs = []
     # Each save: the step that contains it, and those after it.
     for first in range(every - 1, saves * every, every):

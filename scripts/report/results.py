@@ -52,6 +52,39 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path} is damaged ({error}); restore or remove it.") from error
 
 
+def kept_rows(path: Path, kind: str, key: str, new: Sequence[str], source: dict) -> list[dict]:
+    """The rows of a file of measurements without those whose `key` is among `new`; [] if there is
+    no file. Raises UserError if it is of another kind, or if rows would be kept that were made on
+    another machine, with other versions or other work.
+    """
+
+    def facts(content: dict) -> dict:
+        machine = {name: content["machine"][name] for name in ("processor", "cores", "accelerator")}
+        return machine | content["versions"] | {"smallest": content.get("smallest")}
+
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        rows = [row for row in content["rows"] if row[key] not in new]
+        there, intact = facts(content), content["kind"] == kind
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise UserError(f"--json={path} exists and has no {kind}: name another file")
+    here = facts(source)
+    changed = [
+        f"{name} {there.get(name)} -> {here[name]}"
+        for name in here
+        if there.get(name) != here[name]
+    ]
+    if rows and changed:
+        raise UserError(
+            f"--json={path} has rows made elsewhere ({', '.join(changed)}): name another file"
+        )
+    return rows
+
+
 def add(workdirs: Iterable[Path], study: str, arm: str, folder: Path) -> list[Path]:
     """Writes each finished run into `folder`; returns the new files.
 

@@ -5,6 +5,7 @@ All of it computes on the GPU if PyTorch finds one, with TF32 in float32 product
 calls return before the work is done, and `wait` waits for it. JAX is not imported: some of this
 runs in processes of its own, whose start and memory count.
 """
+# ruff: noqa: F401 - for the benchmark and the processes that it starts
 
 from torch import nn
 
@@ -28,33 +29,3 @@ from scripts.benchmark.torch_peers.training import (
     sgd,
     train_in_memory,
 )
-
-__all__ = [
-    "FORMS",
-    "LOADERS",
-    "Across",
-    "Crops",
-    "Trainer",
-    "adam",
-    "alexnet",
-    "cifar",
-    "cifar_sgd",
-    "convolution",
-    "copy_weights",
-    "digits",
-    "first_step",
-    "function_forms",
-    "growth_of_alexnet",
-    "growth_of_stream",
-    "growth_of_training",
-    "lenet",
-    "loader_batches",
-    "nn",
-    "save_and_load",
-    "scorer",
-    "sgd",
-    "shuffled",
-    "tensors",
-    "train_in_memory",
-    "wait",
-]

@@ -5,13 +5,12 @@ needed.
 import dataclasses
 import datetime
 import os
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
+from scripts.benchmark.measure import seconds
 from scripts.benchmark.torch_peers.data import loader_batches
 from scripts.benchmark.torch_peers.device import CORES, FORMS, layout, placed, wait
 from scripts.benchmark.torch_peers.networks import alexnet, lenet
@@ -94,10 +93,3 @@ def growth_of_stream(form: str, data_dir: str, repeats: int, num_batches: int) -
             next(batches)
 
     return 1e6 * seconds(run) / (128 * num_batches)
-
-
-def seconds(run: Callable) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
