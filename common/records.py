@@ -77,15 +77,16 @@ class DamagedRecords:
         Raises:
           DataError: there are more than allowed; the message lists them.
         """
-        from common.processes import is_first_process  # imports JAX; who only reads needs none
-
         for damage in (Damage(*each) for each in found):
             if damage[:3] in self._found:
                 continue
             self._found[damage[:3]] = damage
-            if consequence and is_first_process():
-                line = f"damaged data in {self.dataset}, {damage}: {consequence}"
-                print(line, file=sys.stderr, flush=True)
+            if consequence:
+                from common.processes import is_first_process  # JAX, which reading does not need
+
+                if is_first_process():
+                    line = f"damaged data in {self.dataset}, {damage}: {consequence}"
+                    print(line, file=sys.stderr, flush=True)
         if self.count > self.allowed:
             listed = "; ".join(str(damage) for damage in sorted(self._found.values()))
             raise DataError(

@@ -39,10 +39,6 @@ SHORT = {
     ("alexnet_train", "deck, batch 32"): "AlexNet `deck`, training, batch 32",
     ("alexnet_predict", "deck, batch 32"): "AlexNet `deck`, prediction, batch 32",
     ("input", "jpeg records, 2 workers"): "256x256 JPEG records, read by two threads",
-    (
-        "startup",
-        "lenet.train to the first step, warm compile cache",
-    ): "`lenet.train`, from the shell to the first step, with a warm compile cache",
     ("time_to_accuracy", "mnist, 5 epochs"): "LeNet-5 with ReLU and Adam, five epochs of MNIST",
 }
 
