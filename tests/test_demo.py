@@ -362,6 +362,30 @@ def test_digits_drawn_by_mouse_are_normalized_and_read(show, reader):
 
 
 @pytest.mark.slow
+def test_a_second_finger_does_not_draw(show, reader):
+    tab = show(reader)
+    tab.click("#clear")
+    box = tab.locator("#pad").bounding_box()
+    browser = tab.context.new_cdp_session(tab)
+
+    def touch(kind: str, *shares):
+        points = [
+            dict(x=box["x"] + x * box["width"], y=box["y"] + y * box["height"], id=number)
+            for number, (x, y) in enumerate(shares)
+        ]
+        browser.send("Input.dispatchTouchEvent", dict(type=kind, touchPoints=points))
+
+    touch("touchStart", (0.1, 0.2))
+    touch("touchMove", (0.1, 0.5))
+    touch("touchStart", (0.1, 0.5), (0.9, 0.5))
+    touch("touchMove", (0.1, 0.6), (0.9, 0.6))
+    touch("touchEnd")
+    read = "[...pen.getImageData(0, 0, 280, 280).data].filter((_, i) => i % 4 === 0)"
+    ink = np.array(tab.evaluate(read)).reshape(280, 280) > 128
+    assert not ink[:, 56:].any() and ink[70:155, 28].all()  # one line, of the first finger
+
+
+@pytest.mark.slow
 def test_disturbed_pixels_are_those_of_scipy(show):
     tab = show(untrained())
     random = np.random.default_rng(0)

@@ -36,6 +36,7 @@ const pad = $("pad");
 const pen = pad.getContext("2d", { willReadFrequently: true });
 const PEN_WIDTH = 24; // of 280 pixels: about 2 of 28, once it is scaled
 let stroke = null; // where the pen is; null: it is up
+let pointer = null; // the one that draws: a second finger, or the palm, does not
 let drawn = false; // whether the pad holds a drawing, not an example
 
 function clearPad() {
@@ -62,8 +63,9 @@ function drawTo(place) {
 }
 
 pad.addEventListener("pointerdown", (event) => {
-  if (event.button) return;
-  pad.setPointerCapture(event.pointerId);
+  if (event.button || stroke) return;
+  pointer = event.pointerId;
+  pad.setPointerCapture(pointer);
   if (!drawn) clearPad();
   drawn = true;
   pressed(null);
@@ -72,13 +74,15 @@ pad.addEventListener("pointerdown", (event) => {
   readPad();
 });
 pad.addEventListener("pointermove", (event) => {
-  if (!stroke) return;
+  if (!stroke || event.pointerId !== pointer) return;
   const passed = event.getCoalescedEvents?.() ?? [];
   for (const each of passed.length ? passed : [event]) drawTo(padPlace(each));
   readPad();
 });
 for (const name of ["pointerup", "pointercancel"]) {
-  pad.addEventListener(name, () => (stroke = null));
+  pad.addEventListener(name, ({ pointerId }) => {
+    if (pointerId === pointer) stroke = null;
+  });
 }
 
 // What is on the pad, normalized.
