@@ -103,6 +103,7 @@ def prepare(flag_values: flags.FlagValues) -> None:
         raise UserError(f"--mirror={mirror} is not a URL; it must begin with http:// or https://")
     inapplicable = ["mirror"] if own or dataset in (imagenet.NAME, qmnist.NAME) else []
     inapplicable += ["size", "grey"] if dataset == imagenet.NAME else []
+    inapplicable += ["source", "mirror"] if dataset == "mnist10k" else []
     if not own and dataset != imagenet.NAME:
         inapplicable += [*OWN_FLAGS, *IMAGE_FLAGS]
     for name in inapplicable:

@@ -456,6 +456,7 @@ def test_a_folder_that_is_incomplete_or_in_another_format(small_mnist, capsys, c
         (["--mirror=ftp://somewhere"], "--mirror=ftp://somewhere"),
         (["--dataset=qmnist"], "--source=DIR"),
         (["--dataset=qmnist", "--mirror=http://somewhere"], "--mirror"),
+        (["--dataset=mnist10k", "--source=files"], "--source"),
     ],
 )
 def test_wrong_flags(arguments, named, small_mnist, capsys):

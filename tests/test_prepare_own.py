@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import gzip
 import io
+import itertools
 import os
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from common.prepared import PreparedSet
 from common.records import open_records
 from scripts import prepare_data
 from scripts.prepare import imagenet
+from scripts.prepare.idx import find_pairs
 from scripts.prepare.layouts import (
     BELOW,
     HIDDEN,
@@ -442,6 +444,27 @@ def test_idx_files(tmp_path, capsys):
     capsys.readouterr()
     assert prepare_data.main([*arguments, "--dataset=more"]) == 65
     assert "other-images" in one_error(capsys)
+
+
+def test_idx_files_name_their_split_before_or_after_the_kind(tmp_path):
+    names = {
+        "train": ("images-idx3-ubyte", "labels-idx1-ubyte"),
+        "test": ("images-test-idx3-ubyte", "labels-test-idx1-ubyte"),
+        "validation": ("val.images.idx3-ubyte.gz", "val.labels.idx1-ubyte.gz"),
+    }
+    for name in itertools.chain(*names.values()):
+        (tmp_path / name).touch()
+    expected = {split: tuple(tmp_path / name for name in pair) for split, pair in names.items()}
+    assert find_pairs(tmp_path) == expected
+
+
+def test_gray_idx_files_keep_their_size(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 20, 30, 3), np.uint8)
+    (tmp_path / "images-idx4-ubyte").write_bytes(idx(images))
+    (tmp_path / "labels-idx1-ubyte").write_bytes(idx(np.arange(6, dtype=np.uint8) % 2))
+    arguments = [f"--source={tmp_path}", f"--data_dir={tmp_path}", "--dataset=mine", "--grey"]
+    assert prepare_data.main(arguments) == 0
+    assert load("mine", "train", [tmp_path]).image_shape == (20, 30, 1)
 
 
 def test_equal_images_in_two_splits_or_of_two_classes_are_named(tmp_path, capsys):

@@ -37,7 +37,7 @@ def find_pairs(source: Path) -> dict[str, tuple[Path, Path]]:
         partner = next((other for key, other in files.items() if labels.fullmatch(key)), None)
         if partner is None:
             raise DataError(f"{path} has no file of labels beside it, such as one with idx1")
-        words = re.split(r"[^a-z0-9]+", before)
+        words = re.split(r"[^a-z0-9]+", f"{before} {after}")
         split = next((split for word, split in NAMES.items() if word in words), "train")
         if split in pairs:
             raise DataError(
@@ -127,10 +127,13 @@ def _read_pair(
             f"{image_file} and {label_file} do not match: {len(images):,} images and labels of "
             f"shape {labels.shape}"
         )
-    height, width, channels = images.shape[1:]
+    channels = images.shape[-1]
     if size is None and (channels == 1 or not grey):
         return images, labels
-    form = Form(size=size or min(height, width), grey=grey or channels == 1)
+    if size is None:
+        gray = [np.asarray(Image.fromarray(image).convert("L")) for image in images]
+        return np.stack(gray)[..., None], labels
+    form = Form(size=size, grey=grey or channels == 1)
     pixels = images[..., 0] if channels == 1 else images
     squares = [resized(Image.fromarray(image), form) for image in pixels]
     return np.stack(squares), labels
