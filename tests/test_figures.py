@@ -1,10 +1,14 @@
 """The pictures: that they are drawn, hold what they should, and stay small."""
 
+import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+import alexnet.config
+import lenet.config
 from scripts.report import __main__ as report
 from scripts.report import figures, runs, verdicts
 from scripts.studies import conduct, figure, outcome, plan
@@ -141,6 +145,7 @@ def test_runs_side_by_side(tmp_path, capsys):
             ["a", "--out=empty/folder.png"],
             ["empty/../b[bold]"],
             ["a", "--check"],
+            ["a", "--figures"],
             ["a", "--arm=c"],
         ),
     ):
@@ -148,6 +153,15 @@ def test_runs_side_by_side(tmp_path, capsys):
         argv = [word if word != "a" else str(tmp_path / "a") for word in argv]
         assert report.run_tool(report.define_flags, report.main, argv, ("[RUN ...]",)) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["lenet_deck", "alexnet_cifar18"])
+def test_a_setting_that_an_older_run_lacks_is_its_default(name):
+    run = Path(__file__).parent / "golden" / name
+    kept, read = json.loads((run / "config.json").read_text()), runs.read_settings(run)
+    fields = dataclasses.fields((alexnet if "alexnet" in name else lenet).config.Config)
+    assert kept.keys() < {field.name for field in fields} <= read.keys()
+    assert read == {field.name: field.default for field in fields} | kept
 
 
 @pytest.mark.commands

@@ -80,6 +80,8 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
         raise UserError("--check writes nothing: not with --add, --figures or runs.")
     if (flag_values.study or flag_values.arm) and not flag_values.add:
         raise UserError("--study and --arm belong to --add.")
+    if flag_values.figures and runs and not flag_values.add:
+        raise UserError("--figures draws the READMEs' pictures: not with RUN ... alone.")
     if runs and not flag_values.add:
         return compare_runs([Path(run) for run in runs], Path(flag_values.out))
     results.load(RESULTS)  # a damaged file is told before anything is written

@@ -138,10 +138,9 @@ def _require_alike(result: dict, other: dict, workdir: Path) -> None:
 def record(workdir: Path, study: str, arm: str) -> dict:
     """What results/ keeps of a finished run. Raises UserError where it cannot be kept."""
     result = read(workdir)
-    if result["commit"] is None or result["commit"].endswith("-dirty"):
-        raise UserError(
-            f"{workdir}: its commit is {result['commit'] or 'unknown'}; results come from a commit."
-        )
+    commit = str(result.get("commit") or "unknown")
+    if commit == "unknown" or commit.endswith("-dirty"):
+        raise UserError(f"{workdir}: its commit is {commit}; results come from a commit.")
     arm = arm or result["preset"] or ""
     for flag, name in (("study", study), ("arm", arm)):
         if not NAME.fullmatch(name):
@@ -157,9 +156,9 @@ def read(workdir: Path) -> dict:
     path = workdir / "result.json"
     try:
         result = json.loads(path.read_text())
-        command, seed = result["command"], int(result["seed"])
+        command, seed = str(result["command"]), int(result["seed"])
         settings = dict(json.loads((workdir / "config.json").read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{workdir} holds no finished run: {path.name} is missing or damaged."
         ) from error

@@ -1,5 +1,6 @@
 """Any runs side by side: their curves in one picture, the settings that differ in a table."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from common.curves import mean_by_epoch
 from common.errors import UserError
 from common.storage import require_place
 from common.workdir import read_metrics
-from scripts.report.results import read_json
+from scripts.report.results import NETWORKS, read_json
 from scripts.report.style import COLORS, GRAY, save, scale_error, style
 
 FORMS = (".svg", ".png")
@@ -30,14 +31,18 @@ def compare(workdirs: list[Path], out: Path) -> None:
 
 
 def read_settings(workdir: Path) -> dict:
-    """config.json. Raises UserError where there is no run that has begun."""
+    """config.json, a setting that it lacks at its default. Raises UserError where there is no run
+    that has begun.
+    """
     try:
         settings = dict(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{workdir} holds no run: config.json is missing or damaged") from error
     if not read_metrics(workdir):
         raise UserError(f"{workdir} has no metrics yet")
-    return settings
+    network = "alexnet" if "net" in settings else "lenet"
+    fields = dataclasses.fields(NETWORKS[network][0])
+    return {field.name: field.default for field in fields} | settings
 
 
 def print_table(settings: dict[Path, dict]) -> None:
@@ -64,7 +69,7 @@ def draw(metrics: dict[Path, list[dict]]) -> Figure:
         curves = mean_by_epoch(records, "error_pct")
         for split, points in curves.items():
             look = "--" if split == "train" else "-"
-            label = str(workdir) if split != "train" or len(curves) == 1 else None
+            label = f"{workdir}, {split}" if split != "train" or len(curves) == 1 else None
             marker = "o" if len(points) == 1 else None
             axes.plot(*zip(*points, strict=True), look, color=color, label=label, marker=marker)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

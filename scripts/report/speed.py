@@ -54,7 +54,7 @@ def rows_of(results: Results, name: str) -> list[dict]:
 
 
 def short_table(results: Results) -> str:
-    """Six rows, without ranges."""
+    """The rows of SHORT, without ranges."""
     rows = [["what", "unit", "ours", "PyTorch", "ratio (above 1: ours is faster)"]]
     measured = {(row["suite"], row["name"]): row for row in rows_of(results, "benchmark")}
     for key, title in SHORT.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from common.workdir import write_atomic
 
@@ -49,12 +49,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def scale_error(axes: Axes) -> None:
-    """A logarithmic axis where the errors span more than a factor of four."""
+    """A logarithmic axis where the errors, or losses, span more than a factor of four."""
     low, high = axes.dataLim.intervaly
     if low > 0 and high / low > 4:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 90) if low <= tick <= high]
-        axes.set_yticks(ticks)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.grid(axis="y", color=GRAY, alpha=0.2)
