@@ -26,6 +26,7 @@ from alexnet.image_statistics import Statistics
 from alexnet.network import assemble
 from common import launch, provenance
 from common.errors import UserError
+from common.storage import require_place
 from common.workdir import write_atomic
 from scripts.convert.layouts import LAYERS, to_ours
 
@@ -45,12 +46,15 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError(
             "PyTorch is not installed: pip install -r requirements-peers.txt"
         ) from error
+    json_path = Path(flag_values.json).expanduser()
+    if flag_values.json:
+        require_place(json_path, "--json", ".json")
     result = compare(torch, flag_values.batch_size, flag_values.seed)
     if flag_values.json:
         source = provenance.collect(seed=flag_values.seed, dataset=preset().dataset)
         source["versions"]["torch"] = torch.__version__
         result = {"kind": "agreement", **result, **source}
-        write_atomic(Path(flag_values.json), json.dumps(result, indent=2) + "\n")
+        write_atomic(json_path, json.dumps(result, indent=2) + "\n")
     print(
         f"relative difference of the logits {result['logits_relative_difference']:.1e}, of the "
         f"gradients at most {result['gradients_relative_difference']:.1e} "
@@ -110,7 +114,8 @@ def compare(torch, batch_size: int, seed: int) -> dict:
     # ---- ours, with their weights
     unused = Statistics(np.zeros((224, 224, 3), np.float32), np.eye(3, dtype=np.float32))
     network = assemble(preset(), 1000, unused)  # the images are prepared already
-    layers = dict(zip(LAYERS, filter(has_weights, theirs), strict=True))
+    with_weights = (layer for layer in theirs if hasattr(layer, "weight"))
+    layers = dict(zip(LAYERS, with_weights, strict=True))
     params = {
         name: {
             "kernel": to_ours(layer.weight.detach().numpy(), name),
@@ -186,11 +191,6 @@ def choices(torch, steps: list[tuple]) -> list:
         elif kind in ("conv", "fc"):
             found.append(outputs > 0)
     return found
-
-
-def has_weights(layer) -> bool:
-    """Whether a layer of PyTorch's has parameters."""
-    return any(True for _ in layer.parameters())
 
 
 def difference(ours, theirs: np.ndarray) -> float:

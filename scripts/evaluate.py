@@ -63,8 +63,9 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
         return
     top5 = f" ({result['top5_error_pct']:.2f}% top-5)" if "top5_error_pct" in result else ""
     what, count = f"{result['dataset']} {result['split']}", f"{result['num_examples']:,} examples"
-    steps = f"after {result['step']:,} steps"
-    print(f"{what}: {result['error_pct']:.2f}% error{top5} on {count}, {steps}")
+    crops = ", ten crops" * (result.get("crops") == "ten")
+    steps = f", after {result['step']:,} steps" * bool(result["step"])  # 0: imported weights
+    print(f"{what}{crops}: {result['error_pct']:.2f}% error{top5} on {count}{steps}")
     if "confusion" in sums:
         print(classes.error_pcts(sums["confusion"], names))
 

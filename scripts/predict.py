@@ -29,11 +29,12 @@ from common.network import PREDICT_BATCH_SIZE, Network, Trained
 from common.order import NUM_THREADS
 from common.storage import require_place
 from scripts import predict_string
+from scripts.inspect.pixels import reduced
 from scripts.pictures import find_pictures, read_fitted, takes_digits
 from scripts.prepare.entries import printable
 from scripts.progress import FileProgress
 from scripts.runs import is_alexnet, load_run
-from scripts.show import MAX_SHOWN, show, show_lines, thumbnail
+from scripts.show import MAX_SHOWN, THUMBNAIL, show, show_lines
 
 
 class Prediction(NamedTuple):
@@ -140,11 +141,13 @@ def predict(
     def read(file: str) -> tuple[np.ndarray | None, np.ndarray] | DataError:
         try:
             picture, image = read_fitted(file, network, flag_values.digit)
-            return thumbnail(picture) if flag_values.show else None, image
+            return reduced(picture, THUMBNAIL) if flag_values.show else None, image
         except DataError as error:
             return error
 
-    size = 1 if len(files) == 1 else PREDICT_BATCH_SIZE
+    views = VIEWS if flag_values.crops == "ten" else 1
+    # A power of two, so that few numbers of pictures need a program of their own.
+    size = min(1 << (len(files) - 1).bit_length(), PREDICT_BATCH_SIZE // views)
     batches = [files[start : start + size] for start in range(0, len(files), size)]
     lines = None if len(files) == 1 or sys.stdout.isatty() else sys.stderr  # or they are progress
     with ThreadPoolExecutor(NUM_THREADS) as pool, FileProgress("", len(files), lines) as progress:

@@ -55,13 +55,13 @@ def require_fit(workdir: Path, flag_values: flags.FlagValues) -> None:
         raise UserError("--top_k is not for --string, which prints one digit at each place")
 
 
-def require_digits(network: Network, digit: str) -> None:
+def require_digits(network: Network, digit: str, tool: str = "--string") -> None:
     """Raises UserError unless the network was trained on digits such as MNIST's."""
     if not (takes_digits(network) if digit == "on" else knows_digits(network)):
         ways = "; add --digit=on if those are gray digits, white on black"
-        way = ways if takes_digits(network) else ""
+        way = ways if takes_digits(network) and tool == "--string" else ""
         raise UserError(
-            "--string is for networks that were trained on MNIST's digits; this one was trained on "
+            f"{tool} is for networks that were trained on MNIST's digits; this one was trained on "
             f"{network.config.dataset}{way}"
         )
 

@@ -6,23 +6,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from common.network import Network
 from lenet.space_displacement import CENTER, MARGIN
+from scripts.inspect.pixels import reduced
 from scripts.pictures import seen_part
 from scripts.prepare.entries import printable
 from scripts.report.style import COLORS, save, style
 
 MAX_SHOWN = 24  # pictures, the first ones
 THUMBNAIL = 320  # pixels, at most
-
-
-def thumbnail(picture: np.ndarray, size: int = THUMBNAIL) -> np.ndarray:
-    """(H, W, C) uint8 -> the same of at most `size` pixels."""
-    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-    image.thumbnail((size, size))
-    return np.asarray(image)
 
 
 def show(predictions: Sequence, network: Network, path: Path) -> None:
@@ -60,7 +53,7 @@ def show_lines(lines: Sequence, path: Path) -> None:
         figure = Figure(figsize=(8.2, sum(heights) + 0.5 * len(lines)), layout="constrained")
         axes = figure.subplots(2 * len(lines), 1, squeeze=False, height_ratios=heights)[:, 0]
         for picture, strip, line in zip(axes[::2], axes[1::2], lines, strict=True):
-            _draw_image(picture, thumbnail(line.picture, 2 * THUMBNAIL))
+            _draw_image(picture, reduced(line.picture, 2 * THUMBNAIL))
             picture.set_title(_short(Path(line.file).name), parse_math=False)
             _draw_line(strip, line)
         save(figure, path)

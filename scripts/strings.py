@@ -71,7 +71,7 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
         require_place(json_path, "--json", ".json")
     opened = [(run, load(run), about(Path(run).expanduser())) for run in runs]
     for _, trained, _ in opened:
-        require_digits(trained.network, "auto")
+        require_digits(trained.network, "auto", "scripts.strings")
     rows = []
     for run, trained, training in opened:
         chosen = flag_values.data_dir or trained.config.data_dir

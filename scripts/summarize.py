@@ -232,7 +232,7 @@ def main(flag_values: flags.FlagValues) -> None:
         return
     is_lenet = flag_values.model == "lenet"
     title = (
-        "LeNet-5, gray images of ten classes"
+        f"LeNet-5, gray images of {num_chosen(config) or 'ten'} classes"
         if is_lenet
         else f"--net={config.net} --crop_size={config.crop_size}"
     )

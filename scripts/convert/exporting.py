@@ -142,8 +142,9 @@ Classes, in the order of the outputs: {escaped(", ".join(names))}.
 
 ## Weights
 
-Kernels of convolutions are (rows, columns, inputs, outputs), others (inputs, outputs). Where maps
-become a vector, the order is rows, columns, maps.
+Kernels of convolutions are (rows, columns, inputs, outputs), of layers without shared weights
+(`local3`) (rows, columns, 9 times inputs, outputs), others (inputs, outputs). Where maps become a
+vector, the order is rows, columns, maps.
 
 {rows_of(("array in " + WEIGHTS, "shape"), layers)}
 """
@@ -152,7 +153,7 @@ become a vector, the order is rows, columns, maps.
 def preparation(run: Run) -> str:
     """What happens to the pixels, in a sentence."""
     config, statistics = run.trained.config, run.trained.statistics
-    side = run.trained.network.image_shapes[0][0]
+    side = min(run.trained.network.image_shapes[0][:2])
     if run.network == "lenet":
         ranges = {"unit": "0 to 1", "paper": "-0.1 to 1.175", "hundredths": "0 to 2.55"}
         padded = "28x28 pixels are padded with zeros to 32x32, and " if side == 28 else ""

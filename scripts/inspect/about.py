@@ -69,8 +69,10 @@ def summary(run: Run) -> str:
     error, preset = number(run.result, "test_error_pct"), preset_name(run)
     which = f", preset {preset}," if preset else ""
     how = "" if error is None else f": {error:.2f}% test error"
-    step = f"after {run.trained.step:,} steps"
-    return f"{NETWORKS[run.network]}{which} on {run.trained.config.dataset}{how} {step}"
+    step = f" after {run.trained.step:,} steps"
+    if imported_from(run):
+        which, step = f" with the weights of {run.result['imported'].get('weights')},", ""
+    return f"{NETWORKS[run.network]}{which} on {run.trained.config.dataset}{how}{step}"
 
 
 def preset_name(run: Run) -> str:
@@ -96,6 +98,8 @@ def imported_from(run: Run) -> str:
 def what_was_run(run: Run) -> Table:
     """Command, commit, data, machine."""
     config, result = run.trained.config, run.result
+    step = run.trained.step
+    is_last = result.get("num_steps", step) == step  # else the result is of another checkpoint
     unknown = "not known before the run ends; flags.txt in its folder replays it"
     command = f"{result.get('command', unknown)}"
     network = run.trained.network
@@ -109,7 +113,7 @@ def what_was_run(run: Run) -> Table:
     trained_on, tested_on = (number(result, f"num_{split}_examples") for split in ("train", "test"))
     data = config.dataset
     if trained_on and tested_on:
-        data += f": trained on {trained_on:,} examples, scored on {tested_on:,}"
+        data += f": trained on {trained_on:,} examples" + f", scored on {tested_on:,}" * is_last
     rows.append(("data", data))
     if not imported:
         rows.append(("seed", f"{config.seed}"))
@@ -121,9 +125,9 @@ def what_was_run(run: Run) -> Table:
             words = ", ".join(f"{key} {value}" for key, value in found.items())
             rows.append(("packages" if name == "versions" else name, words))
     seconds, speed = (number(result, name) for name in ("wall_time_s", "images_per_s"))
-    if seconds and speed:
+    if seconds and speed and is_last:
         rows.append(("training", f"{seconds:,.1f} s, {speed:,.0f} images/s"))
-    if "state_sha256" in result:
+    if "state_sha256" in result and is_last:
         rows.append(("state, SHA-256", f"{result['state_sha256']}"))
     return Table("what_was_run", "What was run", "", (), rows)
 

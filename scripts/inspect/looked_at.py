@@ -124,7 +124,9 @@ def occlusion_map(run: Run, picture: Picture) -> Gallery:
     shares, covered = found.shares, run.trained.predict(found.worst[None])[0]
     height, width, _ = picture.image.shape
     colors = in_colors(shares / max(float(shares.max()), 1e-9))
-    enlarged = colors.repeat(found.step, axis=0).repeat(found.step, axis=1)[:height, :width]
+    sides = zip((height, width), shares.shape, strict=True)
+    places = (np.minimum(np.arange(side) // found.step, last - 1) for side, last in sides)
+    enlarged = colors[np.ix_(*places)]
     spans = f"{percent(shares.min())} to {percent(shares.max())}"
     items = [
         Item(reduced(picture.image), (picture.title, said(run, probabilities)), "uncovered"),
