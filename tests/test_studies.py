@@ -120,6 +120,11 @@ def test_flags_of_the_trainings_are_told_from_those_of_the_program():
         (dict(arms={"tanh": (), "kept": ("--keep=2",)}), "tanh and kept"),
         (dict(arms={"tanh": (), "other": ("--dataset=mnist",)}), "mnist"),
         (dict(metric="epochs"), "--stop_at_"),
+        (dict(arms={"tanh": (), "relu": ("--activation=relu", "--seed=3")}), "--seed=3"),
+        (
+            dict(added=("--learning_rate=0.07",), choose={"tanh": "learning_rate=0.1,0.2"}),
+            "--choose=learning_rate=0.1,0.2",
+        ),
         (
             dict(
                 added=("--validation_size=0", "--track=test"), choose={"tanh": "momentum=0.8,0.9"}
@@ -132,6 +137,14 @@ def test_what_cannot_be_compared_is_refused(changes, named):
     with pytest.raises(UserError) as caught:
         plan.require_sound(OWN._replace(**changes))
     assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_added_flags_are_for_the_arms_and_not_for_the_pretraining():
+    study = STUDIES["transfer_lenet"]._replace(added=("--train_per_class=20",))
+    runs = plan.runs(study, Path(), {})[:2]
+    (pretrained,) = plan.pretraining_runs(study, runs, Path())
+    sizes = [plan.config(study, run).train_per_class for run in (*runs, pretrained)]
+    assert sizes == [20, 20, 0]
 
 
 @pytest.mark.parametrize("text", ["activation", "activation=tanh,tanh", "=a,b", "a=1;b", "a;b=2"])

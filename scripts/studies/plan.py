@@ -159,11 +159,18 @@ def _setting(study: Study, arm: str) -> str:
     return study.choose[arm].partition("=")[0]
 
 
+def _settings(study: Study, run: Run) -> tuple[str, ...]:
+    """The flags of a run, the strongest last. Added ones are for the arms, not the pretraining."""
+    if run.arm == "pretrained":
+        return (*study.base, *study.added, *run.flags)
+    return (*study.base, *run.flags, *study.added)
+
+
 def config(study: Study, run: Run):
     """The settings of a run. Raises UserError, which names the arm."""
     values, config_class = flags.FlagValues(), CONFIGS[study.network(run.arm)].Config
     common.flags.define(config_class, values)
-    arguments = [*study.base, *run.flags, *study.added, f"--seed={run.seed}"]
+    arguments = [*_settings(study, run), f"--seed={run.seed}"]
     try:
         if words := common.flags.parse(values, ["study", *arguments], config_class):
             raise UserError(f"unexpected argument {words[0]!r}: every setting is --name=value")
@@ -174,7 +181,7 @@ def config(study: Study, run: Run):
 
 def command(study: Study, run: Run) -> list[str]:
     """The training of a run, which keeps its newest checkpoint alone."""
-    settings = (*study.base, *run.flags, *study.added, f"--seed={run.seed}", "--keep=1")
+    settings = (*_settings(study, run), f"--seed={run.seed}", "--keep=1")
     module = f"{study.network(run.arm)}.train"
     return [sys.executable, "-m", module, *settings, f"--workdir={run.workdir}"]
 
@@ -204,6 +211,9 @@ def require_sound(study: Study) -> None:
         ours, theirs = (" ".join((each.dataset, each.classes)).strip() for each in (one, other))
         if ours != theirs:
             raise UserError(f"arms {a} and {b} have other data: {ours}, {theirs}.")
+    own = itertools.chain(*study.arms.values(), (f"--{text}" for text in study.choose.values()))
+    if given := [setting for setting in own if re.match(r"--(seed|keep)=", setting)]:
+        raise UserError(f"{given[0]}: the study sets the seed of its runs, and what they keep")
     waits = {(*stopping.criteria(each).items(), each.num_epochs) for each in configs.values()}
     if study.ratio and (len(waits) > 1 or any(len(each) == 1 for each in waits)):
         raise UserError(
@@ -219,8 +229,11 @@ def require_sound(study: Study) -> None:
             raise UserError(f"--choose={text} names a value twice")
         if not study.ratio and not configs[arm].validation_size:
             raise UserError(f"--choose needs --validation_size: arm {arm} validates on nothing")
-        for run in choice_runs(study, arm, choices(study, arm), Path()):
-            config(study, run)
+        one_seed = choice_runs(study._replace(choice_seeds=1), arm, choices(study, arm), Path())
+        tried = [config(study, run) for run in one_seed]
+        for one, other in itertools.combinations(tried, 2):
+            if not common.flags.changes(dataclasses.asdict(one), other):
+                raise UserError(f"--choose={text}: another flag wins, or no result changes")
 
 
 def is_edge(values: Sequence[str], chosen: str) -> bool:
