@@ -354,7 +354,7 @@ def test_another_value_of_the_runs_of_a_study():
         for seed, value in enumerate(found, 10)
     ]
     claim = paired(
-        *("an-id", "source", "claim", "stated", ("alexnet", "dropout"), ("dropout", "none")),
+        *("an-id", "source", "claim", "stated", "dropout", ("dropout", "none")),
         *(lambda run: run["x"], says("lower")),
     )
     ours, status = claim.check(no_networks(runs))

@@ -215,22 +215,21 @@ def paired(
     source: str,
     claim: str,
     stated: str,
-    place: tuple[str, str],
+    study: str,
     arms: tuple[str, str],
     value: Callable[[dict], float | None],
     agrees: Verdict,
     note: str = "",
 ) -> Claim:
-    """Two arms, (arm, base), of a place in results/, (network, study), compared by a value that
-    `value` takes from a run; None: that run was kept without it.
+    """Two arms, (arm, base), of a study, compared by a value that `value` takes from a run; None:
+    that run was kept without it.
     """
-    study = place[1]
 
     def check(facts: Facts) -> tuple[str, str]:
         arm, base = (
             {
                 run["seed"]: Measured(number)
-                for run in facts.runs_of(*place, name)
+                for run in facts.runs_of(STUDIES[study].network(name), study, name)
                 if (number := value(run)) is not None
             }
             for name in arms

@@ -111,21 +111,21 @@ GAPS = (
      "`small`, 20 epochs, crops and reflections against none: test minus training error",
      "substantial overfitting without", "augmentation", ("crop_flip", "none"), LOWER),
 )
-# id, source, claim, stated, (network, study), (arm, base), what of a run, what the verdict must be
+# id, source, claim, stated, study, (arm, base), what of a run, what the verdict must be
 OTHERWISE = (
     ("deck-relu-sigmoid-error", "deck, AlexNet, architecture",
      "ReLU against sigmoid, LeNet-5, test error", "superior performance",
-     ("lenet", "lenet_activation"), ("relu", "sigmoid"), _error, LOWER),
+     "lenet_activation", ("relu", "sigmoid"), _error, LOWER),
     ("lenet-symmetric", "LeCun 1998, appendix A",
      "a symmetric squashing function, tanh, against sigmoid: training error at the end",
-     "faster convergence", ("lenet", "lenet_activation"), ("tanh", "sigmoid"),
+     "faster convergence", "lenet_activation", ("tanh", "sigmoid"),
      lambda run: run["train_error_pct"], LOWER),
     ("lenet-distortions-gain", "LeCun 1998, III.B", "test error with distortions minus without",
-     "-0.15 points (0.95 to 0.8%)", ("lenet", "distortions"), ("strength_0.35", "none"), _error,
+     "-0.15 points (0.95 to 0.8%)", "distortions", ("strength_0.35", "none"), _error,
      direction(-0.15)),
     ("alexnet-overlapping-overfitting", "Krizhevsky 2012, 3.4",
      "overlapping pools against not overlapping: test minus training error",
-     "slightly more difficult to overfit", ("alexnet", "pooling"), ("overlapping", "separate"),
+     "slightly more difficult to overfit", "pooling", ("overlapping", "separate"),
      _gap, LOWER, NOTE),
 )
 # fmt: on

@@ -1,7 +1,6 @@
 """Any runs side by side: their curves in one picture, the settings that differ in a table."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,9 +11,10 @@ from rich.table import Column, Table
 from common.curves import mean_by_epoch
 from common.errors import UserError
 from common.storage import require_place
-from common.workdir import read_metrics
+from common.workdir import read_config, read_metrics
 from scripts.report.results import NETWORKS, read_json
 from scripts.report.style import COLORS, GRAY, save, scale_error, style
+from scripts.runs import network_name
 
 FORMS = (".svg", ".png")
 RESULTS = ("test_error_pct", "validation_error_pct", "train_error_pct", "num_steps")
@@ -31,18 +31,14 @@ def compare(workdirs: list[Path], out: Path) -> None:
 
 
 def read_settings(workdir: Path) -> dict:
-    """config.json, a setting that it lacks at its default. Raises UserError where there is no run
-    that has begun.
+    """All settings of a run; what it is older than has its default. Raises UserError where there is
+    no run that has begun.
     """
-    try:
-        settings = dict(json.loads((workdir / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{workdir} holds no run: config.json is missing or damaged") from error
+    config_class, name = NETWORKS[network_name(workdir)]
+    config = read_config(config_class, workdir, name)
     if not read_metrics(workdir):
         raise UserError(f"{workdir} has no metrics yet")
-    network = "alexnet" if "net" in settings else "lenet"
-    fields = dataclasses.fields(NETWORKS[network][0])
-    return {field.name: field.default for field in fields} | settings
+    return dataclasses.asdict(config)
 
 
 def print_table(settings: dict[Path, dict]) -> None:

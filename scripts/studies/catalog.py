@@ -14,8 +14,8 @@ FIGURE_1 = (
     ),
     *("--augmentation=none", "--num_epochs=120", "--stop_at_train_error_pct=25"),
 )
-# All epochs are short: 250 and 500 training images.
 DISTORTED = ("--distortions=affine", "--distorted_copies=9")
+# All epochs are short: 250 and 500 training images.
 FIVE_DIGITS = (*DECK, "--classes=5,6,7,8,9", "--train_per_class=50", "--batch_size=25")
 FIVE_PHOTOS = (
     *("--preset=small", "--noten_crop", "--classes=dog,frog,horse,ship,truck"),
