@@ -28,7 +28,8 @@ def learning_rate_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
         warmup_steps = min(round(config.warmup_epochs * epoch_steps), num_steps - 1)
         return optax.warmup_cosine_decay_schedule(rate / 100, rate, warmup_steps, num_steps)
     if config.schedule == "epochs":
-        drops = {epoch * epoch_steps: DROP for epoch in config.drop_epoch_numbers}
+        steps = [epoch * epoch_steps for epoch in config.drop_epoch_numbers]
+        drops = {step: DROP for step in steps if step < 2**31}  # steps are int32
         return optax.piecewise_constant_schedule(rate, drops)
     return optax.constant_schedule(rate)
 

@@ -37,7 +37,8 @@ def learning_rate_schedule(config: Config, epoch_steps: int) -> optax.Schedule:
     thirds = {1: 1.0, math.ceil(third) + 1: 0.1, math.ceil(2 * third) + 1: 0.01}
     factors = dict(paper=PAPER_RATES, thirds=thirds, constant={1: 1.0})[config.schedule]
     rates = [optax.constant_schedule(rate * factor) for factor in factors.values()]
-    first_steps = [(first_pass - 1) * epoch_steps for first_pass in factors]
+    # Steps are int32: a pass that begins later is never reached.
+    first_steps = [min((first_pass - 1) * epoch_steps, 2**31 - 1) for first_pass in factors]
     return optax.join_schedules(rates, first_steps[1:])
 
 

@@ -235,6 +235,12 @@ def test_epochs_schedule_at_its_corners():
     )
 
 
+def test_drops_beyond_the_last_countable_step_are_never_reached():
+    schedule = jax.jit(scheduled("epochs", 0.01, 9_931, 90, drop_epochs="30,999999"))
+    rates = [schedule(jnp.int32(step)) for step in (30 * 9_931 - 1, 30 * 9_931, 2**31 - 1)]
+    np.testing.assert_allclose(rates, [0.01, 0.001, 0.001], rtol=1e-6)
+
+
 def test_plateau_and_constant_schedules_do_not_move():
     for name in ("plateau", "constant"):
         schedule = scheduled(name, 0.01, 7, 9)

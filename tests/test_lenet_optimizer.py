@@ -266,6 +266,11 @@ def test_thirds_are_whole_passes(num_epochs, expected):
         np.testing.assert_allclose(rates, 10.0 ** -int(power), rtol=1e-6)
 
 
+def test_passes_beyond_the_last_countable_step_are_never_reached():
+    config = Config(schedule="thirds", learning_rate=1.0, num_epochs=10**6)
+    assert jax.jit(learning_rate_schedule(config, 8_000))(jnp.int32(2**31 - 2)) == 1.0
+
+
 def test_cosine_schedule_rises_and_ends_at_zero():
     config = Config(schedule="cosine", learning_rate=0.1, num_epochs=10, warmup_epochs=2)
     schedule = learning_rate_schedule(config, 100)

@@ -388,6 +388,20 @@ def test_a_run_that_cannot_be_kept_or_compared_stops_no_other(
         assert not (tmp_path / "kept").exists()
 
 
+def test_runs_on_other_images_of_the_same_settings_are_told_from_those_of_other_settings():
+    settings = [
+        {"train_split": "train[:50%]"},
+        {"train_split": "train"},
+        {},
+        {"train_split": "train"},
+    ]
+    records = {
+        plan.Run("arm", seed, (), Path()): {"settings": each, "training_set": {"sha256": digest}}
+        for seed, (each, digest) in enumerate(zip(settings, "abbc", strict=True))
+    }
+    assert [run.seed for run in outcome.with_other_data(records)] == [3]
+
+
 # ---- the choice of a setting
 
 

@@ -208,6 +208,7 @@ def with_other_data(records: Mapping[Run, dict]) -> list[Run]:
         settings = record["settings"]
         names = ("dataset", "train_size", "validation_size", "classes", "train_per_class")
         place = tuple(settings.get(name) for name in names)  # older ones lack the last two
+        place += (settings.get("train_split", "train"),)  # LeNet-5's
         before, now = first.setdefault(place, record["training_set"]), record["training_set"]
         if any(before[name] != now[name] for name in before.keys() & now.keys()):
             others.append(run)
