@@ -101,6 +101,8 @@ def prepare(flag_values: flags.FlagValues) -> None:
         require_own_name(dataset, source)
     if mirror and not mirror.startswith(("http://", "https://")):
         raise UserError(f"--mirror={mirror} is not a URL; it must begin with http:// or https://")
+    if mirror and source:
+        raise UserError("--mirror does not apply to the files of --source; drop one of them")
     inapplicable = ["mirror"] if own or dataset in (imagenet.NAME, qmnist.NAME) else []
     inapplicable += ["size", "grey"] if dataset == imagenet.NAME else []
     inapplicable += ["source", "mirror"] if dataset == "mnist10k" else []
@@ -222,16 +224,17 @@ def with_test_split(found: Source, flag_values: flags.FlagValues, own: bool) -> 
     """`found`, or, if it has training images alone, a share of them as test images, which is
     said. Raises UserError if a share is asked for that cannot be.
     """
-    share = flag_values.test_share
     if set(found.splits) != {"train"}:
-        if share is not None:
-            splits = " and ".join(found.splits)
-            raise UserError(f"--test_share={share} does not apply: the source has {splits}")
+        for name in ("test_share", "seed"):
+            if flag_values[name].present:
+                splits = " and ".join(found.splits)
+                text = f"--{name}={flag_values[name].value}"
+                raise UserError(f"{text} does not apply: the source has {splits}")
         return found
+    share, seed = flag_values.test_share, flag_values.seed
     share = (TEST_SHARE if own else 0) if share is None else share
     if not share:
         return found
-    seed = flag_values.seed
     print(f"no test images of its own: --test_share={share} of each class, drawn by --seed={seed}")
     return draw_test_split(found, share, seed)
 

@@ -76,7 +76,8 @@ def summarize(config) -> dict:
     """
     if isinstance(config, lenet.config.Config):
         size, num_classes = 32, num_chosen(config) or 10
-        model = nnx.eval_shape(lambda: lenet.network.build_model(config, num_classes))
+        network = lenet.network.assemble(config, num_classes)  # refuses what training refuses
+        model = nnx.eval_shape(lambda: network.bind(network.init()))
         layers, geometry = lenet.model.layer_table(model), lenet_geometry
     else:
         size, num_classes = config.crop_size, number_of_classes(config)

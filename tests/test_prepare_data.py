@@ -457,6 +457,7 @@ def test_a_folder_that_is_incomplete_or_in_another_format(small_mnist, capsys, c
         (["--dataset=qmnist"], "--source=DIR"),
         (["--dataset=qmnist", "--mirror=http://somewhere"], "--mirror"),
         (["--dataset=mnist10k", "--source=files"], "--source"),
+        (["--source=files", "--mirror=http://somewhere"], "--mirror"),
     ],
 )
 def test_wrong_flags(arguments, named, small_mnist, capsys):

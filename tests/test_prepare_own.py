@@ -254,6 +254,8 @@ def test_a_share_of_a_source_that_has_a_test_split_is_refused(tmp_path, capsys):
     source = tree(tmp_path / "tree", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
     assert prepare(tmp_path, source, "--test_share=0.5") == 2
     assert "--test_share=0.5" in one_error(capsys)
+    assert prepare(tmp_path, source, "--seed=1") == 2
+    assert "--seed=1" in one_error(capsys)
 
 
 @pytest.mark.parametrize(

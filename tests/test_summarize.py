@@ -103,6 +103,7 @@ def test_mistakes_get_one_line(summarize):
     for arguments, named in (
         (["--model=vgg"], "lenet"),
         (["--c3=full"], "c3"),
+        (["--output=rbf", "--classes=1,2"], "--output=rbf"),
         (["extra"], "extra"),
         (["--model=alexnet", "--c3=table"], "c3"),  # LeNet's
         (["--model=alexnet", "--crop_size=20"], "39"),
