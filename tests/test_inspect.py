@@ -433,6 +433,7 @@ def test_what_is_refused(inspect, tmp_path):
         ([tmp_path / "empty"], "config.json", 2),
         ([tmp_path / "absent"], "absent", 2),
         (["c3_table", f"--out={tmp_path}/report.pdf"], ".html", 2),
+        (["c3_table", "--image=digit.png"], "--image", 2),
         (["c3_table", f"--out={tmp_path}/none/report.html"], "none", 2),
         (["c3_table", f"--figures={tmp_path}/file"], "--figures", 74),
     ):

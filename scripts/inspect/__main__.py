@@ -35,11 +35,14 @@ def main(flag_values: flags.FlagValues, *targets: str) -> None:
         raise UserError("name the folders of runs or studies, such as runs/first")
     out = Path(flag_values.out).expanduser()
     figures = Path(flag_values.figures).expanduser() if flag_values.figures else None
+    studies = [studied.folder_of(target) for target in targets]
+    if flag_values.image and all(studies):
+        raise UserError("--image does not apply to studies: it needs the folder of a run")
     require_writable(out, figures)
     runtime.use_compilation_cache()
     subjects = []
-    for target, name in zip(targets, names_of(targets), strict=True):
-        if study := studied.folder_of(target):
+    for target, name, study in zip(targets, names_of(targets), studies, strict=True):
+        if study:
             subjects.append(studied.subject(study, name))
         else:
             run = open_run(Path(target).expanduser(), flag_values.data_dir)
