@@ -236,7 +236,7 @@ class Config:
     reduction: str = setting(
         "fast",
         "fast: all-reduce, order unspecified; fixed: the same order everywhere, bit-identical on "
-        "1 to 8 devices and in every run on a GPU, slower.",
+        "1, 2, 4 and 8 devices and in every run on a GPU, slower.",
         choices=("fast", "fixed"),
     )
     mesh: str = setting(

@@ -221,8 +221,8 @@ def training_batches(
       num_threads: as for `common.order.read_batches`.
 
     Yields:
-      {"image": (B, H, W, 3) uint8, "label": (B,) int32, "draw": (B,) uint32}. `draw` counts the
-      uses of examples, from 1: crops and colors are drawn from it.
+      {"image": (B, H, W, 3 or 1) uint8, "label": (B,) int32, "draw": (B,) uint32}. `draw` counts
+      the uses of examples, from 1: crops and colors are drawn from it.
 
     Raises:
       DataError: a record is damaged, or more than `examples.damaged` allows.

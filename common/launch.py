@@ -167,7 +167,9 @@ def _define_common(values: flags.FlagValues, config_class=None) -> None:
     """Declares the flags of every command; --preset if it has the settings of `config_class`."""
     own = dict(flag_values=values)
     if config_class:
-        flags.DEFINE_string("preset", "", "One of the presets above: short for --flagfile.", **own)
+        flags.DEFINE_string(
+            "preset", "", "One of the presets above; all other flags override it.", **own
+        )
     flags.DEFINE_string("flagfile", "", "A file of flags, one a line; later flags override.", **own)
     flags.DEFINE_boolean("help", False, "Print this text.", short_name="h", **own)
 

@@ -86,7 +86,7 @@ class Processes(NamedTuple):
     @staticmethod
     def define(flag_values: flags.FlagValues) -> None:
         """Declares the flags."""
-        own, elsewhere = dict(flag_values=flag_values), "Elsewhere, with --multihost: "
+        own, elsewhere = dict(flag_values=flag_values), "With --multihost elsewhere than there: "
         what = "Join several processes into one run: under SLURM, Kubernetes, or on TPU slices."
         flags.DEFINE_boolean("multihost", False, what, **own)
         what = f"{elsewhere}HOST:PORT of process 0, the same in all processes."

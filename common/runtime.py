@@ -132,8 +132,8 @@ def keep_freed_memory() -> None:
     """Makes glibc reuse freed memory instead of returning it to the system, and in huge pages.
 
     A train step on a CPU allocates and frees hundreds of megabytes; each 4 KiB page that the system
-    hands out again costs a page fault and is zeroed. A step of AlexNet's preset `deck` took 1.71 s
-    with this set for the main thread alone, and 1.50 s like this.
+    hands out again costs a page fault and is zeroed. XLA's threads allocate too, so that
+    setting it for the main thread alone is not enough.
 
     LENET_ALEXNET_KEEP_MEMORY=0 in the environment leaves memory as it is.
     """

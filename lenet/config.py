@@ -105,12 +105,12 @@ class Config:
         "RUN@600: from those of that checkpoint. Outputs for classes it does not know are new.",
     )
     freeze: str = setting(
-        "none", "Layers that do not learn: none, conv, all_but_head, or their names: c1,s2."
+        "none", "Layers that do not learn: none, conv, all_but_head, or their names: c1,c3."
     )
 
     loss: str = setting(
         "cross_entropy",
-        "cross_entropy of the softmax, mse (eq. 8) or map (eq. 9); formulas in lenet/model.py.",
+        "cross_entropy of the softmax, mse (of rbf: eq. 8), map (eq. 9); formulas: lenet/model.py.",
         section="Optimization",
         choices=("cross_entropy", "mse", "map"),
     )
@@ -192,7 +192,7 @@ class Config:
     reduction: str = setting(
         "fast",
         "fast: all-reduce, order unspecified; fixed: the same order everywhere, bit-identical on "
-        "1 to 8 devices and in every run on a GPU, slower.",
+        "1, 2, 4 and 8 devices and in every run on a GPU, slower.",
         choices=("fast", "fixed"),
     )
     save_every_epochs: int = setting(

@@ -73,7 +73,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     define(flags.DEFINE_string, "dataset", "mnist", dataset)
     data_dir = "Where to write it; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."
     define(flags.DEFINE_string, "data_dir", "", data_dir)
-    source = "A folder with the files: the downloaded ones, under their official names; or above."
+    source = "Folder or tar file of your own images, laid out as above; or the downloaded files."
     define(flags.DEFINE_string, "source", "", source)
     mirror = "The URL of another server's folder with the same files."
     define(flags.DEFINE_string, "mirror", "", mirror)
@@ -86,7 +86,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     define(flags.DEFINE_float, "test_share", None, share, lower_bound=0, upper_bound=0.9)
     is_number = "--test_share must be a number."  # NaN is within all bounds
     flags.register_validator("test_share", lambda x: x == x, is_number, flag_values=flag_values)
-    define(flags.DEFINE_integer, "seed", 0, "Draws these images.", lower_bound=0)
+    define(flags.DEFINE_integer, "seed", 0, "Draws the images of --test_share.", lower_bound=0)
     record_format = "Larger images: JPEG of quality 95, or uncompressed pixels, which load faster."
     define(flags.DEFINE_enum, "record_format", RECORD_FORMATS[0], RECORD_FORMATS, record_format)
     num_workers = "Processes that convert images; 0: one per core."

@@ -158,8 +158,6 @@ def test_published_errors_are_those_of_the_readmes():
     words += (ROOT / "README.md").read_text()
     for (network, preset), published in about.PUBLISHED.items():
         errors = [float(re.match(r"[\d.]+", text)[0]) for text in published.errors.values()]
-        if preset in ("caffe", "torchvision"):  # the README has accuracies
-            errors = [round(100 - error, 1) for error in errors]
         if preset.startswith("cifar"):  # named after their errors
             assert preset == f"cifar{errors[0]:.0f}"
             continue

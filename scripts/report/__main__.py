@@ -70,7 +70,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "arm", "", "--add: the runs' row in the study; their preset if empty.", **own
     )
     flags.DEFINE_string("out", "runs.png", "RUN ...: the picture, .png or .svg.", **own)
-    flags.DEFINE_boolean("figures", False, "Draw the figures of the READMEs again.", **own)
+    flags.DEFINE_boolean("figures", False, "Draw results/networks-*.svg again.", **own)
 
 
 def main(flag_values: flags.FlagValues, *runs: str) -> None:

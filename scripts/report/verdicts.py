@@ -5,7 +5,7 @@ the records of its runs.
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from scripts.report.studies import NETWORKS, markdown
 
@@ -53,17 +53,23 @@ def not_reached(study: dict, arms: Container[str] | None = None) -> list[str]:
     """
     did_not = "did not reach it" if study["metric"] == "epochs" else "diverged"
     return [
-        f"{arm} {did_not} with any {choice['setting']} of {', '.join(choice['values'])}"
+        f"{arm} {did_not} with any {choice['setting']} of {', '.join(choice['values'])} "
+        f"({_seeds(next(iter(choice['values'].values())))})"
         for arm, choice in study["choice"].items()
         if not choice["reached"] and (arms is None or arm in arms)
     ]
+
+
+def _seeds(numbers: Sequence) -> str:
+    """Of the runs of one value."""
+    return f"seeds 0 to {len(numbers) - 1}" if len(numbers) > 1 else "seed 0"
 
 
 def trained(study: dict) -> str:
     """How long the runs that are compared took, one after the other."""
     hours = study["hours_trained"]
     words = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-    return f"{words} of training, all runs together"
+    return f"{words} of training in the runs that are compared"
 
 
 def verdict_table(studies: list[dict]) -> str:
@@ -103,16 +109,18 @@ def _section(study: dict) -> list[str]:
     if study.get("pretraining"):
         starting = [arm for arm, own in study["arms"].items() if "{pretrained}" in " ".join(own)]
         flags = " ".join([*study["base"], *study["pretraining"]])
-        parts.append(f"{' and '.join(starting)}: from a run of the same seed, `{flags}`.")
+        parts.append(
+            f"{' and '.join(starting)}: from a run of the same seed, `{flags}` (the last value "
+            "of a flag counts)."
+        )
     chosen = {arm: each for arm, each in study["choice"].items() if each["reached"]}
     for arm, choice in chosen.items():
         tried = ", ".join(
             f"{value}: {'diverged' if None in numbers else f'{sum(numbers) / len(numbers):.3g}'}"
             for value, numbers in choice["values"].items()
         )
-        last = len(choice["values"][choice["chosen"]]) - 1
-        seeds = f"seeds 0 to {last}" if last else "seed 0"
         edge = "; at the edge of the grid" * choice["at_edge"]
+        seeds = _seeds(choice["values"][choice["chosen"]])
         parts.append(
             f"{choice['setting']} of {arm}: {choice['chosen']}{edge} (mean "
             f"{MEASURES[choice['metric']]} on {seeds}: {tried})."
