@@ -64,7 +64,7 @@ def mean_by_epoch(records: list[dict], metric: str) -> dict[str, list[tuple[floa
     for record in records:
         point = (record["epoch"], record[metric])
         if record["split"] == "train":
-            steps, last_step = record["step"] - last_step, record["step"]
+            steps, last_step = max(record["step"] - last_step, 1), record["step"]
             epochs.setdefault(math.ceil(record["epoch"]), []).append((*point, steps))
         else:
             curves.setdefault(record["split"], []).append(point)

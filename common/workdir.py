@@ -234,7 +234,8 @@ def _made_longer(workdir: Path, num_epochs: int):
     """Renames the result after `num_epochs`. An error puts back what was there, unless training has
     gone on and saved: a longer run that is refused changes nothing.
     """
-    before = {name: (workdir / name).read_bytes() for name in ("config.json", "flags.txt")}
+    files = [workdir / name for name in ("config.json", "flags.txt")]
+    before = {file: file.read_bytes() for file in files if file.exists()}  # a kill leaves the first
     steps = saved_steps(workdir)
     result, kept = workdir / "result.json", workdir / f"result_after_{num_epochs}_epochs.json"
     with contextlib.suppress(FileNotFoundError):
@@ -243,8 +244,11 @@ def _made_longer(workdir: Path, num_epochs: int):
         yield
     except BaseException:
         if saved_steps(workdir) == steps:
-            for name, content in before.items():
-                write_atomic(workdir / name, content)
+            for file in files:
+                if file in before:
+                    write_atomic(file, before[file])
+                else:
+                    file.unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 kept.rename(result)
         raise

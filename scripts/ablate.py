@@ -27,7 +27,7 @@ from common.errors import LockedError, StorageError, UserError
 from common.storage import make_folder
 from common.workdir import write_atomic
 from scripts.prepare.entries import printable
-from scripts.report.results import RESULTS
+from scripts.report.results import NETWORKS, RESULTS
 from scripts.studies import compare, conduct, outcome, plan
 from scripts.studies.catalog import STUDIES
 from scripts.studies.plan import Run, Study
@@ -39,7 +39,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("workdir", "", "Required: the folder of the study and its runs."),
         ("study", "", f"A study by name: {', '.join(STUDIES)}."),
         ("model", "", "lenet or alexnet, for a study of your own with --vary."),
-        ("name", "", "The name of a study of your own; what varies if empty."),
+        ("name", "", "The study's name; if empty its own, or what varies."),
         ("choose", "", "NAME=VALUE,VALUE: each arm gets the best value, on seeds 0 to 2."),
         ("sbatch", "", "Write a Slurm array job over the commands of all runs to this file."),
         ("results", "", "Folder of records of finished runs; the project's results if empty."),
@@ -114,7 +114,7 @@ def given_study(flag_values: flags.FlagValues, training: tuple[str, ...]) -> Stu
         name = flag_values.name or (f"{study.name}_changed" if training else study.name)
         study = study._replace(name=name, added=training)
     else:
-        if flag_values.model not in plan.CONFIGS or not flag_values.vary:
+        if flag_values.model not in NETWORKS or not flag_values.vary:
             raise UserError(
                 "needs --study=NAME, or --model=lenet|alexnet and --vary=NAME=VALUE,..."
             )

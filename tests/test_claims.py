@@ -21,12 +21,13 @@ from scripts.claims import __main__ as tool
 from scripts.claims import deck, ledger
 from scripts.claims import lenet as lenet_claims
 from scripts.claims.claim import NOW, direction, measured, paired, says, studied, within
-from scripts.claims.facts import Facts, mean_interval
+from scripts.claims.facts import Facts
 from scripts.report import ledger as report_ledger
 from scripts.report import results
 from scripts.report.results import RESULTS
 from scripts.studies import plan
 from scripts.studies.catalog import STUDIES
+from scripts.studies.compare import t_interval
 
 STATUS = re.compile(
     r"exact|reproduced|differs|source inconsistent|open in the source"
@@ -260,7 +261,7 @@ def test_a_mean_beside_a_stated_number(values, expected, status):
 
 
 def test_the_interval_is_students():
-    low, high = mean_interval([1.0, 2.0, 3.0, 4.0])
+    low, high = t_interval([1.0, 2.0, 3.0, 4.0])
     assert (low, high) == pytest.approx((2.5 - 2.0543, 2.5 + 2.0543), abs=1e-4)  # t(3) = 3.1824
 
 

@@ -64,7 +64,7 @@ def test_a_study_is_drawn_small_and_legible_without_a_background(study, tmp_path
     figure.draw(study, records(study, tmp_path, numbers), tmp_path)
     svg = (tmp_path / "figure.svg").read_text()
     for words in ("tanh", "relu", "Which &lt;activation&gt;?", "epoch"):
-        assert f">{words}<" in svg or words in svg
+        assert words in svg
     assert len(svg) < 150_000 and (tmp_path / "figure.png").stat().st_size < 150_000
     first = svg.index('id="patch_1"')
     assert "fill: none" in svg[first : first + 300]  # the background

@@ -279,7 +279,9 @@ def test_runs_whose_records_are_in_results_are_not_trained_again(conducted, tmp_
         ("learning_rate=0.01,0.03,0.1", "0.03", None),
         ("learning_rate=0.01,0.03,0.1", "0.1", "0.33"),
         ("learning_rate=0.01,0.03,0.1", "0.01", "0.0033"),
+        ("learning_rate=1,3,10", "1", "0.33"),
         ("momentum=0.5,0.9", "0.9", None),  # 1.62 is no momentum
+        ("batch_size=1,4", "1", None),  # 0 would be next
         ("batch_size=32,64", "64", "128"),
         ("activation=tanh,silu", "silu", None),
     ],
@@ -338,7 +340,7 @@ def test_a_study_is_that_of_its_folder(tmp_path):
     [
         *(dict(pairs="6"), dict(pairs=10**9), dict(arms={}), dict(arms={"../up": []})),
         *(dict(model="torch"), dict(choose={"x": "y"}), dict(name="\x1b]0;title"), dict(base=[1])),
-        dict(arms={"\x1b[31m": [], "b": []}),
+        *(dict(arms={"\x1b[31m": [], "b": []}), dict(pairs=2.5), dict(choice_seeds="a")),
     ],
 )
 def test_a_study_that_nobody_planned_is_refused(tmp_path, changed):
@@ -388,6 +390,23 @@ def test_a_run_that_cannot_be_kept_or_compared_stops_no_other(
         assert not (tmp_path / "kept").exists()
 
 
+def test_a_study_of_the_same_name_in_results_is_not_its_past(tmp_path, monkeypatch):
+    """Its seeds were not changed after the start; and what is there is not replaced."""
+    file = tmp_path / "kept" / "own" / "study.json"
+    file.parent.mkdir(parents=True)
+    other = plan.to_json(OWN._replace(base=("--preset=paper",))) | {"planned_pairs": 9}
+    file.write_text(to_text(other | {"threads": 2}))
+    failure = runner.Failure(75, "no disk")
+    monkeypatch.setattr(runner, "train", lambda _, todo, **options: dict.fromkeys(todo, failure))
+    options = dict(jobs=1, threads=1)
+    with pytest.raises(UserError, match="missing"):
+        conduct.conduct(OWN, tmp_path, tmp_path / "kept", add=False, **options)
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study["planned_pairs"] == OWN.pairs and not study["exploratory"]
+    with pytest.raises(UserError, match=f"{file}.*--name"):
+        conduct.conduct(OWN, tmp_path, tmp_path / "kept", add=True, **options)
+
+
 def test_runs_on_other_images_of_the_same_settings_are_told_from_those_of_other_settings():
     settings = [
         {"train_split": "train[:50%]"},
@@ -409,9 +428,12 @@ def trainer(errors: dict[str, float | None], exit_code: int = NonFiniteError.exi
     """What `conduct.choose` calls to train: each run ends with the validation error of its rate;
     None: it fails.
     """
+    trained = set()
 
     def train(todo, metric, keep):
         assert metric == "validation_error_pct" and not keep
+        assert trained.isdisjoint(todo)  # what diverged would train again
+        trained.update(todo)
         failed = {}
         for run in todo:
             error = errors[run.flags[-1].removeprefix("--learning_rate=")]

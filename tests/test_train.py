@@ -307,11 +307,14 @@ def test_nothing_is_trained_longer_without_a_checkpoint(finished, here, tmp_path
     assert code == 74 and "no checkpoint" in errors and (workdir / "result.json").exists()
 
 
+@pytest.mark.parametrize("flags_written", [False, True])  # a kill comes before or after
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_longer_run_that_is_refused_changes_nothing(tmp_path, saved):
+def test_a_longer_run_that_is_refused_changes_nothing(tmp_path, saved, flags_written):
     """Unless it has trained."""
     config = lenet.config.Config(schedule="constant", num_epochs=2)
     write_config(config, tmp_path)
+    if not flags_written:
+        (tmp_path / "flags.txt").unlink()
     (tmp_path / "result.json").write_text("{}")
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     files = {path.name: path.read_bytes() for path in tmp_path.glob("[!.]*.*")}

@@ -357,6 +357,11 @@ def test_curves_show_the_mean_error_of_each_epoch(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_lines_of_one_step_that_no_run_wrote_have_a_mean():
+    line = {"step": 4, "epoch": 1.0, "split": "train", "error_pct": 20.0}
+    assert mean_by_epoch([line, line], "error_pct") == {"train": [(1.0, 20.0)]}
+
+
 @pytest.mark.parametrize("errors", [[], [0], [0, 0], [128, 0, 1], [10, 9]])
 @pytest.mark.parametrize("schedule", [None, lambda step: 0.1 * jnp.cos(step)])
 def test_the_panels_of_curves_of_any_shape(tmp_path, monkeypatch, errors, schedule):

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from scripts.claims.facts import Facts, mean_interval
+from scripts.claims.facts import Facts
 from scripts.report.verdicts import not_reached
 from scripts.studies.catalog import STUDIES
-from scripts.studies.compare import Measured, compare, judge
+from scripts.studies.compare import Measured, compare, judge, t_interval
 
 NOW = "computed now"
 REENCODED = "on re-encoded images"  # of CIFAR-10
@@ -98,7 +98,7 @@ def measured(
         mean, n = statistics.mean(found), len(found)
         if n < 2:
             return f"{mean:.2f}{unit}, n = 1{note}", f"undecided at n = {n}"
-        low, high = mean_interval(found)
+        low, high = t_interval(found)
         ours = f"{mean:.2f}{unit} [{low:.2f}, {high:.2f}], n = {n}{note}"
         if low > expected + tolerance or high < expected - tolerance:
             return ours, "differs"

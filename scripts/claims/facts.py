@@ -1,8 +1,6 @@
 """What claims are checked against: networks from the live modules, and what results/ holds."""
 
 import itertools
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from scipy.special import stdtrit
 
 import alexnet.config
 import alexnet.network
@@ -96,13 +93,6 @@ def used_parameters(config: lenet.config.Config) -> dict[str, dict[str, np.ndarr
 def quickly(function: Callable) -> Callable:
     """`function` compiled for one call."""
     return jax.jit(function, compiler_options=QUICKLY)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95% interval of the mean (Student's t) of two values or more."""
-    mean, n = statistics.mean(values), len(values)
-    half = stdtrit(n - 1, 0.975) * statistics.stdev(values) / math.sqrt(n)
-    return mean - half, mean + half
 
 
 def curve(run: dict, split: str) -> dict[int, float]:

@@ -20,7 +20,7 @@ from scripts.inspect import about
 from scripts.inspect.opened import Run, read_result
 from scripts.inspect.parts import Table
 from scripts.prepare.entries import printable
-from scripts.report.studies import NETWORKS
+from scripts.report import studies
 from scripts.runs import load_run, network_name
 
 WEIGHTS, PROGRAM, CARD = "model.safetensors", "predict.jax_export", "README.md"
@@ -115,7 +115,7 @@ def card(run: Run) -> str:
     shape = ", ".join(map(str, network.image_shapes[0]))
     imported = about.imported_from(run).partition(",")[0]
     made = f"with {imported}" if imported else f"trained on {network.config.dataset}"
-    return f"""# {NETWORKS[run.network]}, {escaped(made)}
+    return f"""# {studies.NETWORKS[run.network]}, {escaped(made)}
 
 {accuracy}
 
@@ -180,8 +180,7 @@ def markdown(table: Table) -> str:
 
 
 def rows_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return studies.markdown([list(head), *([escaped(cell) for cell in row] for row in rows)])
 
 
 def escaped(text: str) -> str:

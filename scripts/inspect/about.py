@@ -13,20 +13,12 @@ from scripts.inspect.opened import Run, number
 from scripts.inspect.parts import Cell, Drawing, Grid, Table
 from scripts.inspect.seen import confusion_matrix
 from scripts.report.results import preset_of
-from scripts.report.studies import NETWORKS
+from scripts.report.studies import MEASURES, NETWORKS
 from scripts.report.style import COLORS, content, scale_error, style
 
 MAX_CLASSES = 20  # of a matrix that is shown in full
 LISTED = 10  # confusions and settings in a sentence
 CURVE_COLORS = {"train": "#7f8c99", "validation": COLORS[1], "test": COLORS[0]}
-MEASURES = {
-    "test_error_pct": "test error",
-    "top5_error_pct": "test error, top 5",
-    "ten_crop_top1_error_pct": "test error, ten crops",
-    "ten_crop_top5_error_pct": "test error, ten crops, top 5",
-    "validation_error_pct": "validation error",
-    "train_error_pct": "training error",
-}
 
 
 class Published(NamedTuple):
@@ -191,13 +183,10 @@ def published_of(run: Run) -> tuple[Published | None, str]:
 
 def curves(run: Run) -> Drawing | None:
     """Error and loss over the epochs; None where no metrics were written yet."""
-    metrics = {"error (%)": "error_pct", "loss": "loss"}
-    try:
-        found = {name: mean_by_epoch(run.records, metric) for name, metric in metrics.items()}
-    except ZeroDivisionError:  # steps that go back, which no run wrote
-        return None
     if not run.records:
         return None
+    metrics = {"error (%)": "error_pct", "loss": "loss"}
+    found = {name: mean_by_epoch(run.records, metric) for name, metric in metrics.items()}
     with style():
         figure = Figure(figsize=(4.8, 5.2), layout="constrained")
         panels = figure.subplots(2, sharex=True, height_ratios=(3, 2))

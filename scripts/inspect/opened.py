@@ -1,7 +1,6 @@
 """A run as a report opens it: its network, its numbers, and its data where that is at hand."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from common.errors import DataError, UserError
 from common.network import Trained
 from common.records import DamagedRecords
 from common.workdir import read_metrics
+from scripts.report.results import read_json
 from scripts.runs import load_run, network_name
 
 # Stored pixels that are read of a split: all of MNIST's test digits, 305 photos of 256x256.
@@ -96,11 +96,10 @@ def open_run(folder: Path, data_dir: str) -> Run:
 def read_result(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """result.json, and what to say where there is none."""
     try:
-        return dict(json.loads((folder / "result.json").read_text())), []
-    except FileNotFoundError:
-        return {}, ["The run is not finished: it has no result.json."]
-    except (OSError, ValueError, TypeError, RecursionError):
+        result = read_json(folder / "result.json")
+    except UserError:
         return {}, ["result.json is damaged."]
+    return result, [] if result else ["The run is not finished: it has no result.json."]
 
 
 def read_data(

@@ -1,12 +1,11 @@
 """A study in a report: what was asked, the verdict, the figure."""
 
-import json
 from pathlib import Path
 
 from common.errors import UserError
 from scripts.inspect.parts import Drawing, Subject, Table
 from scripts.report import verdicts
-from scripts.report.results import NAME, RESULTS
+from scripts.report.results import NAME, RESULTS, read_json
 
 MAX_FIGURE_BYTES = 1_000_000
 
@@ -24,10 +23,9 @@ def subject(folder: Path, name: str) -> Subject:
     """Raises UserError where study.json is not one that `scripts.ablate` wrote."""
     path = folder / "study.json"
     try:
-        study = json.loads(path.read_text())
+        study = read_json(path)
         head, *rows = verdicts.rows(study)
-        sentences = [each["sentence"] for each in study["comparisons"]]
-        sentences += verdicts.not_reached(study)
+        sentences = verdicts.sentences(study)
         about = [
             ("runs", f"{study['pairs']} pairs, {verdicts.trained(study)}"),
             ("command", f"{study['command']}"),
@@ -40,8 +38,6 @@ def subject(folder: Path, name: str) -> Subject:
             about.insert(0, ("the claim", f"{study['claim']} ({study['source']})"))
         title = " ".join([study["question"], *study["added"]])
         summary = f"Study {study['name']}: {'; '.join(sentences)}."
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (
         ValueError,
         LookupError,

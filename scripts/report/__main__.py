@@ -24,7 +24,7 @@ from absl import flags
 from common.errors import UserError
 from common.launch import run_tool
 from common.workdir import write_atomic
-from scripts.report import faults, ledger, results, speed, strings, studies, verdicts
+from scripts.report import faults, figures, ledger, results, speed, strings, studies, verdicts
 from scripts.report.results import RESULTS, ROOT
 from scripts.report.runs import compare as compare_runs
 
@@ -89,8 +89,6 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
         for path in results.add(map(Path, runs), flag_values.study, flag_values.arm, RESULTS):
             print(f"{path.relative_to(ROOT)} written")
     if flag_values.figures:
-        from scripts.report import figures  # here: matplotlib takes half a second to import
-
         figures.draw_all(RESULTS)
     found = results.load(RESULTS)
     for name in PAGES:

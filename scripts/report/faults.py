@@ -3,7 +3,7 @@
 import statistics
 
 from scripts.report.results import Results
-from scripts.report.studies import markdown
+from scripts.report.studies import markdown, packages_line
 
 
 def faults_table(results: Results) -> str:
@@ -25,8 +25,7 @@ def faults_table(results: Results) -> str:
         target = row["target"] if row["met"] else f"{row['target']} **missed**"
         rows.append([*cells, f"{row['silent']}", ", ".join(cost) or "–", target])
     machine, versions = result["machine"], result["versions"]
-    names = ("python", "jax", "flax", "orbax-checkpoint")
-    packages = ", ".join(f"{name} {versions[name]}" for name in names)
+    packages = packages_line(versions, "python", "jax", "flax", "orbax-checkpoint")
     commits = ", ".join(sorted({f"`{(row['commit'] or 'none')[:8]}`" for row in result["rows"]}))
     where = f"Commit {commits}: {machine['processor']}, {machine['cores']} cores, {packages}."
     return f"{markdown(rows)}\n\n{where}"

@@ -3,7 +3,7 @@
 import alexnet.config
 from scripts import summarize
 from scripts.report.results import Results
-from scripts.report.studies import markdown
+from scripts.report.studies import markdown, packages_line
 
 # Targets on two CPU cores: (ratio to PyTorch, share of the limit, seconds at most).
 TARGETS = {
@@ -137,8 +137,7 @@ def speed_table(
 def where_measured(result: dict) -> str:
     """Commands, commits, machine, versions, load and limits of a benchmark."""
     machine, versions = result["machine"], result["versions"]
-    names = ("python", "jax", "flax", "torch")
-    packages = ", ".join(f"{name} {versions[name]}" for name in names)
+    packages = packages_line(versions, "python", "jax", "flax", "torch")
     commands = ", ".join(dict.fromkeys(f"`{row['command']}`" for row in result["rows"]))
     commits = ", ".join(sorted({f"`{(row['commit'] or 'none')[:8]}`" for row in result["rows"]}))
     return (

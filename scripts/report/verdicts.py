@@ -7,14 +7,7 @@ the records of its runs.
 import re
 from collections.abc import Container, Sequence
 
-from scripts.report.studies import NETWORKS, markdown
-
-MEASURES = {
-    "test_error_pct": "test error",
-    "validation_error_pct": "validation error",
-    "epochs": "epochs",
-}
-
+from scripts.report.studies import MEASURES, NETWORKS, markdown
 
 HEADLINE = {  # studies in the README's second table
     *("c3_table", "relu_vs_tanh", "lrn_cifar18", "dropout", "augmentation", "pooling"),
@@ -47,6 +40,11 @@ def rows(study: dict) -> list[list[str]]:
     return table
 
 
+def sentences(study: dict) -> list[str]:
+    """All that the study found, in words."""
+    return [each["sentence"] for each in study["comparisons"]] + not_reached(study)
+
+
 def not_reached(study: dict, arms: Container[str] | None = None) -> list[str]:
     """A sentence for each arm, of `arms`, that got to the error, or through its epochs, with no
     value tried.
@@ -76,10 +74,11 @@ def verdict_table(studies: list[dict]) -> str:
     """One row for each study as the catalog has it."""
     table = [["question", "runs", "verdict", "the claim"]]
     for study in (study for study in studies if not study["added"]):
-        sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
         source = re.sub(r"(LeCun|Krizhevsky) et al\. ", "", study["source"])  # the years tell
         claim = f"{study['claim']} ({source})"
-        table.append([study["question"], f"{study['pairs']} pairs", "; ".join(sentences), claim])
+        table.append(
+            [study["question"], f"{study['pairs']} pairs", "; ".join(sentences(study)), claim]
+        )
     return markdown(table)
 
 
@@ -91,12 +90,11 @@ def all_verdicts(studies: list[dict]) -> str:
 def _section(study: dict) -> list[str]:
     name, elsewhere = study["name"], f" Others measured {study['others']}." * bool(study["others"])
     networks = {NETWORKS[network] for network in (study["model"], *study["models"].values())}
-    sentences = [each["sentence"] for each in study["comparisons"]] + not_reached(study)
     claim = f"The claim: {study['claim']} ({study['source']})."
     parts = [
         f"### `{name}`: {' '.join([study['question'], *study['added']])}",
         f"{' and '.join(sorted(networks))}. {claim}{elsewhere}",
-        "\n".join(f"- {sentence}." for sentence in sentences),
+        "\n".join(f"- {sentence}." for sentence in sentences(study)),
         f"![{study['question']}]({name}/figure.svg)",
         markdown(rows(study)),
     ]

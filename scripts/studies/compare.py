@@ -122,20 +122,25 @@ def compare(base: dict[int, Measured], arm: dict[int, Measured], *, ratio: bool)
 
 def _interval(differences: np.ndarray) -> tuple[list[float] | None, str | None]:
     """The 95% interval of the mean, and the method that gave it."""
-    n, confidence = len(differences), 1 - SIGNIFICANCE
+    n = len(differences)
     if n < 2:
         return None, None
     mean = float(differences.mean())
     if np.ptp(differences) <= ROUNDING * np.abs(differences).max():
         return [mean, mean], "equal"  # where BCa gives NaN
     if n < MANY_PAIRS:
-        error = differences.std(ddof=1) / math.sqrt(n)
-        low, high = stats.t.interval(confidence, n - 1, loc=mean, scale=error)
-        return [float(low), float(high)], "t"
+        return t_interval(differences), "t"
     found = stats.bootstrap(
-        (differences,), np.mean, confidence_level=confidence, method="BCa", rng=0
+        (differences,), np.mean, confidence_level=1 - SIGNIFICANCE, method="BCa", rng=0
     ).confidence_interval
     return [float(found.low), float(found.high)], "bca"
+
+
+def t_interval(values: Sequence[float]) -> list[float]:
+    """The 95% interval of the mean (Student's t) of two values or more."""
+    mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values))
+    half = stats.t.ppf(1 - SIGNIFICANCE / 2, len(values) - 1) * error
+    return [float(mean - half), float(mean + half)]
 
 
 def _sign_flip_p(differences: np.ndarray) -> float | None:

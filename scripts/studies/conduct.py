@@ -11,6 +11,7 @@ from common import provenance
 from common.errors import NonFiniteError, UserError
 from common.workdir import read_metrics, require_same_config, to_text, write_atomic
 from scripts.report import results, verdicts
+from scripts.report.studies import MEASURES
 from scripts.studies import compare, figure, outcome, plan, runner
 from scripts.studies.compare import Measured
 from scripts.studies.plan import Run, Study
@@ -35,7 +36,10 @@ def conduct(
     before = results.read_json(file)
     if before:
         plan.require_same(study, plan.from_json(file), workdir)
-    started = before or results.read_json(kept / "study.json")
+    for other in (kept / "study.json", kept / "choice.json") if add else ():
+        if other.exists() and not kept_of(study, other):
+            raise UserError(f"{other} is of another study: give another --name.")
+    started = before or kept_of(study, kept / "study.json")
     if (with_threads := started.get("threads", threads)) != threads:
         raise UserError(f"{study.name} was started with --threads={with_threads}: other bits.")
     contents = plan.to_json(study) | {
@@ -61,7 +65,7 @@ def conduct(
             known[run] = results.read(run.workdir)
             value, censored = outcome.measured(known[run], metric)
             unit = "%" * metric.endswith("pct")
-            words = f"{'more than ' * censored}{value:g}{unit} {verdicts.MEASURES[metric]}"
+            words = f"{'more than ' * censored}{value:g}{unit} {MEASURES[metric]}"
             if run in outcome.with_other_data(known):
                 words += "; on other data than the runs before it"
             try:
@@ -130,7 +134,8 @@ def final_runs(study: Study, workdir: Path, choice: dict) -> tuple[Study, list[R
     }
     first = next(iter(study.arms))
     if len(reached) < 2 or first not in reached:
-        raise UserError(f"{study.name}: {first} or all others did not reach the error at all.")
+        did_not = "did not reach the error at all" if study.ratio else "diverged with every value"
+        raise UserError(f"{study.name}: {first} or all others {did_not}.")
     chosen = {arm: each["chosen"] for arm, each in choice.items() if arm in reached}
     study = study._replace(arms=reached)
     return study, plan.runs(study, workdir, chosen)
@@ -160,14 +165,15 @@ def choose(study: Study, arm: str, workdir: Path, results_dir: Path, train: Call
     that the study waits for.
     """
     metric = study.metric if study.ratio else "validation_error_pct"
-    values, found = plan.choices(study, arm), {}
+    values = new = plan.choices(study, arm)
+    found: dict[str, list[Measured | None]] = {}
     for _ in range(MAX_STEPS_BEYOND + 1):
-        todo = plan.choice_runs(study, arm, values, workdir)
+        todo = plan.choice_runs(study, arm, new, workdir)
         failed = train(todo, metric, keep=False)
         for run, failure in failed.items():
             if failure.exit_code != NonFiniteError.exit_code:
                 raise UserError(f"no choice for {arm}: {run} with {run.flags[-1]}: {failure}")
-        found = {value: [] for value in values}
+        found |= {value: [] for value in new}
         for run in todo:
             record = None if run in failed else outcome.read(study, run, results_dir)
             measured = record and outcome.measured(record, metric)
@@ -180,7 +186,7 @@ def choose(study: Study, arm: str, workdir: Path, results_dir: Path, train: Call
         more = plan.beyond(study, arm, values, chosen) if at_edge else None
         if more is None:
             break
-        values = [*values, more]
+        values, new = [*values, more], [more]
     numbers = {
         value: [each and each.value for each in measured] for value, measured in found.items()
     }
@@ -202,11 +208,15 @@ def _mean(measured: list[Measured | None]) -> float:
 def choice_made(study: Study, workdir: Path, results_dir: Path) -> dict[str, dict]:
     """Arm -> its choice, as the study's folder or results/ has it for the same study."""
     for file in (workdir / "study.json", results_dir / study.name / "choice.json"):
-        found = results.read_json(file)
-        if found.get("choice"):
-            plan.require_same(study, plan.from_json(file), file.parent)
-            return found["choice"]
+        if choice := kept_of(study, file).get("choice"):
+            return choice
     return {}
+
+
+def kept_of(study: Study, file: Path) -> dict:
+    """What a file holds of this very study; nothing where it is of another one with that name."""
+    found = results.read_json(file)
+    return found if found and not plan.difference(study, plan.from_json(file)) else {}
 
 
 # ---- what a person reads
@@ -233,8 +243,7 @@ def print_study(study: Study, contents: dict) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    sentences = [comparison["sentence"] for comparison in contents["comparisons"]]
-    for sentence in sentences + verdicts.not_reached(contents):
+    for sentence in verdicts.sentences(contents):
         console.print(sentence, highlight=False, markup=False)
     if len(contents["commits"]) > 1:
         console.print(f"Runs of {len(contents['commits'])} commits.", highlight=False)

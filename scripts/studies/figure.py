@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from common import stopping
+from scripts.report.studies import MEASURES
 from scripts.report.style import COLORS, GRAY, save, scale_error, style
-from scripts.report.verdicts import MEASURES
 from scripts.studies import plan
 from scripts.studies.outcome import measured
 from scripts.studies.plan import Run, Study

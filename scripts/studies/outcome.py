@@ -8,7 +8,7 @@ import common.flags
 from common.errors import UserError
 from common.workdir import to_text, write_atomic
 from scripts.report import results
-from scripts.report.verdicts import MEASURES
+from scripts.report.studies import MEASURES, packages_line
 from scripts.studies import compare, plan
 from scripts.studies.compare import Measured
 from scripts.studies.plan import Run, Study
@@ -196,8 +196,7 @@ def _beside(records: Sequence[dict]) -> dict:
 
 def _machine(record: dict) -> str:
     machine, versions = record["machine"], record["versions"]
-    names = ("python", "jax", "flax", "optax")
-    packages = ", ".join(f"{name} {versions[name]}" for name in names)
+    packages = packages_line(versions, "python", "jax", "flax", "optax")
     return f"{machine['processor']}, {machine['accelerator']}; {packages}"
 
 

@@ -6,19 +6,16 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from absl import flags
 
-import alexnet.config
 import common.flags
-import lenet.config
 from common import stopping
 from common.errors import UserError
-from scripts.report.results import NAME, read_json
+from scripts.report.results import NAME, NETWORKS, read_json
 
-CONFIGS: dict[str, ModuleType] = {"lenet": lenet.config, "alexnet": alexnet.config}
 FIRST_SEED = 10  # 0 to 2 are for choices
 CHOICE_SEEDS = (0, 1, 2)
 MAX_PAIRS = 1000
@@ -30,7 +27,7 @@ class Study(NamedTuple):
     """A question to a network, and the runs that answer it.
 
     Attributes:
-      name: lower-case letters, digits and _.
+      name: lower-case letters, digits, _ and dots.
       question: what the arms are compared for.
       base: the flags of every run, before those of the arm.
       arms: name -> its flags. The others are compared with the first.
@@ -168,7 +165,7 @@ def _settings(study: Study, run: Run) -> tuple[str, ...]:
 
 def config(study: Study, run: Run):
     """The settings of a run. Raises UserError, which names the arm."""
-    values, config_class = flags.FlagValues(), CONFIGS[study.network(run.arm)].Config
+    values, config_class = flags.FlagValues(), NETWORKS[study.network(run.arm)][0]
     common.flags.define(config_class, values)
     arguments = [*_settings(study, run), f"--seed={run.seed}"]
     try:
@@ -252,8 +249,11 @@ def beyond(study: Study, arm: str, values: Sequence[str], chosen: str) -> str | 
     numbers = sorted(values, key=float)
     neighbor = numbers[1] if chosen == numbers[0] else numbers[-2]
     number = float(chosen) ** 2 / float(neighbor)
-    whole = all(value.isdecimal() for value in values)
+    first, *_ = choice_runs(study, arm, values, Path())
+    whole = isinstance(dataclasses.asdict(config(study, first))[_setting(study, arm)], int)
     value = str(round(number)) if whole else f"{number:.2g}"
+    if float(value) <= 0:
+        return None
     try:
         for run in choice_runs(study, arm, [value], Path()):
             config(study, run)
@@ -334,22 +334,27 @@ def _is_sane(study: Study) -> bool:
     return (
         all(NAME.fullmatch(name) for name in (study.name, study.metric))
         and all(Path(arm).name == arm and arm.isprintable() for arm in study.arms)
-        and {study.model, *study.models.values()} <= CONFIGS.keys()
+        and {study.model, *study.models.values()} <= NETWORKS.keys()
         and {*study.models, *study.choose} <= study.arms.keys() != set()
+        and type(study.pairs) is type(study.choice_seeds) is int
         and 1 <= study.pairs <= MAX_PAIRS
         and all(isinstance(text, str) for text in (study.question, *flags, *study.choose.values()))
     )
 
 
-def require_same(study: Study, old: Study, where: Path) -> None:
-    """Raises UserError if `old`, which stands in the folder `where`, has other runs or arms."""
+def difference(study: Study, old: Study) -> str:
+    """In which runs or arms `old` is another study; empty if it is the same."""
     for name in ("base", "arms", "added", "pretraining", "model", "models", "choose", "metric"):
         before, now = old._asdict()[name], study._asdict()[name]
         if before != now or list(before) != list(now):  # the order of arms says which is the first
-            raise UserError(
-                f"{where} holds the study {old.name} with another {name}: {before}, not {now}. "
-                "Use another --workdir."
-            )
+            return f"another {name}: {before}, not {now}"
+    return ""
+
+
+def require_same(study: Study, old: Study, where: Path) -> None:
+    """Raises UserError if `old`, which stands in the folder `where`, is another study."""
+    if words := difference(study, old):
+        raise UserError(f"{where} holds the study {old.name} with {words}. Use another --workdir.")
 
 
 def require_name(name: str) -> None:
