@@ -35,7 +35,9 @@ from common.subset import first_of_each_class, of_classes
 from common.transfer import frozen_layers, table
 from common.workdir import saved_steps, to_text, write_config
 from scripts.prepare.builders import write_prepared
-from scripts.studies import conduct, plan
+from scripts.report.results import RESULTS
+from scripts.studies import conduct, outcome, plan
+from scripts.studies.catalog import STUDIES
 from scripts.studies.plan import Study
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly", "compiled_once", "without_curves")
@@ -595,6 +597,17 @@ def test_arms_start_from_the_run_of_their_seed(tmp_path):
     plan.require_same(STUDY, plan.from_json(path), tmp_path)
     with pytest.raises(UserError, match="pretraining"):
         plan.require_same(STUDY._replace(pretraining=()), plan.from_json(path), tmp_path)
+
+
+def test_runs_in_results_count_whichever_folder_their_pretraining_had(tmp_path):
+    """As long as the study is the same."""
+    study = STUDIES["transfer_lenet"]
+    choice = conduct.choice_made(study, tmp_path, RESULTS)
+    _, runs = conduct.final_runs(study, tmp_path, choice)
+    assert list(outcome.read_all(study, runs, RESULTS)) == runs
+    other = study._replace(pretraining=(*study.pretraining, "--num_epochs=1"))
+    found = outcome.read_all(other, runs, RESULTS)
+    assert {run.arm for run in found} == {"scratch"} and len(found) == study.pairs
 
 
 @pytest.mark.parametrize(

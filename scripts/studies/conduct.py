@@ -37,9 +37,9 @@ def conduct(
     if before:
         plan.require_same(study, plan.from_json(file), workdir)
     for other in (kept / "study.json", kept / "choice.json") if add else ():
-        if other.exists() and not kept_of(study, other):
+        if other.exists() and not outcome.kept_of(study, other):
             raise UserError(f"{other} is of another study: give another --name.")
-    started = before or kept_of(study, kept / "study.json")
+    started = before or outcome.kept_of(study, kept / "study.json")
     if (with_threads := started.get("threads", threads)) != threads:
         raise UserError(f"{study.name} was started with --threads={with_threads}: other bits.")
     contents = plan.to_json(study) | {
@@ -208,15 +208,9 @@ def _mean(measured: list[Measured | None]) -> float:
 def choice_made(study: Study, workdir: Path, results_dir: Path) -> dict[str, dict]:
     """Arm -> its choice, as the study's folder or results/ has it for the same study."""
     for file in (workdir / "study.json", results_dir / study.name / "choice.json"):
-        if choice := kept_of(study, file).get("choice"):
+        if choice := outcome.kept_of(study, file).get("choice"):
             return choice
     return {}
-
-
-def kept_of(study: Study, file: Path) -> dict:
-    """What a file holds of this very study; nothing where it is of another one with that name."""
-    found = results.read_json(file)
-    return found if found and not plan.difference(study, plan.from_json(file)) else {}
 
 
 # ---- what a person reads

@@ -32,12 +32,21 @@ def read(study: Study, run: Run, folder: Path) -> dict | None:
     own = _own_of(study, run)
     if own is not None:
         return own
-    starts = bool(plan.config(study, run).init_from)
+    start = plan.config(study, run).init_from
     own_record = record_file(study, run, folder)
-    for path in [own_record] if starts else sorted(folder.rglob(f"*_seed{run.seed}.json")):
-        if is_of(found := results.read_json(path), study, run):
+    for path in [own_record] if start else sorted(folder.rglob(f"*_seed{run.seed}.json")):
+        found = results.read_json(path)
+        if start and "settings" in found and kept_of(study, path.parent / "study.json"):
+            found["settings"]["init_from"] = start  # the study may have been in another folder
+        if is_of(found, study, run):
             return found
     return None
+
+
+def kept_of(study: Study, file: Path) -> dict:
+    """What a file holds of this very study; nothing where it is of another one with that name."""
+    found = results.read_json(file)
+    return found if found and not plan.difference(study, plan.from_json(file)) else {}
 
 
 def read_all(study: Study, runs: Iterable[Run], folder: Path) -> dict[Run, dict]:
