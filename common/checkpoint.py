@@ -94,7 +94,7 @@ class Checkpointer:
         (self._kept.best,) = broadcast(-1 if best is None else best)
         leaves = host_leaves(state)
         for path, array in leaves.items():
-            if jnp.issubdtype(array.dtype, jnp.inexact) and not _is_finite(array):
+            if jnp.issubdtype(array.dtype, jnp.inexact) and not is_finite(array):
                 raise NonFiniteError(
                     f"{path} is not finite at step {step}{last_finite(self._workdir)}; not saved. "
                     f"{last_good(self._workdir)} {SMALLER_RATE}"
@@ -428,7 +428,8 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _is_finite(array: np.ndarray) -> bool:
+def is_finite(array: np.ndarray) -> bool:
+    """Whether an array has neither NaN nor infinity."""
     with np.errstate(all="ignore"):
         return bool(
             np.isfinite(array.sum()) or np.isfinite(array).all()

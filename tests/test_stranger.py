@@ -51,6 +51,7 @@ def test_the_folder_that_the_demonstrations_change_is_good(tmp_path):
 def test_a_strangers_checkpoint_is_refused(tmp_path, name, little_memory, capfd):
     workdir = demonstrate(name, tmp_path)
     outside = forget_reads(workdir.with_name("outside"))
+    assert len(outside) > 1 or not any(word in name for word in ("path", "link"))
     with pytest.raises(UserError) as caught:
         lenet.network.load(workdir)
     message = str(caught.value)

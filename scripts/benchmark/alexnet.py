@@ -81,7 +81,7 @@ def training_case(setting: Setting, name: str, training: AlexNetTraining) -> Cas
     peers, batch_size = {}, training.config.batch_size
     if PEERS:
         model, crops, optimizer, batch = theirs(name, training)
-        for form in forms(setting):
+        for form in forms(setting, norms=name != "small"):  # which has none
             trainer = torch_peers().Trainer(
                 model(), optimizer, their_form(form, training), augment=crops.random
             )

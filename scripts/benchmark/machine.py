@@ -1,4 +1,4 @@
-"""What this machine can do at most, and the clock."""
+"""What this machine can do at most."""
 
 import functools
 import os

@@ -25,8 +25,7 @@ class Case(NamedTuple):
       peers: the same in PyTorch, by form; the fastest form is the peer. Empty without PyTorch, and
         where `no_peer` says why.
       contains: what the numbers include, in words.
-      limits: the best that the machine allows for each number, or a function that returns it after
-        the measurement; None where there is no such limit.
+      limits: the best that the machine allows for each number; None where there is no such limit.
       no_peer: why there is no peer even where PyTorch is installed.
     """
 
@@ -34,7 +33,7 @@ class Case(NamedTuple):
     ours: Callable[[], Numbers]
     peers: dict[str, Callable[[], Numbers]]
     contains: str
-    limits: tuple[float | Callable[[], float] | None, ...] = (None,)
+    limits: tuple[float | None, ...] = (None,)
     no_peer: str = ""
 
 
@@ -53,7 +52,7 @@ def measure(case: Case, rounds: int, *, warm_up: bool = True) -> list[dict]:
             time.sleep(PAUSE_S)
     rows = []
     for i, ((name, unit), limit) in enumerate(zip(case.rows, case.limits, strict=True)):
-        values, limit = [numbers[i] for numbers in ours], limit() if callable(limit) else limit
+        values = [numbers[i] for numbers in ours]
         row = {"name": name, "unit": unit} | _spread("ours", values)
         if form:
             peers = [numbers[i] for numbers in theirs]

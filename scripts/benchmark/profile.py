@@ -17,6 +17,7 @@ from jax import lax
 
 import alexnet.lrn
 import lenet.config
+from common.checkpoint import is_finite
 from common.digests import host_leaves
 from scripts.benchmark import sets
 from scripts.benchmark.alexnet import described
@@ -237,7 +238,7 @@ def stall_parts(setting: Setting) -> Iterator[Case]:
 
     parts = {
         "in all": lambda: save_and_restore(folder, state)[0],
-        "not finite": timed(setting, lambda: [np.isfinite(x).all() for x in arrays.values()]),
+        "not finite": timed(setting, lambda: [is_finite(x) for x in arrays.values()]),
         f"Orbax alone with {len(arrays)} arrays": lambda: by_orbax(state),
         "Orbax alone with one array of as many bytes": lambda: by_orbax(together),
     }

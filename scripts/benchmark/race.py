@@ -1,6 +1,5 @@
 """The whole way: a training of fixed length, and the errors that it ends with."""
 
-import contextlib
 import functools
 import itertools
 import statistics
@@ -22,11 +21,8 @@ MAX_CHUNK_STEPS = 64  # updates in one call
 
 def time_to_accuracy(setting: Setting) -> Iterator[Case]:
     """Seconds of a training of fixed length, and its errors."""
-    dataset, splits, num_epochs = "mnist", None, 5
-    if not setting.smallest:
-        with contextlib.suppress(DataError):
-            full = lenet.config.Config(dataset="mnist", data_dir=setting.data_dir)
-            splits = lenet.data.load_splits(full)
+    dataset, num_epochs = "mnist", 5
+    splits = None if setting.smallest else mnist(setting.data_dir)
     if splits is None:  # the embedded digits: fewer updates in an epoch
         dataset, num_epochs = "mnist10k", 2 if setting.smallest else 30
         small = lenet.config.Config(dataset="mnist10k", validation_size=500)
@@ -56,6 +52,14 @@ def time_to_accuracy(setting: Setting) -> Iterator[Case]:
         (None, None),
         no_peer=ONE_SIDE,
     )
+
+
+def mnist(data_dir: str) -> tuple | None:
+    """Its splits, if it is prepared."""
+    try:
+        return lenet.data.load_splits(lenet.config.Config(dataset="mnist", data_dir=data_dir))
+    except DataError:
+        return None
 
 
 class Race:

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import provenance, runtime
@@ -56,36 +56,41 @@ def run_suite(
     name: str, smallest: bool, data_dir: str, rounds: int, json_path: str, begun: dict
 ) -> None:
     """Measures a suite, prints its rows, and writes them to `json_path`, if given, beside the rows
-    of other suites that are there.
+    of other suites that are there; after each case, so that a failure loses no other.
 
     `begun` has the command, the commit and the load average of the whole benchmark's start.
     """
-    runtime.keep_freed_memory()  # as every command does
+    runtime.ignore_jax_environment()  # as every command does, and the next
+    runtime.keep_freed_memory()
     source = machine() | begun | {"rounds": rounds, "smallest": smallest}
     where = {key: source.pop(key) for key in ("command", "commit")}
     path = Path(json_path)
-    if json_path:
-        kept_rows(path, "benchmark", "suite", [name], source)  # told before anything is measured
+    kept = kept_rows(path, "benchmark", "suite", [name], source) if json_path else []
     print(f"{describe(source)}\n\n{name}: {SUITES[name].__doc__}")
     if smallest:
         print("  Smallest: less work and smaller images than the rows' names say, one round.")
     with tempfile.TemporaryDirectory() as work:
         cases = SUITES[name](Setting(smallest, data_dir, Path(work)))
-        found = [{"suite": name} | row | where for row in print_rows(cases, rounds, smallest)]
-    source["load_average_after"] = load_average()
-    if json_path:
-        rows = kept_rows(path, "benchmark", "suite", [name], source) + found
-        order = [*SUITES, *(row["suite"] for row in rows)]  # a suite may have been renamed
-        rows.sort(key=lambda row: order.index(row["suite"]))
-        result = {"kind": "benchmark", "rows": rows, **source}
-        write_atomic(path, json.dumps(result, indent=2) + "\n")
+        found = []
+        for rows in print_rows(cases, rounds, smallest):
+            found += [{"suite": name} | row | where for row in rows]
+            if json_path:
+                write(path, kept + found, source | {"load_average_after": load_average()})
 
 
-def print_rows(cases, rounds: int, smallest: bool) -> list[dict]:
+def write(path: Path, rows: list[dict], source: dict) -> None:
+    """The rows in the order of SUITES."""
+    order = [*SUITES, *(row["suite"] for row in rows)]  # a suite may have been renamed
+    rows = sorted(rows, key=lambda row: order.index(row["suite"]))
+    result = {"kind": "benchmark", "rows": rows, **source}
+    write_atomic(path, json.dumps(result, indent=2) + "\n")
+
+
+def print_rows(cases, rounds: int, smallest: bool) -> Iterator[list[dict]]:
     """Measures cases one after the other; each is built when its turn comes and dropped before the
     next one.
     """
-    found, printed = [], ""
+    printed = ""
     for case in cases:
         rows = measure(case, rounds, warm_up=not smallest)
         for row in rows:
@@ -93,11 +98,10 @@ def print_rows(cases, rounds: int, smallest: bool) -> list[dict]:
         if case.contains != printed:
             printed = case.contains
             print(textwrap.indent(textwrap.fill(printed, 96), "    "))
-        found += rows
+        yield rows
         del case
         gc.collect()  # both networks and what was compiled for them
     print(flush=True)
-    return found
 
 
 def machine() -> dict:

@@ -44,13 +44,13 @@ def torch_peers() -> ModuleType | None:
     return torch_peers
 
 
-def forms(setting: Setting, *, one_thread: bool = False) -> list[str]:
+def forms(setting: Setting, *, one_thread: bool = False, norms: bool = False) -> list[str]:
     """The PyTorch forms to try; none of them compiled for `--smallest`."""
     if not PEERS:
         return []
-    names = ["eager", "channels-last", "compiled"]
+    names = ["eager", "channels-last", "compiled"] + ["channels-last, norms compiled"] * norms
     if one_thread and not accelerated():
-        names += ["eager, 1 thread", "compiled, 1 thread"]
+        names += ["eager, 1 thread", "channels-last, 1 thread", "compiled, 1 thread"]
     return [name for name in names if not (setting.smallest and "compiled" in name)]
 
 

@@ -3,7 +3,7 @@ environment; checkpoints, corrupted or made to harm; data that lies; the number 
 
     python -m scripts.faults [--full] [--only=kill,damage] [--json=results/faults.json]
 
-Without --full each fault is tried a few times; --full takes about an hour on two quiet cores.
+Without --full each fault is tried a few times; --full takes about 40 minutes on two quiet cores.
 Moments and places are drawn from --seed. A run survives if it ends like a run without faults: the
 same SHA-256 of the state, the same lines in metrics.jsonl; or is refused at its start, where a row
 says so. A silent error is a run that succeeds with another state, a wrong score, or a corrupt
@@ -90,7 +90,8 @@ def main(flag_values: flags.FlagValues) -> None:
 
 
 def _write(path: Path, rows: list[dict], source: dict) -> None:
-    rows = sorted(rows, key=lambda found: list(FAULTS).index(found["fault"]))
+    order = [*FAULTS, *(found["fault"] for found in rows)]  # a fault may have been renamed
+    rows = sorted(rows, key=lambda found: order.index(found["fault"]))
     write_atomic(path, json.dumps({"kind": "faults", "rows": rows, **source}, indent=2) + "\n")
 
 

@@ -98,7 +98,7 @@ def interrupted(
                 break
             hits.append(found)
         with Start(case, workdir) as last:
-            end = clean.verdict(workdir) if last.end() == 0 else last.output()[-1]
+            end = clean.verdict(workdir) if last.end() == 0 else last.last_words()
         for found in hits[before:]:
             ends[found.failure if end == "same" and found.failure else end] += 1
         shutil.rmtree(workdir)
@@ -122,17 +122,20 @@ def interrupted(
 def hit(
     case: Case, workdir: Path, number: signal.Signals, aim: str, clean: Clean, draw: random.Random
 ) -> Hit | None:
-    """Starts or resumes a run and sends it the signal; None if the run was done before."""
+    """Starts or resumes a run and sends it the signal; None if the run was done before, or was
+    about to be.
+    """
     with Start(case, workdir) as run:
         if not wait_for_moment(run, aim, clean, draw):
             return None
-        phase = phase_of(run, clean)
+        phase, (step, _) = phase_of(run, clean), run.last_line()
         began = time.monotonic()
         code = run.end(number)
+    seconds, killed = time.monotonic() - began, number == signal.SIGKILL
     if (workdir / "result.json").exists():
-        return None
-    seconds = time.monotonic() - began
-    killed = number == signal.SIGKILL
+        if killed or step == clean.num_steps:
+            return None
+        return Hit(phase, 0, seconds, f"{number.name} ignored")
     if killed:
         phase = phase_of(run, clean)
     # A run that has not trained yet cannot lose anything.

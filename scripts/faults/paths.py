@@ -8,7 +8,8 @@ from pathlib import Path
 
 from scripts.faults.runs import DECK, Clean, Start, row_of, run_clean, score
 
-NAMES = (b"a[1]", b"?*", b" ", b"'\"", b"100%d", b"two\nlines", b"a\\b", b"caf\xe9")  # not UTF-8
+NAMES = (b"a[1]", b"?*", b" ", b"'\"", b"100%d", b"two\nlines", b"a\\b", b"caf\xe9")
+NOT_UTF8 = NAMES[-1]
 CASE = DECK._replace(num_epochs=4)
 
 
@@ -20,8 +21,11 @@ def paths(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
         for inner in ("", "run") if full else ("run",):
             workdir = folder / f"odd{len(found)}" / os.fsdecode(name) / inner
             workdir.parent.mkdir(parents=True)
-            found.append((f"{name}, {inner}", stopped_and_resumed(clean, workdir)))
-    target = "stopped, resumed, evaluated: the same bits; or refused at the start"
+            end = stopped_and_resumed(clean, workdir)
+            if (end == "refused") != (name == NOT_UTF8):
+                end = f"{end}, against the rule"
+            found.append((f"{name}, {inner}", end))
+    target = "stopped, resumed, evaluated: the same bits; what is not UTF-8: refused at the start"
     yield row_of("odd name of the workdir or its parent", found, target, ("same", "refused"))
 
 

@@ -18,7 +18,7 @@ def locked(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     seconds, survived = [], 0
     with Start(ENDLESS, folder / "run") as first:
         first.wait(first.trained)
-        command, pid = ENDLESS.command(first.workdir), first.process.pid
+        command, pid = ["timeout", "60", *ENDLESS.command(first.workdir)], first.process.pid
         for _ in range(5 if full else 1):
             began = time.monotonic()
             second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

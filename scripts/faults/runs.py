@@ -50,6 +50,7 @@ SMALL_FLAGS = (*NOISE, "--train_size=320", "--save_every_steps=15")
 SMALL = Case("AlexNet `small`", alexnet.network, SMALL_FLAGS, 8)
 FIXED_FLAGS = (*NOISE, "--train_size=640", "--reduction=fixed")
 FIXED = Case("AlexNet `small`, `--reduction=fixed`", alexnet.network, FIXED_FLAGS, 10)
+HANGS_S = 600  # a process that takes longer is taken to hang
 ENDLESS = DECK._replace(num_epochs=100_000)
 TINY = DECK._replace(flags=(*DIGITS, "--train_size=1000"), num_epochs=3)
 TINY_SMALL = SMALL._replace(flags=(*NOISE, "--train_size=96"), num_epochs=2)
@@ -100,9 +101,10 @@ class Start:
         return self._metrics_file() != self._before and self.last_line()[0] > self.resumed
 
     def wait(self, condition: Callable[[], bool]) -> bool:
-        """Waits until the condition holds (True) or the process has ended (False)."""
+        """Waits until the condition holds (True), or the process has ended or hangs (False)."""
+        end = time.monotonic() + HANGS_S
         while not condition():
-            if self.process.poll() is not None:
+            if self.process.poll() is not None or time.monotonic() > end:
                 return False
             time.sleep(0.003)
         return True
@@ -112,14 +114,23 @@ class Start:
         return self.wait(lambda: time.monotonic() > end)
 
     def end(self, number: int | None = None) -> int:
-        """Sends the signal, if any; waits for the exit code."""
+        """Sends the signal, if any; waits for the exit code: -9 of a process that hangs, which is
+        killed.
+        """
         if number:
             self.process.send_signal(number)
-        return self.process.wait(timeout=600)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout=HANGS_S)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
 
     def output(self) -> list[str]:
         """The lines of its stdout and stderr."""
         return self._log.read_text(errors="backslashreplace").splitlines()
+
+    def last_words(self) -> str:
+        """The last line of these."""
+        return (self.output() or ["nothing was printed"])[-1]
 
     def newest(self) -> int:
         """The step that a restart would resume from."""
@@ -149,7 +160,11 @@ def call(module: str, *arguments: str, prefix: tuple[str, ...] = ()) -> subproce
     """`python -m MODULE ARGUMENTS`, to its end; `prefix` is as for `Start`."""
     command = [*prefix, sys.executable, "-m", module, *arguments]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, errors="backslashreplace"
+        ["timeout", "-s", "KILL", str(HANGS_S), *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
     )
 
 
@@ -218,7 +233,7 @@ def run_clean(case: Case, workdir: Path) -> Clean:
         run.wait(run.trained)
         trained = time.monotonic()
         if run.end() != 0:
-            raise UserError(f"a run without faults failed: {run.output()[-1]}")
+            raise UserError(f"a run without faults failed: {run.last_words()}")
     ended = time.monotonic()
     result = json.loads((workdir / "result.json").read_text())
     config = json.loads((workdir / "config.json").read_text())

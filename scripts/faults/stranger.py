@@ -9,13 +9,13 @@ import json
 import os
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorstore as ts
 
 from common.digests import json_sha256
+from common.errors import UserError
 from scripts.faults.runs import DIGITS, ROOT, call, refusal, row_of
 
 GOLDEN = ROOT / "tests" / "golden" / "lenet_deck"
@@ -31,7 +31,7 @@ def stranger(full: bool, folder: Path, draw: random.Random) -> Iterator[dict]:
     paths = forget_reads(probe)
     list(probe.iterdir())
     if not any_read(paths):
-        print("this disk does not tell what was read: not checked", file=sys.stderr)
+        raise UserError("this disk does not tell what was read; set TMPDIR to another folder")
     for name in DEMONSTRATIONS if full else ("link to a checkpoint",):
         (here := folder / name).mkdir()
         workdir = demonstrate(name, here)
@@ -90,15 +90,25 @@ def describe_as(folder: Path, change: Callable[[dict], None]) -> None:
     path.write_text(json.dumps(content | {"sha256": json_sha256(content)}))
 
 
-def store(folder: Path, key: str, value: bytes, **options) -> None:
+def arrays_of(folder: Path, **options) -> ts.KvStore:
+    """The keys and values of a checkpoint, which are in OCDBT's files."""
     kvstore = {"driver": "ocdbt", "base": f"file://{folder}/state/"} | options
-    ts.KvStore.open(kvstore).result().write(key.encode(), value).result()
+    return ts.KvStore.open(kvstore).result()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All keys and values."""
+    arrays = arrays_of(folder)
+    return {key.decode(): arrays.read(key).result().value for key in arrays.list().result()}
+
+
+def store(folder: Path, key: str, value: bytes) -> None:
+    arrays_of(folder).write(key.encode(), value).result()
 
 
 def change_array(folder: Path, array: str = KERNEL, **entries) -> None:
     """Changes what Zarr says of an array."""
-    kvstore = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/state/"}).result()
-    zarray = json.loads(kvstore.read(f"{array}/.zarray".encode()).result().value)
+    zarray = json.loads(contents(folder)[f"{array}/.zarray"])
     store(folder, f"{array}/.zarray", json.dumps(zarray | entries).encode())
 
 
@@ -113,16 +123,23 @@ def zstd_of_zeros(size: int) -> bytes:
 # ---- the demonstrations: each changes the folder of a good checkpoint; `outside` is beside the run
 
 
-def name_in_metadata(name: str) -> Callable:
+def name_in_metadata(prefix: str) -> Callable:
+    """The largest array is where its name leads."""
+
     def change(folder: Path, outside: Path) -> None:
         path = folder / "state" / "_METADATA"
         tree = json.loads(path.read_text())
         tree["use_ocdbt"] = False  # then the names are those of files
         for entry in tree["tree_metadata"].values():
-            for part in entry["key_metadata"]:
-                if part["key"] == "c5":
-                    part["key"] = name.format(outside=outside)
+            parts = entry["key_metadata"]
+            if ".".join(part["key"] for part in parts) == KERNEL:
+                parts[0]["key"] = prefix.format(outside=outside) + parts[0]["key"]
         path.write_text(json.dumps(tree))
+        (folder / "state" / "_sharding").unlink()  # it has the old name
+        for key, value in contents(folder).items():
+            place = (outside if key.startswith(f"{KERNEL}/") else folder / "state") / key
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(value)
 
     return change
 
@@ -170,17 +187,35 @@ def manifest_of_64_gb(folder: Path, outside: Path) -> None:
 
 
 def manifest_elsewhere(prefix: str) -> Callable:
+    """All arrays are in a file to which OCDBT's own files lead, with checksums that are right."""
+
     def change(folder: Path, outside: Path) -> None:
-        where = prefix.format(outside=outside)
-        state = folder / "state"
-        shutil.rmtree(state / "ocdbt.process_0")
-        names = {"value_data_prefix": "x" * len(where)}
-        store(folder, f"{KERNEL}/0.0.0.0", os.urandom(192_000), **names)
-        for path in state.rglob("*"):
-            if path.is_file():
-                path.write_bytes(path.read_bytes().replace(b"x" * len(where), where.encode()))
+        state, values, where = folder / "state", contents(folder), prefix.format(outside=outside)
+        for name in ("d", "ocdbt.process_0"):
+            shutil.rmtree(state / name)
+        (state / "manifest.ocdbt").unlink()
+        mark = "x" * len(where)  # its length is written, too
+        arrays = arrays_of(folder, config={"compression": None}, value_data_prefix=mark)
+        with ts.Transaction() as transaction:
+            for key, value in values.items():
+                arrays.with_transaction(transaction)[key.encode()] = value
+        (data,) = state.glob(f"{mark}*")
+        data.rename(outside / data.name.removeprefix(mark))
+        (node,) = (path for path in state.glob("d/*") if mark.encode() in path.read_bytes())
+        content = node.read_bytes()[:-4].replace(mark.encode(), where.encode())
+        node.write_bytes(content + crc32c(content).to_bytes(4, "little"))
 
     return change
+
+
+def crc32c(content: bytes) -> int:
+    """The checksum at the end of OCDBT's files (RFC 3720, B.4)."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 * (crc & 1))
+    return crc ^ 0xFFFFFFFF
 
 
 def odd_array(**entries) -> Callable:
@@ -196,8 +231,8 @@ def odd_meta(**entries) -> Callable:
 
 
 DEMONSTRATIONS = {
-    "absolute path": name_in_metadata("{outside}"),
-    "path upwards": name_in_metadata("../../../../outside"),
+    "absolute path": name_in_metadata("{outside}/"),
+    "path upwards": name_in_metadata("../../../../outside/"),
     "link to a file": linked_file,
     "link to the arrays": linked("state"),
     "link to the description": linked("meta"),

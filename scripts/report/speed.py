@@ -58,9 +58,11 @@ def short_table(results: Results) -> str:
     rows = [["what", "unit", "ours", "PyTorch", "ratio (above 1: ours is faster)"]]
     measured = {(row["suite"], row["name"]): row for row in rows_of(results, "benchmark")}
     for key, title in SHORT.items():
-        row = measured[key]
-        ours, theirs = number(row["ours"]), number(row["peer"])
-        rows.append([title, row["unit"], ours, theirs, f"**{row['ratio']:.2f}**"])
+        if row := measured.get(key):
+            ours, theirs, ratio = number(row["ours"]), row["peer"], "–"
+            if row["ratio"] is not None:
+                theirs, ratio = number(theirs), f"**{row['ratio']:.2f}**"
+            rows.append([title, row["unit"], ours, theirs, ratio])
     return markdown(rows)
 
 
@@ -154,7 +156,7 @@ def target_of(row: dict, targets: dict) -> str:
     ratio, share, most = targets.get((row["suite"], row["name"]), (None, None, None))
     reached = {}
     if ratio:
-        reached[f"{ratio}x"] = row["ratio"] >= ratio
+        reached[f"{ratio}x"] = (row["ratio"] or 0) >= ratio  # None without PyTorch
     if share:
         reached[f"{share:.0%} of the limit"] = row["share_of_limit"] >= share
     if most:
@@ -249,4 +251,4 @@ def with_range(row: dict, side: str) -> str:
 
 def number(value: float) -> str:
     """Three digits or more."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from scripts.benchmark.measure import seconds
+from scripts.benchmark.measure import run_for, seconds
 from scripts.benchmark.torch_peers.data import loader_batches
 from scripts.benchmark.torch_peers.device import CORES, FORMS, layout, placed, wait
 from scripts.benchmark.torch_peers.networks import alexnet, lenet
@@ -35,7 +35,8 @@ def first_step(data_dir: str) -> None:
 
 
 def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
-    """Microseconds per image of LeNet-5's training on so many images, the median of three.
+    """Microseconds per image of LeNet-5's training on so many images, the median of three, after
+    a second that is not counted.
 
     If WORLD_SIZE is set, this is one of so many processes that share each batch and sum up their
     gradients.
@@ -57,10 +58,11 @@ def growth_of_training(form: str, batch_size: int, num_images: int) -> float:
             trainer.step(images, labels)
         wait()
 
-    took = [seconds(run) for _ in range(4)]
+    run_for(1.0, run)
+    took = [seconds(run) for _ in range(3)]
     if processes > 1:
         torch.distributed.destroy_process_group()
-    return 1e6 * float(np.median(took[1:])) / (steps * batch_size)
+    return 1e6 * float(np.median(took)) / (steps * batch_size)
 
 
 def growth_of_alexnet(form: str, batch_size: int) -> float:

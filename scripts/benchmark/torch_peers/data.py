@@ -68,10 +68,10 @@ def loader_batches(form: str, examples, batch_size: int, num_workers: int) -> It
 
 
 def shuffled(images: np.ndarray, labels: np.ndarray, batch_size: int, num_batches: int) -> list:
-    """The first batches of a shuffled epoch, by indexing."""
-    images, labels = torch.from_numpy(images), torch.from_numpy(labels)
+    """The first batches of a shuffled epoch, chosen at once: faster than one by one."""
     order = torch.randperm(len(images))[: num_batches * batch_size]
-    return [(images[chosen], labels[chosen]) for chosen in order.split(batch_size)]
+    chosen = [torch.from_numpy(array).index_select(0, order) for array in (images, labels)]
+    return list(zip(*(array.split(batch_size) for array in chosen), strict=True))
 
 
 def save_and_load(path: Path, arrays: list[np.ndarray]) -> tuple[float, float, float]:

@@ -14,13 +14,16 @@ class Form(NamedTuple):
     compiled: bool = False
     threads: int = 0  # 0: one per core
     bfloat16: bool = False  # for what PyTorch's autocast computes in it
+    compiled_norms: bool = False  # of all layers the normalizations alone
 
 
 FORMS = {
     "eager": Form(),
     "channels-last": Form(channels_last=True),
     "compiled": Form(channels_last=True, compiled=True),  # on a GPU as CUDA graphs
+    "channels-last, norms compiled": Form(channels_last=True, compiled_norms=True),
     "eager, 1 thread": Form(threads=1),
+    "channels-last, 1 thread": Form(channels_last=True, threads=1),
     "compiled, 1 thread": Form(channels_last=True, compiled=True, threads=1),
 }
 CORES = torch.get_num_threads()  # before anyone sets it
@@ -42,7 +45,9 @@ def placed(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def set_threads(form: Form) -> None:
-    torch.set_num_threads(form.threads or CORES)
+    """Only where it changes something: each call costs the next convolution what it had kept."""
+    if torch.get_num_threads() != (threads := form.threads or CORES):
+        torch.set_num_threads(threads)
 
 
 def precision(form: Form):

@@ -19,7 +19,7 @@ from scripts.benchmark.torch_peers.device import (
     set_threads,
     wait,
 )
-from scripts.benchmark.torch_peers.networks import copy_weights
+from scripts.benchmark.torch_peers.networks import Across, WithinMap, copy_weights
 
 
 def sgd(learning_rate: float, momentum: float = 0.9, weight_decay: float = 0.0) -> Callable:
@@ -69,6 +69,9 @@ class Trainer:
         augment=lambda x: x,
     ):
         self.model = model.to(DEVICE, memory_format=layout(form)).train()
+        for layer in self.model.modules():
+            if form.compiled_norms and isinstance(layer, Across | WithinMap):
+                layer.forward = compiled(layer.forward)
         self.make_optimizer, self.optimizer = optimizer, optimizer(self.model)
         self.form, self.prepare, self.augment = form, prepare, augment
 
@@ -100,13 +103,13 @@ class Trainer:
 def train_in_memory(
     images: np.ndarray, labels: np.ndarray, batch_size: int, num_steps: int, trainer: Trainer
 ) -> None:
-    """Steps on shuffled batches of examples in memory."""
+    """Steps on shuffled batches of examples in memory, chosen at once."""
     images, labels = placed(torch.from_numpy(images), torch.from_numpy(labels).long())
     order = torch.randperm(len(images), device=DEVICE)
-    places = torch.arange(batch_size, device=DEVICE)
-    for start in range(0, num_steps * batch_size, batch_size):
-        chosen = order[(start + places) % len(order)]
-        trainer.step(images[chosen], labels[chosen])
+    chosen = order[torch.arange(num_steps * batch_size, device=DEVICE) % len(order)]
+    batches = (array.index_select(0, chosen).split(batch_size) for array in (images, labels))
+    for batch in zip(*batches, strict=True):
+        trainer.step(*batch)
     wait()
 
 
