@@ -86,8 +86,8 @@ class Config:
     )
     widths: str = setting(
         "2012",
-        "Kernels of conv1 to fc7: 2012, `one weird trick` (2014), narrow for few photos, small for "
-        "32x32 images, or half_small, with half of small's in conv1 to conv4.",
+        "Kernels of conv1 to fc7: 2012, one_weird_trick (torchvision's), narrow for few photos, "
+        "small for 32x32 images, or half_small, with half of small's in conv1 to conv4.",
         choices=("2012", "one_weird_trick", "narrow", "small", "half_small"),
     )
     conv4: bool = setting(True, "Has conv4; without it the network is less deep (7).")

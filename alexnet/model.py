@@ -33,7 +33,7 @@ from common.losses import Labels, Logits, Losses, cross_entropy
 # Kernels of conv1 to conv5, units of fc6 and fc7, and conv1's kernel size and stride.
 WIDTHS = {
     "2012": ((96, 256, 384, 384, 256), 4096, (11, 4)),
-    "one_weird_trick": ((64, 192, 384, 256, 256), 4096, (11, 4)),  # Krizhevsky 2014, torchvision
+    "one_weird_trick": ((64, 192, 384, 256, 256), 4096, (11, 4)),  # torchvision's
     "small": ((16, 48, 64, 64, 48), 256, (5, 1)),  # for 32x32 images
     "narrow": ((32, 64, 96, 96, 64), 512, (11, 4)),  # for a few hundred photos of 256x256 pixels
     # What 3.2 compares two towers with: half the kernels, but for the last convolution.

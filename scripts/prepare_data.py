@@ -234,6 +234,8 @@ def with_test_split(found: Source, flag_values: flags.FlagValues, own: bool) -> 
     share, seed = flag_values.test_share, flag_values.seed
     share = (TEST_SHARE if own else 0) if share is None else share
     if not share:
+        if flag_values["seed"].present:
+            raise UserError(f"--seed={seed} does not apply: no test images are drawn")
         return found
     print(f"no test images of its own: --test_share={share} of each class, drawn by --seed={seed}")
     return draw_test_split(found, share, seed)

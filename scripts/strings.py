@@ -92,7 +92,8 @@ def main(flag_values: flags.FlagValues, *runs: str) -> None:
             print(f"{run}: {read}; {row['speed_up']:.1f} times as fast")
         rows.append({"run": Path(run).name} | training | row)
     if flag_values.json:
-        source = provenance.collect(seed=SEED, dataset=trained.config.dataset)
+        datasets = sorted({trained.config.dataset for _, trained, _ in opened})
+        source = provenance.collect(seed=SEED, dataset=",".join(datasets))
         result = {"kind": "strings", "strings": flag_values.strings, "rows": rows, **source}
         write_atomic(json_path, to_text(result))
 

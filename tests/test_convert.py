@@ -16,8 +16,10 @@ from jax import export
 from PIL import Image
 
 import alexnet
+from common import launch
 from common.errors import DataError, UserError
 from scripts import runs
+from scripts.convert import __main__ as convert
 from scripts.convert.exporting import escaped, export_run
 from scripts.convert.importing import import_weights
 from scripts.convert.layouts import LAYERS, LAYOUTS
@@ -250,18 +252,26 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
             weights.read("features.0.weight")
 
 
-@pytest.mark.slow
-def test_wrong_words(tmp_path):
-    pickle = tmp_path / "alexnet.pth"
+def test_wrong_words(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch.runtime, "keep_freed_memory", lambda: None)
+    pickle, latin, target = (tmp_path / name for name in ("alexnet.pth", "latin.txt", "out"))
     pickle.write_bytes(b"x")
+    latin.write_bytes(b"caf\xe9")
     for words, named in (
-        (("import", pickle, tmp_path / "run"), ".safetensors"),
-        (("import", tmp_path / "no.npz", tmp_path / "run"), "no.npz"),
-        (("export", tmp_path / "nothing", tmp_path / "out"), "nothing"),
-        (("move", pickle, tmp_path / "run"), "move"),
+        (("import", pickle, target), ".safetensors"),
+        (("import", tmp_path / "no.npz", target), "no.npz"),
+        (("export", tmp_path / "nothing", target), "nothing"),
+        (("move", pickle, target), "move"),
+        (("import", pickle, target, "--step=5"), "--step"),
+        (("export", pickle, target, "--layout=caffe"), "--layout"),
+        (("import", pickle, target, f"--class_names={latin}"), "latin.txt"),
+        (("import", pickle, target, "--class_names=none.txt"), "none.txt"),
     ):
-        assert named in run("scripts.convert", *words, expected=2).stderr
-    assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
+        argv = ["convert", *map(str, words)]
+        code = launch.run_tool(convert.define_flags, convert.main, argv, convert.WORDS)
+        errors = capsys.readouterr().err
+        assert code == 2 and named in errors and len(errors.splitlines()) == 1, words
+    assert not target.exists()
 
 
 @pytest.mark.slow
@@ -330,4 +340,4 @@ def test_nothing_is_overwritten_and_markdown_is_escaped(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something"):
         export_run(GOLDEN / "lenet_deck", tmp_path, None)
-    assert escaped("a|b <script> [x](y) `c`\n") == r"a\|b \<script\> \[x\](y) \`c\`\\n"
+    assert escaped("a|b <script> [x](y) `c` &lt;\n") == r"a\|b \<script\> \[x\](y) \`c\` \&lt;\\n"

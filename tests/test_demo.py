@@ -174,7 +174,8 @@ def test_without_the_run_s_data_there_are_no_examples(tmp_path):
     trained = trained._replace(network=trained.network._replace(config=config))
     found = contents.contents_of(trained)
     assert found.network["samples"] == [] and found.num_tested == 0 and "mnist" in found.missing
-    assert "test examples" not in page.render(found).split("</header>")[0]
+    elements = [element for element in Page(page.render(found)).elements if element[0] != "script"]
+    assert "test examples" not in str(elements) and "samples" not in str(elements)
 
 
 @pytest.mark.commands
@@ -362,8 +363,8 @@ def test_digits_drawn_by_mouse_are_normalized_and_read(show, reader):
 
 
 @pytest.mark.slow
-def test_a_second_finger_does_not_draw(show, reader):
-    tab = show(reader)
+def test_a_second_finger_does_not_draw(show):
+    tab = show(untrained())
     tab.click("#clear")
     box = tab.locator("#pad").bounding_box()
     browser = tab.context.new_cdp_session(tab)
@@ -408,8 +409,8 @@ def test_disturbed_pixels_are_those_of_scipy(show):
 
 
 @pytest.mark.slow
-def test_a_stroke_takes_at_most_a_frame(show, reader):
-    tab = show(reader)
+def test_a_stroke_takes_at_most_a_frame(show):
+    tab = show(untrained())
     draw_by_mouse(tab, STROKES[3])
     times = tab.evaluate(
         """() => Array.from({ length: 60 }, () => {
@@ -453,14 +454,18 @@ def test_by_keyboard_on_a_phone_and_turned(show, reader):
 @pytest.mark.slow
 def test_hostile_names_and_many_classes_in_a_browser(show):
     names = (*HOSTILE, *(f"class {number}" for number in range(3, 47)))
-    tab = show(untrained(47, names=names))
+    trained = untrained(47, names=names)
+    output = trained.params["output"]
+    output = output | {"bias": np.asarray(output["bias"]) + 100 * (np.arange(47) < 3)}
+    tab = show(trained._replace(params=trained.params | {"output": output}))
     assert tab.locator("#outputs li").count() == 10
-    answer = tab.inner_text("#answer")
     texts = [page.without_controls(name).strip() for name in names]
-    assert answer in [*texts, "–"]
     shown = tab.locator("#outputs .name").all_inner_texts()
     values = np.array(tab.evaluate("[...state.layers.output.values]"))
     assert shown == [texts[label] for label in np.argsort(-values)[:10]]
+    assert set(shown[:3]) == set(texts[:3])
+    draw_by_mouse(tab, STROKES[3])
+    assert tab.inner_text("#answer") in texts[:3]
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def hostile() -> Subject:
 
 
 def test_a_strangers_text_stays_text():
-    html = page.render([hostile(), hostile()._replace(name="other")])
+    html = page.render([hostile(), hostile()._replace(name="main")])
     found = check(html)
     assert "<script>alert('$x_1$')</script>\" onload=" in found.text
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202a-\u202e\u2066-\u2069]", html)

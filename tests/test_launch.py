@@ -451,7 +451,6 @@ def held(program, name: str) -> str:
     ("name", "code", "lines"),
     [
         pytest.param("SIGTERM", 143, 5, marks=pytest.mark.commands),
-        pytest.param("SIGHUP", 129, 5, marks=pytest.mark.slow),
         pytest.param("SIGKILL", -9, 4, marks=pytest.mark.slow),
     ],
 )

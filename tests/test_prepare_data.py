@@ -387,6 +387,18 @@ def test_qmnist_in_the_files_order(train, tmp_path, small_mnist, small_qmnist):
     assert prepare_data.main(["--dataset=qmnist"]) == 0
 
 
+def test_training_digits_that_come_later_are_not_ignored(
+    tmp_path, small_mnist, small_qmnist, capsys
+):
+    source = write_files(tmp_path / "by_hand", QMNIST_FILES)
+    command = ["--dataset=qmnist", f"--source={source}"]
+    assert prepare_data.main(command) == 0 == prepare_data.main(command)
+    for name, content in MNIST_TRAIN.items():
+        (source / name).write_bytes(content)
+    capsys.readouterr()
+    assert prepare_data.main(command) == 65 and "training" in one_error(capsys)
+
+
 @pytest.mark.parametrize(
     ("files", "named"),
     [

@@ -19,6 +19,7 @@ from scripts.convert.exporting import export_run
 from scripts.convert.importing import import_weights
 from scripts.convert.layouts import LAYOUTS
 
+WORDS = ("import|export", "FROM", "TO")
 MAX_NAMES = 10_000_000  # characters of the file with names
 
 
@@ -84,4 +85,4 @@ def class_names(file: str) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(launch.run_tool(define_flags, main, sys.argv, ("import|export", "FROM", "TO")))
+    sys.exit(launch.run_tool(define_flags, main, sys.argv, WORDS))

@@ -185,4 +185,4 @@ def rows_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def escaped(text: str) -> str:
     """As Markdown shows it unchanged."""
-    return re.sub(r"([`*_\[\]|<>~#])", r"\\\1", printable(text).replace("\\", "\\\\"))
+    return re.sub(r"([`*_\[\]|<>~#&])", r"\\\1", printable(text).replace("\\", "\\\\"))

@@ -188,7 +188,7 @@ maps.c1.forEach((made, feature) => {
 });
 const f6IsBitmap = Boolean(network.codes);
 const grids = { c5: createPicture(20, 6) };
-if (network.params.f6 || f6IsBitmap) {
+if (network.params.f6) {
   grids.f6 = f6IsBitmap ? createPicture(7, 12) : createPicture(14, 6);
 }
 for (const [name, picture] of Object.entries(grids)) {

@@ -29,12 +29,18 @@ function boundingBox(ink, size) {
   return bottom < 0 ? null : { top, left, height: bottom - top + 1, width: right - left + 1 };
 }
 
+// Halves to even numbers, as Python's.
+function rounded(number) {
+  const up = Math.round(number);
+  return up - number === 0.5 && up % 2 ? up - 1 : up;
+}
+
 // Each new pixel is the mean of those that it covers; the typical ink becomes 1.
 function fitted(ink, size, { top, left, height, width }) {
   const scale = Math.max(height, width) / DIGIT_SIZE;
   const small = {
-    height: Math.max(Math.round(height / scale), 1),
-    width: Math.max(Math.round(width / scale), 1),
+    height: Math.max(rounded(height / scale), 1),
+    width: Math.max(rounded(width / scale), 1),
   };
   const steps = { down: height / small.height, right: width / small.width };
   const values = [];
@@ -75,7 +81,7 @@ function centered({ height, width, values }) {
     right += value * (place % width);
   });
   const place = (center, side) =>
-    Math.min(Math.max(Math.round(CENTER - center), 0), STORED_SIZE - side);
+    Math.min(Math.max(rounded(CENTER - center), 0), STORED_SIZE - side);
   const top = place(down / mass, height);
   const left = place(right / mass, width);
   const image = new Uint8Array(STORED_SIZE * STORED_SIZE);

@@ -28,8 +28,8 @@ def render(contents: Contents) -> str:
     """
     environment = environment_of(FOLDER)
     environment.filters["shown"] = without_controls
-    script = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
-    style = (FOLDER / "style.css").read_text()
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    style = (FOLDER / "style.css").read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
         **contents._asdict(),
         formula=FORMULAS[contents.config.activation],

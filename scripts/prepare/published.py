@@ -305,11 +305,14 @@ def prepare_published(dataset: str, data_dir: Path, source: str = "", mirror: st
     mirror = f"{mirror.rstrip('/')}/" if mirror else published.address
     try:
         for file_name, (size, sha256) in published.files.items():
+            path = folder / file_name
             if source:
-                verify(folder / file_name, published.address + file_name, size, sha256)
+                verify(path, published.address + file_name, size, sha256)
             else:
-                download(mirror + file_name, folder / file_name, size, sha256)
+                download(mirror + file_name, path, size, sha256)
     except OSError as error:
+        if source:
+            raise DataError(f"cannot read {path} ({error.strerror})") from error
         raise cannot_write(data_dir, error) from error
     return write_published(
         data_dir,

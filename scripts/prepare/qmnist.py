@@ -26,21 +26,25 @@ def prepare_qmnist(data_dir: Path, source: str) -> Path:
     if `source` has the files of QMNIST's or MNIST's training digits.
 
     Raises:
-      DataError: a file is missing, corrupt, or not QMNIST's.
+      DataError: a file is missing, corrupt, or not QMNIST's; or the set lacks training digits that
+        `source` has.
       StorageError: `data_dir` cannot be written.
       UserError: no source.
     """
-    if folder := prepared_before(data_dir, NAME, VERSION):
-        return folder
+    folder = Path(source).expanduser()
+    train = next((pair for pair in TRAIN_FILES if source and (folder / pair[0]).is_file()), None)
+    if prepared := prepared_before(data_dir, NAME, VERSION):
+        if train and not any(prepared.glob(f"{NAME}-train.*")):
+            raise DataError(f"{prepared} was made without training digits; delete that folder")
+        return prepared
     if not source:
         raise UserError(f"--dataset={NAME} needs --source=DIR with the files of {ADDRESS}")
-    folder = Path(source).expanduser()
     images, labels = read_pair(folder, *TEST_FILES)
     splits = {
         "test": (images[:NUM_KNOWN], labels[:NUM_KNOWN]),
         "test50k": (images[NUM_KNOWN:], labels[NUM_KNOWN:]),
     }
-    if train := next((pair for pair in TRAIN_FILES if (folder / pair[0]).is_file()), None):
+    if train:
         splits["train"] = read_pair(folder, *train)
     else:
         print(f"{folder} has no training digits, only those of test and test50k")
